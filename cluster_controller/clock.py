@@ -1,0 +1,24 @@
+"""The two clocks. Freshness is measured on the boot-time clock of the listener; only an issuer reads the wall clock.
+
+Boot time goes on while the machine sleeps and never jumps, so "how long ago did I hear" survives suspend and NTP steps
+(ARCHITECTURE law 4).
+"""
+
+import time
+from datetime import UTC, datetime
+
+
+def boottime() -> float:
+    """Seconds since this machine booted, suspend included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def wall() -> datetime:
+    """The wall clock in UTC, for certificate dates and timestamps that people read."""
+    return datetime.now(UTC)
+
+
+def boot_id() -> str:
+    """The kernel's random id of this boot; boot-time readings are comparable only within one."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()

@@ -1,0 +1,66 @@
+"""Background tasks with a name, an owner and a guard: no task ends unseen.
+
+The guard is the only place that catches every exception. A guarded loop that fails is logged and started again after a
+capped, jittered delay, so one bad object cannot silence a controller.
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import structlog
+
+from cluster_controller.errors import BanyanError
+
+log = structlog.get_logger()
+
+RESTART_DELAY_SECONDS = (0.2, 10.0)
+
+
+class Tasks:
+    """The background tasks of one owner; `close` cancels them all and waits until they have ended."""
+
+    def __init__(self, owner: str) -> None:
+        self.owner = owner
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def spawn(self, name: str, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run once; a failure is logged, cancellation is silent."""
+        task = asyncio.create_task(self._once(name, coroutine), name=f"{self.owner}/{name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def keep(self, name: str, factory: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+        """Run again whenever it ends or fails, until closed."""
+        return self.spawn(name, self._forever(name, factory))
+
+    async def close(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _once(self, name: str, coroutine: Coroutine[Any, Any, None]) -> None:
+        try:
+            await coroutine
+        except BanyanError as error:
+            log.warning("task.failed", owner=self.owner, task=name, error=str(error))
+        except Exception:
+            log.exception("task.crashed", owner=self.owner, task=name)
+
+    async def _forever(self, name: str, factory: Callable[[], Awaitable[None]]) -> None:
+        low, high = RESTART_DELAY_SECONDS
+        delay = low
+        while True:
+            started = asyncio.get_running_loop().time()
+            await self._once(name, _run(factory))
+            if asyncio.get_running_loop().time() - started > high:
+                delay = low
+            await asyncio.sleep(delay * random.uniform(0.5, 1.0))
+            delay = min(delay * 2, high)
+
+
+async def _run(factory: Callable[[], Awaitable[None]]) -> None:
+    await factory()
