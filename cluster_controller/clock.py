@@ -6,6 +6,7 @@ Boot time goes on while the machine sleeps and never jumps, so "how long ago did
 
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 
 
 def boottime() -> float:
@@ -20,5 +21,5 @@ def wall() -> datetime:
 
 def boot_id() -> str:
     """The kernel's random id of this boot; boot-time readings are comparable only within one."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+    with Path("/proc/sys/kernel/random/boot_id").open(encoding="ascii") as file:
         return file.read().strip()

@@ -1,0 +1,176 @@
+"""How one controller is configured: one file, environment variables and flags, each overriding the one before.
+
+The file is ``DATA/banyan.toml``, written by ``banyan init`` and ``banyan join``; the variables are ``BANYAN_`` and the field's
+name in capitals; the flags are those of ``banyan run``. Every field is documented here, and nowhere else.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct, field
+
+from cluster_controller.errors import InvalidInput
+
+FILE_NAME = "banyan.toml"
+FILE_LIMIT_BYTES = 256 * 1024
+
+
+class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of one controller. Addresses are ``HOST:PORT``; port 0 takes any free one; an empty address turns a listener off."""
+
+    data: Path
+    """Folder of this controller: identity, store, blobs, workloads. Owned by one running controller at a time."""
+    name: str
+    """Name of the cluster, a DNS label, unique among its siblings."""
+    api_listen: str = "127.0.0.1:8443"
+    """Where people, CI and kubectl connect (HTTPS)."""
+    api_advertise: tuple[str, ...] = ()
+    """Host names and addresses that the API certificate also names."""
+    tunnel_listen: str = "0.0.0.0:10000"
+    """Where children dial in (wss). Empty: this controller takes no children."""
+    tunnel_advertise: tuple[str, ...] = ()
+    """HOST:PORT that children dial, put into tokens. Default: the host's name and addresses with the tunnel's port."""
+    proxy: str = ""
+    """HTTP(S) CONNECT proxy towards the parent, http://user:password@host:port. Default: HTTPS_PROXY and NO_PROXY."""
+    shim: str = "process"
+    """process: run applications as processes here. none: no cluster of its own. unix:PATH or HOST:PORT: a shim that speaks gRPC."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """Labels that the site gives itself; ancestors may add theirs on top."""
+    node_name: str = ""
+    """Name of this machine as a node. Default: the host's name."""
+    capacity: dict[str, str] = field(default_factory=dict)
+    """Allocatable cpu and memory as Kubernetes quantities, when less than the machine has shall be used."""
+    site_bind: str = "127.0.0.1"
+    """Address on which applications' stable site ports listen; 0.0.0.0 offers them on the LAN."""
+    blob_budget: str = "4Gi"
+    """Disk budget of the model cache; least recently used models that nothing runs are dropped first."""
+    heartbeat_seconds: float = 5.0
+    """Pause after which a silent link is asked for a sign of life; it is dead after three."""
+    report_usage_seconds: float = 30.0
+    """How often usage of nodes and instances is sampled for /metrics."""
+    log_format: str = "auto"
+    """human, json or auto (human on a terminal)."""
+    log_level: str = "info"
+    """debug, info, warning or error."""
+
+    @property
+    def identity_folder(self) -> Path:
+        return self.data / "identity"
+
+    @property
+    def store_file(self) -> Path:
+        return self.data / "store.db"
+
+    @property
+    def blob_folder(self) -> Path:
+        return self.data / "blobs"
+
+    @property
+    def model_folder(self) -> Path:
+        return self.data / "models"
+
+    @property
+    def process_folder(self) -> Path:
+        return self.data / "process"
+
+    @property
+    def admin_kubeconfig(self) -> Path:
+        """The loopback admin credential of this site, 0600."""
+        return self.data / "admin.kubeconfig"
+
+
+def load(data: Path, environment: Mapping[str, str] = os.environ, overrides: Mapping[str, Any] | None = None) -> Config:
+    """The configuration of the controller in ``data``; InvalidInput names the field, the place it came from and the remedy."""
+    path = data / FILE_NAME
+    merged: dict[str, Any] = {}
+    if path.exists():
+        if path.stat().st_size > FILE_LIMIT_BYTES:
+            raise InvalidInput(f"{path} is larger than {FILE_LIMIT_BYTES} bytes; it cannot be a banyan configuration")
+        try:
+            merged.update(tomllib.loads(path.read_text(encoding="utf-8")))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InvalidInput(f"{path} is not valid TOML: {error}; mend that line or write the file anew with `banyan join`") from error
+    merged.update(_from_environment(environment))
+    merged.update({key: value for key, value in (overrides or {}).items() if value is not None})
+    merged["data"] = str(data)
+    if "name" not in merged:
+        raise InvalidInput(f"no cluster lives in {data}: create a root with `banyan init` or a member with `banyan join`", "name")
+    try:
+        return msgspec.convert(merged, Config, strict=False)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(f"configuration of {data} ({FILE_NAME}, BANYAN_… variables, flags): {error}") from error
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for info in msgspec.structs.fields(Config):
+        text = environment.get(f"BANYAN_{info.name.upper()}")
+        if text is None or info.name == "data":
+            continue
+        if info.type == dict[str, str]:
+            found[info.name] = parse_labels(text, f"BANYAN_{info.name.upper()}")
+        elif info.type == tuple[str, ...]:
+            found[info.name] = [part.strip() for part in text.split(",") if part.strip()]
+        else:
+            found[info.name] = text
+    return found
+
+
+def parse_labels(text: str, where: str) -> dict[str, str]:
+    """``k=v,k2=v2`` → mapping; InvalidInput names the part that has no ``=``."""
+    labels = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        key, separator, value = part.partition("=")
+        if not separator or not key:
+            raise InvalidInput(f"{where}: {part!r} is not KEY=VALUE", where)
+        labels[key] = value
+    return labels
+
+
+def save(config: Config) -> None:
+    """Write ``DATA/banyan.toml`` atomically, with only what differs from the defaults."""
+    lines = ["# Settings of this cluster controller; `banyan run --help` explains each of them.", f"name = {_toml(config.name)}"]
+    for info in msgspec.structs.fields(Config):
+        value = getattr(config, info.name)
+        if info.name in {"data", "name"} or value == _default(info):
+            continue
+        lines.append(f"{info.name} = {_toml(value)}")
+    config.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    partial = config.data / f".{FILE_NAME}.new"
+    with partial.open("w", encoding="utf-8") as file:
+        partial.chmod(0o600)  # it may hold a proxy's password
+        file.write("\n".join(lines) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(config.data / FILE_NAME)
+
+
+def _default(info: msgspec.structs.FieldInfo) -> Any:
+    return info.default_factory() if info.default is msgspec.NODEFAULT and info.default_factory is not msgspec.NODEFAULT else info.default
+
+
+def _toml(value: Any) -> str:
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case int() | float():
+            return str(value)
+        case dict():
+            return "{" + ", ".join(f"{_toml(key)} = {_toml(item)}" for key, item in sorted(value.items())) + "}"
+        case tuple() | list():
+            return "[" + ", ".join(_toml(item) for item in value) + "]"
+        case _:
+            # A JSON string is a valid TOML basic string.
+            return msgspec.json.encode(str(value)).decode()
+
+
+def split_address(address: str, where: str) -> tuple[str, int]:
+    """``HOST:PORT`` → parts; IPv6 hosts stand in brackets. InvalidInput names ``where`` it was given."""
+    host, separator, port = address.rpartition(":")
+    if not separator or not port.isdigit() or int(port) > 65535:
+        raise InvalidInput(f"{where}: {address!r} is not HOST:PORT", where)
+    return host.strip("[]"), int(port)

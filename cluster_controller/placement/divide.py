@@ -1,0 +1,86 @@
+"""Divide one component's replicas among targets: keep what stands, lower first, raise only what was acknowledged.
+
+The invariant is the allotment (ARCHITECTURE section 6, Shares): over all targets, what may be running never exceeds what
+this controller was itself given, so
+
+    sum over targets of max(share, ceiling)  <=  max(allotted, the same sum before)
+
+and a raise on one side waits until the lower share on the other side has been acknowledged. Stable: replicas that run
+somewhere allowed stay there; only the difference moves. Even: the difference goes to the target with the fewest replicas per
+eligible cluster, ties by name, so that the result does not depend on the order of records.
+"""
+
+from collections.abc import Mapping
+
+from msgspec import Struct
+
+from cluster_controller.placement.model import Given
+
+
+class Target(Struct, frozen=True, kw_only=True):
+    """One direct child or the own cluster. ``room``: how many more fit; ``clusters``: how many eligible clusters it has."""
+
+    name: str
+    room: int
+    clusters: int
+    given: Given = Given()
+
+
+class Division(Struct, frozen=True):
+    shares: dict[str, int]
+    waiting: int  # have a place, but only after somebody's lower share is acknowledged
+    unplaced: int  # have no place
+
+
+def divide(allotted: int, targets: Mapping[str, Target]) -> Division:
+    """Shares per target for ``allotted`` replicas."""
+    shares = {uid: _standing(target) for uid, target in targets.items()}
+    _lower(shares, targets, max(0, sum(shares.values()) - allotted))
+    missing = allotted - sum(shares.values())
+    bound = max(0, allotted - sum(max(shares[uid], target.given.ceiling) for uid, target in targets.items()))
+    # A raise below one's own ceiling costs nothing of the bound: that much is already counted as perhaps running.
+    raised = _raise(shares, targets, missing, bound)
+    return Division(shares=shares, waiting=raised.waiting, unplaced=raised.unplaced)
+
+
+def _standing(target: Target) -> int:
+    """What stays where it is. A target out of reach keeps its share: dead and cut off look the same from here."""
+    given = target.given
+    if not given.reachable:
+        return given.share
+    if target.clusters == 0:
+        return 0
+    return max(0, given.share - given.unplaced)
+
+
+def _lower(shares: dict[str, int], targets: Mapping[str, Target], surplus: int) -> None:
+    """Take from the fullest first; from targets out of reach only when nothing else is left."""
+    for _ in range(surplus):
+        candidates = [uid for uid, share in shares.items() if share > 0]
+        if not candidates:
+            return
+        uid = max(
+            candidates, key=lambda uid: (targets[uid].given.reachable, shares[uid] / max(1, targets[uid].clusters), targets[uid].name)
+        )
+        shares[uid] -= 1
+
+
+class _Raised(Struct, frozen=True):
+    waiting: int
+    unplaced: int
+
+
+def _raise(shares: dict[str, int], targets: Mapping[str, Target], missing: int, bound: int) -> _Raised:
+    room = {uid: target.room for uid, target in targets.items() if target.given.reachable and target.clusters > 0}
+    for done in range(missing):
+        candidates = [uid for uid, left in room.items() if left > 0]
+        if not candidates:
+            return _Raised(waiting=0, unplaced=missing - done)
+        uid = min(candidates, key=lambda uid: (shares[uid] / targets[uid].clusters, targets[uid].name))
+        if shares[uid] + 1 > targets[uid].given.ceiling:
+            if bound == 0:
+                return _Raised(waiting=missing - done, unplaced=0)
+            bound -= 1
+        shares[uid] += 1
+        room[uid] -= 1
+    return _Raised(waiting=0, unplaced=0)
