@@ -35,7 +35,8 @@ class NodeClass(Document, frozen=True, kw_only=True):
     architecture: str
     count: int
     ready: int = 0
-    allocatable: ResourceSums = ResourceSums()  # of the largest node of the class
+    allocatable: ResourceSums = ResourceSums()  # of each node of the class
+    free: ResourceSums = ResourceSums()  # allocatable minus requests, of the emptiest ready node
     labels: Labels = field(default_factory=dict)
     names: list[str] = field(default_factory=list)  # at most 20
 
@@ -50,7 +51,8 @@ class ClusterFacts(Document, frozen=True, kw_only=True):
     """What a cluster says about itself."""
 
     version: str = ""  # of its controller
-    shim: str = ""  # process, kubernetes, k3s
+    shim: str = ""  # process, kubernetes, k3s; empty: no cluster of its own
+    component_kinds: list[str] = field(default_factory=list)
     labels: Labels = field(default_factory=dict)  # set at the site
     can_parent: bool = False
     nodes: int = 0
@@ -115,7 +117,9 @@ class ClusterStatusStatus(Document, frozen=True, kw_only=True):
     reason: str = ""
     broken_hop: str = ""
     attach: int = 0
-    since: str = ""
+    since: str = ""  # wall clock of the reporter, for people only
+    withdrawing: list[str] = field(default_factory=list)  # NAMESPACE/NAME of what it has not confirmed gone
+    children: int = 0
 
 
 class ClusterStatus(Resource, frozen=True, kw_only=True):
