@@ -194,6 +194,7 @@ class ClusterRow(Document, frozen=True, kw_only=True):
     reason: str = ""
     message: str = ""
     port: int = 0
+    components: dict[str, int] = field(default_factory=dict)  # replicas given, per component
 
 
 class Revision(Document, frozen=True, kw_only=True):
