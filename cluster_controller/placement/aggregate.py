@@ -1,0 +1,86 @@
+"""Fold what every target reports about one application into one status: counts, and the worst 20 clusters. Pure.
+
+What is silent never looks fresh (ARCHITECTURE law 5): rows of clusters out of reach keep their place, but nothing of them is
+counted as ready, and they name the broken hop.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+from msgspec import Struct
+
+from cluster_controller.resources.kinds import ClusterRow, Component, ComponentStatus, WorkStatusStatus
+
+WORST_ROWS = 20
+
+
+class TargetReport(Struct, frozen=True, kw_only=True):
+    """What one direct child, or the own cluster, was given and said.
+
+    ``share_id`` is the newest share given, ``status`` its newest report, if any; ``silent`` names the broken hop when the
+    target is out of reach.
+    """
+
+    name: str
+    shares: Mapping[str, int]
+    share_id: int
+    status: WorkStatusStatus | None
+    silent: str = ""
+
+
+def aggregate(
+    components: Sequence[Component],
+    duplicated: bool,
+    reports: Iterable[TargetReport],
+    unplaced: Mapping[str, int],
+    messages: Mapping[str, str],
+    version: int,
+) -> WorkStatusStatus:
+    """One WorkStatus for all targets. ``version`` is what it answers; the caller passes it once everybody has acknowledged."""
+    reports = list(reports)
+    rows: list[ClusterRow] = []
+    count = 0
+    for report in reports:
+        if report.status is not None:
+            rows += [_row(row, report) for row in report.status.clusters]
+            count += report.status.cluster_count
+    folded = [
+        _component(component, duplicated, reports, unplaced.get(component.name, 0), messages.get(component.name, ""))
+        for component in components
+    ]
+    rows.sort(key=lambda row: (row.ready >= row.desired and not row.reason, row.ready - row.desired, row.name))
+    return WorkStatusStatus(version=version, components=folded, clusters=rows[:WORST_ROWS], cluster_count=count)
+
+
+def _row(row: ClusterRow, report: TargetReport) -> ClusterRow:
+    path = [report.name, *row.path] if row.path[:1] != [report.name] else list(row.path)
+    if not report.silent:
+        return msgspec.structs.replace(row, path=path)
+    return msgspec.structs.replace(row, path=path, ready=0, reason="Unreachable", message=f"out of reach: {report.silent} is cut")
+
+
+def _component(component: Component, duplicated: bool, reports: Sequence[TargetReport], unplaced: int, message: str) -> ComponentStatus:
+    # A duplicated share is a count per cluster; how many that makes in all is known only below.
+    desired = unplaced if duplicated else component.replicas
+    ready = updated = 0
+    reason, text = ("Unplaced", message) if unplaced else ("", "")
+    for report in reports:
+        part = next((item for item in report.status.components if item.name == component.name), None) if report.status else None
+        given = report.shares.get(component.name, 0)
+        if duplicated:
+            desired += part.desired if part else given
+            unplaced += part.unplaced if part else 0
+        if report.silent:
+            if given and not reason:
+                reason, text = "Unreachable", f"out of reach: {report.silent} is cut"
+            continue
+        if part is None or report.status is None:
+            continue
+        ready += part.ready
+        if report.status.version >= report.share_id:
+            updated += part.updated
+        if part.reason and not reason:
+            reason, text = part.reason, part.message
+    return ComponentStatus(
+        name=component.name, desired=desired, ready=ready, updated=updated, unplaced=unplaced, reason=reason, message=text
+    )

@@ -1,0 +1,146 @@
+"""What this controller was given to place: an Application written here, or a Work from its parent.
+
+Both become one `Allotment`, so that everything after it is the same at every level of the tree.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from msgspec import Struct
+
+from cluster_controller.documents import Documents
+from cluster_controller.resources import kinds
+from cluster_controller.store.store import Key, Stored, Tx
+
+Find = Callable[[str, str, str], Stored | None]  # space, kind, uid
+
+
+class Reference(Struct, frozen=True):
+    """A document that the application needs, as the receiver of a Work finds it."""
+
+    link: kinds.WorkReference
+    stored: Stored
+
+
+class Allotment(Struct, frozen=True, kw_only=True):
+    application: kinds.ApplicationReference
+    components: list[kinds.Component]
+    placement: kinds.Placement
+    rollout: kinds.Rollout | None
+    chain: list[kinds.Share]
+    references: list[Reference]
+    missing: list[str]  # "model emotion": referenced, but not here
+    withdrawn: bool  # being deleted: nothing shall run
+    key: Key
+    version: int  # what a report upwards answers: the id of the last share in the chain; 0 at the origin
+
+
+def work_key(space: str, application: str) -> Key:
+    return Key(space, "Work", "", application)
+
+
+def of_application(tx: Tx, documents: Documents, stored: Stored, me: str, my_name: str) -> Allotment:
+    """The origin's own Application, with its names resolved to uids."""
+    application = documents.read(stored, kinds.Application)
+    namespace = stored.key.namespace
+    references: list[Reference] = []
+    missing: list[str] = []
+    for kind, name, optional in needed(application.spec.components):
+        found = _find_by_name(tx, documents, kind, namespace, name)
+        if found is not None:
+            references.append(Reference(kinds.WorkReference(kind=kind, name=name, uid=found.uid), found))  # type: ignore[arg-type]
+        elif not optional:
+            missing.append(f"{kind} {namespace}/{name}")
+    return Allotment(
+        application=kinds.ApplicationReference(
+            uid=stored.uid,
+            name=stored.key.name,
+            namespace=namespace,
+            origin=me,
+            origin_name=my_name,
+            generation=application.metadata.generation,
+        ),
+        components=application.spec.components,
+        placement=application.spec.placement,
+        rollout=application.spec.rollout,
+        chain=[],
+        references=references,
+        missing=missing,
+        withdrawn=application.metadata.deletion_timestamp is not None,
+        key=stored.key,
+        version=0,
+    )
+
+
+def of_work(tx: Tx, documents: Documents, stored: Stored) -> Allotment:
+    """A Work from the parent; its references were delivered with it, keyed by uid."""
+    spec = documents.read(stored, kinds.Work).spec
+    references: list[Reference] = []
+    missing: list[str] = []
+    for link in spec.references:
+        found = tx.get(Key("desired", link.kind, "", link.uid))
+        if found is None:
+            missing.append(f"{link.kind} {link.name}")
+        else:
+            references.append(Reference(link, found))
+    return Allotment(
+        application=spec.application,
+        components=spec.components,
+        placement=spec.placement,
+        rollout=spec.rollout,
+        chain=spec.shares,
+        references=references,
+        missing=missing,
+        withdrawn=False,
+        key=stored.key,
+        version=spec.shares[-1].id if spec.shares else 0,
+    )
+
+
+def needed(components: Sequence[kinds.Component]) -> list[tuple[str, str, bool]]:
+    """Every (kind, name, optional) that the components refer to, each once; required wins over optional."""
+    found: dict[tuple[str, str], bool] = {}
+
+    def add(kind: str, name: str, optional: bool) -> None:
+        found[kind, name] = found.get((kind, name), True) and optional
+
+    for component in components:
+        if component.model is not None:
+            add("Model", component.model.name, False)
+        for variable in component.env:
+            if variable.value_from is not None:
+                if variable.value_from.config_map_key_ref is not None:
+                    add("ConfigMap", variable.value_from.config_map_key_ref.name, variable.value_from.config_map_key_ref.optional)
+                if variable.value_from.secret_key_ref is not None:
+                    add("Secret", variable.value_from.secret_key_ref.name, variable.value_from.secret_key_ref.optional)
+        for whole in component.env_from:
+            if whole.config_map_ref is not None:
+                add("ConfigMap", whole.config_map_ref.name, whole.config_map_ref.optional)
+            if whole.secret_ref is not None:
+                add("Secret", whole.secret_ref.name, whole.secret_ref.optional)
+        for file in component.files:
+            if file.config_map is not None:
+                add("ConfigMap", file.config_map.name, file.config_map.optional)
+            if file.secret is not None:
+                add("Secret", file.secret.name, file.secret.optional)
+    return [(kind, name, optional) for (kind, name), optional in found.items()]
+
+
+def _find_by_name(tx: Tx, documents: Documents, kind: str, namespace: str, name: str) -> Stored | None:
+    """An own object, or a delivered Model written as NAME.ORIGIN."""
+    own = tx.get(Key("own", kind, namespace, name))
+    if own is not None or kind != "Model" or "." not in name:
+        return own
+    plain, _, origin = name.partition(".")
+    for stored in tx.list("desired", "Work"):
+        spec = documents.read(stored, kinds.Work).spec
+        if spec.application.origin_name != origin:
+            continue
+        for link in spec.references:
+            if link.kind == "Model" and link.name == plain:
+                return tx.get(Key("desired", "Model", "", link.uid))
+    return None
+
+
+def referring(components: Iterable[kinds.Component], kind: str, name: str) -> bool:
+    """Whether any of the components names this object."""
+    return any(item[0] == kind and item[1] == name for item in needed(list(components)))

@@ -1,0 +1,321 @@
+"""Settle applications: divide what was given among children and the own cluster, fold what they report, write both.
+
+One loop, level-triggered: events only mark applications as dirty; `settle` looks at the newest state and writes what is
+missing, so a lost or repeated event changes nothing, and settling twice writes nothing the second time. All applications that
+are dirty at once are settled in one commit.
+
+Invariants: what may be running never exceeds what was given (`placement.divide`); Work for a target is written in the same
+commit as the documents that it needs, documents first; a Work that ended stays until nobody waits for its acknowledgement.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+import structlog
+
+from cluster_controller.documents import Documents
+from cluster_controller.placement import records
+from cluster_controller.placement.aggregate import TargetReport, aggregate
+from cluster_controller.placement.allotment import Allotment, of_application, of_work, referring, work_key
+from cluster_controller.placement.model import ClusterRecord, Given, Placement
+from cluster_controller.placement.place import place
+from cluster_controller.placement.status import application_status, withdraw_application, write_application_status, write_work_status
+from cluster_controller.placement.works import Works
+from cluster_controller.resources import kinds
+from cluster_controller.store.store import Event, Key, Store, Stored, Tx
+
+log = structlog.get_logger()
+
+BATCH = 256  # applications settled in one commit
+REFERENCED = ("Model", "ConfigMap", "Secret")
+
+
+class Engine:
+    """The placement of one controller. ``silent`` names, per direct child out of reach, the broken hop."""
+
+    def __init__(self, store: Store, uid: str, name: str, silent: Callable[[], Mapping[str, str]], timestamp: Callable[[], str]) -> None:
+        self._store = store
+        self._uid = uid
+        self._name = name
+        self._silent = silent
+        self._timestamp = timestamp
+        self._documents = Documents()
+        self._works = Works(uid)
+        self._keys: dict[str, Key] = {}  # application uid → its Application or Work
+        self._dirty: dict[str, None] = {}
+        self._unplaced: set[str] = set()
+        self._wake = asyncio.Event()
+        self._clusters: list[tuple[kinds.Cluster, str]] | None = None
+        self.settled = 0  # placements decided, for /metrics
+
+    # --- what changed ---
+
+    def load(self) -> None:
+        """Learn the stored state; everything is settled once after a start."""
+        for stored in self._store.list("own", "Application"):
+            self._keys[stored.uid] = stored.key
+            self._mark(stored.uid)
+        for stored in self._store.list("desired", "Work"):
+            self._keys[stored.key.name] = stored.key
+            self._mark(stored.key.name)
+        for application in self._works.load(self._store):
+            self._mark(application)
+
+    def changed(self, events: Sequence[Event]) -> None:
+        """Called after each commit; only marks."""
+        for event in events:
+            space, kind = event.stored.key.space, event.stored.key.kind
+            if space == "own" and kind == "Application":
+                self._know(event, event.stored.uid)
+            elif space == "desired" and kind == "Work":
+                self._know(event, event.stored.key.name)
+            elif kind == "WorkStatus" and space != "report":
+                self._mark(event.stored.key.name)
+            elif kind == "Cluster" and space == "own":
+                self._cluster_changed(event)
+            elif kind in REFERENCED and (space == "own" or space == "desired"):
+                self._reference_changed(event.stored)
+
+    def _know(self, event: Event, application: str) -> None:
+        if event.kind_of == "put":
+            self._keys[application] = event.stored.key
+        else:
+            self._keys.pop(application, None)
+        self._mark(application)
+
+    def _reference_changed(self, stored: Stored) -> None:
+        for application, key in self._keys.items():
+            holder = self._store.get(key)
+            if holder is None:
+                continue
+            if key.space == "desired":
+                spec = self._documents.read(holder, kinds.Work).spec
+                if any(link.kind == stored.key.kind and link.uid == stored.key.name for link in spec.references):
+                    self._mark(application)
+            elif key.namespace == stored.key.namespace and stored.key.space == "own":
+                components = self._documents.read(holder, kinds.Application).spec.components
+                if referring(components, stored.key.kind, stored.key.name):
+                    self._mark(application)
+
+    def _cluster_changed(self, event: Event) -> None:
+        self._clusters = None
+        after = self._documents.read(event.stored, kinds.Cluster) if event.kind_of == "put" else None
+        before = self._documents_before(event)
+        if after is not None and before is not None and _placing_facts(before) == _placing_facts(after):
+            # Only what is free has changed: of interest to those who still look for room.
+            for application in self._unplaced:
+                self._mark(application)
+            return
+        for application in set(self._keys) | self._works.applications():
+            self._mark(application)
+
+    def _documents_before(self, event: Event) -> kinds.Cluster | None:
+        if event.previous is None:
+            return None
+        return msgspec.json.decode(event.previous.document, type=kinds.Cluster)
+
+    def _mark(self, application: str) -> None:
+        self._dirty[application] = None
+        self._wake.set()
+
+    # --- settling ---
+
+    async def run(self) -> None:
+        """Settle what is dirty, for ever."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._dirty:
+                batch = [self._dirty.popitem()[0] for _ in range(min(BATCH, len(self._dirty)))]
+                try:
+                    await self._store.commit(lambda tx, batch=batch: self._settle_all(tx, batch))  # type: ignore[misc]
+                except BaseException:
+                    for application in batch:  # not written: still to do
+                        self._dirty[application] = None
+                    self._wake.set()
+                    raise
+
+    def _settle_all(self, tx: Tx, batch: Sequence[str]) -> None:
+        for application in batch:
+            self.settle(tx, application)
+
+    def settle(self, tx: Tx, application: str) -> None:
+        """Write what is missing for one application; nothing when all is well."""
+        self.settled += 1
+        allotment = self.allotment(tx, application)
+        ceilings = self._works.ceilings(tx, application)
+        if allotment is None or allotment.withdrawn:
+            self._withdraw(tx, application, allotment, ceilings)
+            return
+        given = self._given(tx, application, allotment, ceilings)
+        if allotment.missing:
+            # What runs, runs on; nothing new is decided with half of what it needs.
+            placement = Placement(shares=_standing(given), unplaced={}, waiting={}, refusals=(), eligible={})
+        else:
+            placement = place(self._demand(allotment), self._records(tx, application), given)
+            self._works.write(tx, allotment, placement.shares, given)
+        left = {name: count + placement.waiting.get(name, 0) for name, count in placement.unplaced.items()}
+        if any(left.values()):
+            self._unplaced.add(application)
+        else:
+            self._unplaced.discard(application)
+        self._report(tx, application, allotment, placement, left)
+
+    def allotment(self, tx: Tx, application: str) -> Allotment | None:
+        key = self._keys.get(application)
+        stored = tx.get(key) if key is not None else None
+        if stored is None:
+            return None
+        if stored.key.space == "desired":
+            return of_work(tx, self._documents, stored)
+        return of_application(tx, self._documents, stored, self._uid, self._name)
+
+    def explain(self, tx: Tx, application: str) -> tuple[Allotment, Placement, list[ClusterRecord]] | None:
+        """The decision as it would be taken now, with the records that it looks at; nothing is written."""
+        allotment = self.allotment(tx, application)
+        if allotment is None:
+            return None
+        clusters = self._records(tx, application)
+        given = self._given(tx, application, allotment, self._works.ceilings(tx, application))
+        return allotment, place(self._demand(allotment), clusters, given), clusters
+
+    def _demand(self, allotment: Allotment) -> records.Demand:
+        return records.demand(allotment.application.uid, allotment.components, allotment.placement)
+
+    def _withdraw(self, tx: Tx, application: str, allotment: Allotment | None, ceilings: Mapping[str, Mapping[str, int]]) -> None:
+        """Take the Works back. The Application goes when every target in reach has confirmed; the rest is listed at its Cluster."""
+        self._works.remove_all(tx, application)
+        silent = self._silent()
+        waiting = [target for target in self._works.reporting(tx, application) if target not in silent]
+        if not waiting:
+            self._unplaced.discard(application)
+            tx.delete(Key("report", "WorkStatus", "", application))
+        for target in ceilings:
+            if target not in waiting and target not in silent:
+                self._works.confirm(tx, application, target)
+        if allotment is not None and allotment.withdrawn and allotment.key.space == "own":
+            stored = tx.get(allotment.key)
+            if stored is not None:
+                withdraw_application(tx, stored, [self._target_name(tx, target) for target in waiting])
+
+    def _given(
+        self, tx: Tx, application: str, allotment: Allotment, ceilings: Mapping[str, Mapping[str, int]]
+    ) -> dict[str, dict[str, Given]]:
+        silent = self._silent()
+        duplicated = allotment.placement.strategy == "Duplicated"
+        given: dict[str, dict[str, Given]] = {}
+        for target in self._works.targets(application):
+            work = self._works.get(tx, target, application)
+            status = self._works.status(tx, target, application)
+            shares = {component.name: component.replicas for component in work.components} if work else {}
+            answered = work is not None and status is not None and status.version >= work.shares[-1].id
+            confirmed = answered or (work is None and status is None)
+            per: dict[str, Given] = {}
+            for component in allotment.components:
+                share = shares.get(component.name, 0)
+                ceiling = share if confirmed else max(share, ceilings.get(target, {}).get(component.name, 0))
+                part = next((item for item in status.components if item.name == component.name), None) if status and answered else None
+                per[component.name] = Given(
+                    share=share,
+                    ceiling=ceiling,
+                    unplaced=min(share, part.unplaced) if part and not duplicated else 0,
+                    reachable=target not in silent,
+                )
+            given[target] = per
+            if confirmed and target in ceilings:
+                self._works.confirm(tx, application, target)
+        return given
+
+    def _report(self, tx: Tx, application: str, allotment: Allotment, placement: Placement, left: Mapping[str, int]) -> None:
+        silent = self._silent()
+        reports: list[TargetReport] = []
+        acknowledged = True
+        for target in self._works.targets(application):
+            work = self._works.get(tx, target, application)
+            status = self._works.status(tx, target, application)
+            if work is None and status is None:
+                continue
+            share_id = work.shares[-1].id if work is not None else 0
+            acknowledged &= work is not None and status is not None and status.version >= share_id
+            shares = {component.name: component.replicas for component in work.components} if work else {}
+            name = "" if target == self._uid else self._target_name(tx, target)
+            reports.append(TargetReport(name=name, shares=shares, share_id=share_id, status=status, silent=silent.get(target, "")))
+        messages = {name: self._why(tx, placement, name) for name, count in left.items() if count}
+        settled = acknowledged and not any(placement.waiting.values()) and not allotment.missing
+        duplicated = allotment.placement.strategy == "Duplicated"
+        status = aggregate(allotment.components, duplicated, reports, left, messages, allotment.version if settled else 0)
+        if allotment.key.space == "own":
+            stored = tx.get(allotment.key)
+            if stored is not None:
+                before = self._documents.read(stored, kinds.Application)
+                write_application_status(tx, stored, application_status(before, status, allotment.missing, self._timestamp()))
+            return
+        write_work_status(tx, allotment, status, self._uid)
+
+    def _why(self, tx: Tx, placement: Placement, component: str) -> str:
+        """One sentence with the most frequent reasons; `explain` shows them all."""
+        if placement.waiting.get(component):
+            return "waits until another cluster has given replicas back"
+        names = {document.status.uid: document.metadata.name for document, _ in self._known(tx)}
+        parts = [f"{names.get(item.cluster, item.cluster)} {item.message}" for item in placement.refusals if item.component == component]
+        return "; ".join(parts[:5]) + (f"; and {len(parts) - 5} more" if len(parts) > 5 else "") or "no cluster is known"
+
+    # --- clusters ---
+
+    def _known(self, tx: Tx) -> list[tuple[kinds.Cluster, str]]:
+        """Every cluster of the subtree with the uid of the direct child (or self) through which it is reached."""
+        if self._clusters is None:
+            documents = [self._documents.read(stored, kinds.Cluster) for stored in tx.list("own", "Cluster")]
+            parents = {document.status.uid: document.status.parent_uid for document in documents}
+            self._clusters = [(document, _via(document.status.uid, parents, self._uid)) for document in documents]
+        return [(document, via) for document, via in self._clusters if via]
+
+    def _records(self, tx: Tx, application: str) -> list[ClusterRecord]:
+        running: dict[str, dict[str, int]] = {}
+        for target in self._works.targets(application):
+            status = self._works.status(tx, target, application)
+            for row in status.clusters if status is not None else ():
+                running[row.cluster] = row.components
+        return [records.cluster(document, via, running.get(document.status.uid, {})) for document, via in self._known(tx)]
+
+    def _target_name(self, tx: Tx, target: str) -> str:
+        return next((document.metadata.name for document, _ in self._known(tx) if document.status.uid == target), target)
+
+
+def _via(uid: str, parents: Mapping[str, str], me: str) -> str:
+    """Walk up until the parent is this controller; "" when the chain does not lead here (a cycle, an orphan)."""
+    if uid == me:
+        return me
+    for _ in range(len(parents)):
+        parent = parents.get(uid, "")
+        if parent == me:
+            return uid
+        if not parent:
+            return ""
+        uid = parent
+    return ""
+
+
+def _standing(given: Mapping[str, Mapping[str, Given]]) -> dict[str, dict[str, int]]:
+    return {target: {name: item.share for name, item in per.items() if item.share} for target, per in given.items()}
+
+
+def _placing_facts(cluster: kinds.Cluster) -> tuple[object, ...]:
+    """What decides where things may go, but for how much is free at the moment."""
+    status = cluster.status
+    classes = [
+        (item.architecture, item.count, item.ready, item.allocatable, tuple(sorted(item.labels.items())), tuple(item.names))
+        for item in status.facts.node_classes
+    ]
+    return (
+        status.phase,
+        status.parent_uid,
+        status.labels,
+        status.taints,
+        status.unschedulable,
+        status.facts.shim,
+        status.facts.component_kinds,
+        classes,
+        cluster.metadata.name,
+    )

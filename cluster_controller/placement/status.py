@@ -1,0 +1,124 @@
+"""Write what became of an application: into the Application at its origin, into the outbox everywhere else.
+
+The Application's document stays its writer's but for ``status`` (and the finalizer that this room owns), so fields that this
+program does not know survive.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from cluster_controller.documents import encode
+from cluster_controller.placement.allotment import Allotment
+from cluster_controller.resources import kinds
+from cluster_controller.store.store import Key, Stored, Tx
+
+FINALIZER = "banyan.dev/withdraw"  # holds a deleted Application until the clusters in reach have stopped it
+
+
+def application_status(
+    before: kinds.Application, status: kinds.WorkStatusStatus, missing: Sequence[str], timestamp: str
+) -> kinds.ApplicationStatus:
+    """The status of an Application from the folded reports. Pure; equal input gives an equal status, so nothing is rewritten."""
+    desired = sum(component.desired for component in status.components)
+    ready = sum(component.ready for component in status.components)
+    updated = sum(component.updated for component in status.components)
+    unplaced = sum(component.unplaced for component in status.components)
+    phase, reason, message = _verdict(status, desired, ready, updated, unplaced, missing)
+    ready_condition = kinds.Condition(
+        type="Ready",
+        status="True" if phase == "Running" else "False",
+        reason=reason,
+        message=message,
+        observed_generation=before.metadata.generation,
+        last_transition_time=timestamp,
+    )
+    placed_condition = kinds.Condition(
+        type="Placed",
+        status="False" if unplaced or missing else "True",
+        reason="MissingReference" if missing else "Unplaced" if unplaced else "Placed",
+        message=message if unplaced or missing else "",
+        observed_generation=before.metadata.generation,
+        last_transition_time=timestamp,
+    )
+    old = {condition.type: condition for condition in before.status.conditions}
+    conditions = [_keep_transition(old.get(condition.type), condition) for condition in (placed_condition, ready_condition)]
+    return msgspec.structs.replace(
+        before.status,
+        observed_generation=before.metadata.generation,
+        phase=phase,
+        desired=desired,
+        ready=ready,
+        updated=updated,
+        unplaced=unplaced,
+        components=status.components,
+        clusters=status.clusters,
+        cluster_count=status.cluster_count,
+        conditions=conditions,
+    )
+
+
+def _verdict(
+    status: kinds.WorkStatusStatus, desired: int, ready: int, updated: int, unplaced: int, missing: Sequence[str]
+) -> tuple[str, str, str]:
+    if missing:
+        return "Pending", "MissingReference", f"waits for {', '.join(missing)}: create it or correct the name"
+    trouble = next((component for component in status.components if component.reason), None)
+    if unplaced and unplaced >= desired:
+        return "Pending", "Unplaced", trouble.message if trouble else "no cluster takes it; see `banyan explain`"
+    if ready >= desired and updated >= desired:
+        return "Running", "AllReady", f"{ready} of {desired} replicas ready"
+    if trouble is not None and trouble.reason not in {"Starting", "Progressing"}:
+        return "Degraded", trouble.reason, f"{ready} of {desired} replicas ready; {trouble.name}: {trouble.message or trouble.reason}"
+    return "Progressing", "Progressing", f"{ready} of {desired} replicas ready, {updated} updated"
+
+
+def _keep_transition(old: kinds.Condition | None, new: kinds.Condition) -> kinds.Condition:
+    """The transition time moves only when the status does."""
+    if old is not None and old.status == new.status:
+        return msgspec.structs.replace(new, last_transition_time=old.last_transition_time)
+    return new
+
+
+def write_application_status(tx: Tx, stored: Stored, status: kinds.ApplicationStatus) -> None:
+    document: dict[str, Any] = msgspec.json.decode(stored.document)
+    fresh = msgspec.to_builtins(status)
+    if document.get("status") == fresh:
+        return
+    document["status"] = fresh
+    tx.put(stored.key, msgspec.json.encode(document), uid=stored.uid)
+
+
+def withdraw_application(tx: Tx, stored: Stored, waiting: Sequence[str]) -> None:
+    """List who has not stopped it yet; once nobody in reach is left, take the finalizer and, with the last one, the object."""
+    document: dict[str, Any] = msgspec.json.decode(stored.document)
+    if waiting:
+        status = document.setdefault("status", {})
+        if status.get("withdrawing") == list(waiting) and status.get("phase") == "Withdrawing":
+            return
+        status.update(withdrawing=list(waiting), phase="Withdrawing")
+    else:
+        finalizers = [name for name in document["metadata"].get("finalizers", []) if name != FINALIZER]
+        if not finalizers:
+            tx.delete(stored.key)
+            return
+        if finalizers == document["metadata"].get("finalizers"):
+            return
+        document["metadata"]["finalizers"] = finalizers
+    tx.put(stored.key, msgspec.json.encode(document), uid=stored.uid)
+
+
+def write_work_status(tx: Tx, allotment: Allotment, status: kinds.WorkStatusStatus, me: str) -> None:
+    """The answer to a Work from above, coalesced: one object per application in the outbox."""
+    application = allotment.application
+    document = kinds.WorkStatus(
+        metadata=kinds.Metadata(name=application.uid, uid=application.uid),
+        spec=kinds.WorkStatusSpec(application=application, cluster=me),
+        status=status,
+    )
+    key = Key("report", "WorkStatus", "", application.uid)
+    encoded = encode(document)
+    there = tx.get(key)
+    if there is None or there.document != encoded:
+        tx.put(key, encoded, uid=application.uid)

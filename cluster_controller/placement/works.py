@@ -1,0 +1,192 @@
+"""The Works that this controller gives to its children and its own cluster, and what it remembers of them.
+
+Work for a child lives in ``down/CHILD``, for the own cluster in ``local``; what the child answers arrives in ``up/CHILD``, the
+own cluster's answer in ``observed``. Each change of a Work gets a new share id from one counter of this controller; an answer
+names the share id that it answers, so an acknowledgement can never be taken for that of another share.
+"""
+
+import uuid
+from collections.abc import Mapping
+
+import msgspec
+
+from cluster_controller.documents import Documents, encode
+from cluster_controller.placement.allotment import Allotment, work_key
+from cluster_controller.placement.model import Given
+from cluster_controller.resources import kinds
+from cluster_controller.store.store import Key, Store, Tx
+
+COUNTER = "placement/share-id"
+WORK_NAMESPACE = uuid.UUID("5bd0f2b0-6a5b-4f5e-9b1d-2f4f4b5f6d01")  # uids of Works are derived: the same Work, the same uid
+
+
+class Works:
+    """Reads and writes Works inside one transaction; keeps two small indexes in memory."""
+
+    def __init__(self, uid: str) -> None:
+        self._uid = uid
+        self._documents = Documents()
+        self._targets: dict[str, set[str]] = {}  # application → targets that have, had or answer a Work
+        self._users: dict[tuple[str, str, str], set[str]] = {}  # (target, kind, uid) → applications that need it there
+        self._needs: dict[tuple[str, str], set[tuple[str, str]]] = {}  # (target, application) → (kind, uid)
+
+    def load(self, store: Store) -> set[str]:
+        """Learn from the store which targets have or answer Works; returns the applications met."""
+        for space in store.spaces():
+            target = self._target_of(space)
+            if target is None:
+                continue
+            for stored in store.list(space, "Work"):
+                self._targets.setdefault(stored.key.name, set()).add(target)
+                for link in self._documents.read(stored, kinds.Work).spec.references:
+                    self._need(target, stored.key.name, link.kind, link.uid)
+            for stored in store.list(space, "WorkStatus"):
+                self._targets.setdefault(stored.key.name, set()).add(target)
+        return set(self._targets)
+
+    def applications(self) -> set[str]:
+        return set(self._targets)
+
+    def targets(self, application: str) -> list[str]:
+        return sorted(self._targets.get(application, ()))
+
+    def get(self, tx: Tx, target: str, application: str) -> kinds.WorkSpec | None:
+        stored = tx.get(work_key(self._space(target), application))
+        return self._documents.read(stored, kinds.Work).spec if stored is not None else None
+
+    def status(self, tx: Tx, target: str, application: str) -> kinds.WorkStatusStatus | None:
+        stored = tx.get(self._status_key(target, application))
+        return self._documents.read(stored, kinds.WorkStatus).status if stored is not None else None
+
+    def reporting(self, tx: Tx, application: str) -> list[str]:
+        """Targets that still answer for the application: it may be running there."""
+        return [target for target in self.targets(application) if tx.get(self._status_key(target, application)) is not None]
+
+    def ceilings(self, tx: Tx, application: str) -> dict[str, dict[str, int]]:
+        """Per target, what it may still be running beyond its share."""
+        stored = tx.fact(f"placement/ceiling/{application}")
+        return msgspec.json.decode(stored, type=dict[str, dict[str, int]]) if stored else {}
+
+    def confirm(self, tx: Tx, application: str, target: str) -> None:
+        """``target`` has acknowledged its newest share: nothing above it is running there any more."""
+        ceilings = self.ceilings(tx, application)
+        if ceilings.pop(target, None) is not None:
+            self._set_ceilings(tx, application, ceilings)
+
+    def write(
+        self, tx: Tx, allotment: Allotment, shares: Mapping[str, Mapping[str, int]], given: Mapping[str, Mapping[str, Given]]
+    ) -> None:
+        """Make the Works say ``shares``; a target that has nothing keeps a Work of zero replicas until it has answered."""
+        application = allotment.application.uid
+        ceilings = self.ceilings(tx, application)
+        before = dict(ceilings)
+        for target in sorted(set(shares) | set(given)):
+            wanted = dict(shares.get(target, {}))
+            held = {name: item.ceiling for name, item in given.get(target, {}).items()}
+            if not any(wanted.values()) and not any(held.values()):
+                self._remove(tx, target, application)
+                continue
+            if self._put(tx, target, allotment, wanted):
+                raised = {name: max(wanted.get(name, 0), held.get(name, 0)) for name in {*wanted, *held}}
+                ceilings[target] = {name: count for name, count in raised.items() if count}
+        if ceilings != before:
+            self._set_ceilings(tx, application, ceilings)
+
+    def remove_all(self, tx: Tx, application: str) -> None:
+        for target in self.targets(application):
+            self._remove(tx, target, application)
+
+    # --- one target ---
+
+    def _put(self, tx: Tx, target: str, allotment: Allotment, shares: Mapping[str, int]) -> bool:
+        application = allotment.application.uid
+        key = work_key(self._space(target), application)
+        stored = tx.get(key)
+        components = [msgspec.structs.replace(component, replicas=shares.get(component.name, 0)) for component in allotment.components]
+        links = [reference.link for reference in allotment.references]
+        spec = kinds.WorkSpec(
+            application=allotment.application,
+            cluster=target,
+            shares=[*allotment.chain, kinds.Share(allotter=self._uid, id=0)],
+            components=components,
+            placement=allotment.placement,
+            rollout=allotment.rollout,
+            references=links,
+        )
+        self._deliver(tx, target, allotment)
+        if stored is not None:
+            now = self._documents.read(stored, kinds.Work).spec
+            if msgspec.structs.replace(spec, shares=[*allotment.chain, now.shares[-1]]) == now:
+                return False
+        share = kinds.Share(allotter=self._uid, id=self._next_share(tx))
+        work = kinds.Work(
+            metadata=kinds.Metadata(name=application, uid=_work_uid(application, target)),
+            spec=msgspec.structs.replace(spec, shares=[*allotment.chain, share]),
+        )
+        tx.put(key, encode(work), uid=work.metadata.uid)
+        self._targets.setdefault(application, set()).add(target)
+        self._drop_needs(tx, target, application, keep={(link.kind, link.uid) for link in links})
+        return True
+
+    def _deliver(self, tx: Tx, target: str, allotment: Allotment) -> None:
+        """Put what the Work needs beside it, as the writer wrote it. The own cluster finds it where it is."""
+        for reference in allotment.references:
+            self._need(target, allotment.application.uid, reference.link.kind, reference.link.uid)
+            if target == self._uid:
+                continue
+            source = reference.stored
+            key = Key(self._space(target), reference.link.kind, "", reference.link.uid)
+            there = tx.get(key)
+            if there is None or there.version != source.version or there.hash != source.hash:
+                tx.put(key, source.document, uid=source.uid, version=source.version)
+
+    def _remove(self, tx: Tx, target: str, application: str) -> None:
+        tx.delete(work_key(self._space(target), application))
+        self._drop_needs(tx, target, application, keep=set())
+        if tx.get(self._status_key(target, application)) is None:
+            self._targets.get(application, set()).discard(target)
+            if not self._targets.get(application):
+                self._targets.pop(application, None)
+
+    def _need(self, target: str, application: str, kind: str, uid: str) -> None:
+        self._users.setdefault((target, kind, uid), set()).add(application)
+        self._needs.setdefault((target, application), set()).add((kind, uid))
+
+    def _drop_needs(self, tx: Tx, target: str, application: str, keep: set[tuple[str, str]]) -> None:
+        needs = self._needs.get((target, application), set())
+        for kind, uid in sorted(needs - keep):
+            needs.discard((kind, uid))
+            users = self._users.get((target, kind, uid), set())
+            users.discard(application)
+            if not users:
+                self._users.pop((target, kind, uid), None)
+                if target != self._uid:
+                    tx.delete(Key(self._space(target), kind, "", uid))
+        if not needs:
+            self._needs.pop((target, application), None)
+
+    # --- names ---
+
+    def _space(self, target: str) -> str:
+        return "local" if target == self._uid else f"down/{target}"
+
+    def _status_key(self, target: str, application: str) -> Key:
+        return Key("observed" if target == self._uid else f"up/{target}", "WorkStatus", "", application)
+
+    def _target_of(self, space: str) -> str | None:
+        if space in {"local", "observed"}:
+            return self._uid
+        prefix, _, target = space.partition("/")
+        return target if prefix in {"down", "up"} and target else None
+
+    def _next_share(self, tx: Tx) -> int:
+        number = int(tx.fact(COUNTER) or b"0") + 1
+        tx.set_fact(COUNTER, str(number).encode())
+        return number
+
+    def _set_ceilings(self, tx: Tx, application: str, ceilings: Mapping[str, Mapping[str, int]]) -> None:
+        tx.set_fact(f"placement/ceiling/{application}", msgspec.json.encode(ceilings) if ceilings else None)
+
+
+def _work_uid(application: str, target: str) -> str:
+    return str(uuid.uuid5(WORK_NAMESPACE, f"{application}/{target}"))
