@@ -1,0 +1,72 @@
+# Banyan's few targets. `make` alone lists them; a target that has nothing to do ends at once.
+
+PYTHON  ?= python3
+VENV    ?= .venv
+BIN     := $(VENV)/bin
+KEEP    ?=
+LOCK    := uv pip compile --quiet pyproject.toml --universal --python-version 3.11 --no-emit-index-url --generate-hashes \
+           --custom-compile-command "make lock"
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test unit e2e lint installation format bench proto docs lock clean
+
+help: ## List the targets
+	@grep -hE '^[a-z0-9%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9%-]+):.*## /  make \1\t/' | expand -t 20
+
+setup: $(VENV)/.ready-dev ## Install everything a developer needs into .venv, with hashes
+
+demo: $(VENV)/.ready-demo ## A living tree on this machine that serves a real model; KEEP=1 leaves it running
+	@$(BIN)/banyan demo $(if $(KEEP),--keep)
+
+test: $(VENV)/.ready-dev ## Everything that CI asks of a change: lint, types, arrows, proto, unit, property and end-to-end tests
+	@$(BIN)/python -m tools.check all
+
+unit: $(VENV)/.ready-dev ## Unit and property tests, with the coverage of the pure modules
+	@$(BIN)/python -m tools.check unit
+
+e2e: $(VENV)/.ready-dev ## End-to-end tests: real processes, real TLS, the real kubectl
+	@$(BIN)/python -m tools.check e2e
+
+installation: $(VENV)/.ready-dev ## Build the wheel, install it into an empty environment, and run it there
+	@$(BIN)/python -m tools.check installation
+
+lint: $(VENV)/.ready-dev ## Style, format, types, import contracts, proto lint and breaking changes; seconds
+	@$(BIN)/python -m tools.check lint
+
+format: $(VENV)/.ready-dev ## Let ruff format and mend what it can
+	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
+
+bench: $(VENV)/.ready-dev ## Every benchmark; results in build/bench and docs/performance.md
+	@$(BIN)/python -m benchmarks all
+
+bench-%: $(VENV)/.ready-dev ## One benchmark by its name
+	@$(BIN)/python -m benchmarks $*
+
+proto: $(VENV)/.ready-dev ## Generate the modules under proto/ again
+	@$(BIN)/python -m tools.proto generate
+
+docs: $(VENV)/.ready-dev ## Write the reference pages that are made from the code
+	@$(BIN)/python -m tools.reference write
+
+lock: $(VENV)/.installer ## Resolve requirements/*.lock again, newest versions that pyproject.toml allows with UPGRADE=1
+	@cd requirements && ../$(BIN)/uv pip compile --quiet installer.in --universal --python-version 3.11 --no-emit-index-url --generate-hashes \
+	    --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) -o installer.lock
+	@$(BIN)/$(LOCK) --extra terminal --extra serve --extra shim --group dev $(if $(UPGRADE),--upgrade) -o requirements/dev.lock
+	@$(BIN)/$(LOCK) --extra terminal --extra serve --group demo -c requirements/dev.lock -o requirements/demo.lock
+	@$(BIN)/$(LOCK) -c requirements/dev.lock -o requirements/edge.lock
+
+clean: ## Remove what was built; .venv too with ALL=1
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage* $(if $(ALL),$(VENV))
+
+# --- the environment -------------------------------------------------------------------------------------------------
+# Each stamp says: installed from this lock. A second run compares two dates and ends.
+
+$(VENV)/.installer: requirements/installer.lock tools/bootstrap.sh
+	@PYTHON="$(PYTHON)" sh tools/bootstrap.sh "$(VENV)" requirements/installer.lock
+	@touch $@
+
+$(VENV)/.ready-%: requirements/%.lock pyproject.toml $(VENV)/.installer
+	@echo "Installing requirements/$*.lock into $(VENV)"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/$*.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@

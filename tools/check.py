@@ -1,0 +1,98 @@
+"""`make lint|unit|e2e|test`: every check, in one order, with one line each and all output of those that fail.
+
+    python -m tools.check lint|unit|e2e|installation|all
+
+`all` goes on after a failure, so that one run names everything that is wrong, and ends with the test runner's own summary.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tools import coverage_gate
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+INSTALLATION = "tests/installation"  # builds and installs the wheel: minutes on a slow link, so only CI and those who ask
+STEP_SECONDS = 600  # no check may hang a CI run
+
+Step = tuple[str, list[str]]
+
+
+def tool(name: str) -> str:
+    """The path of a tool of this environment, whatever PATH says."""
+    return str(BIN / name)
+
+
+LINT: list[Step] = [
+    ("types (mypy --strict)", [tool("mypy")]),
+    ("style (ruff check)", [tool("ruff"), "check", "--quiet", "."]),
+    ("format (ruff format)", [tool("ruff"), "format", "--quiet", "--check", "."]),
+    ("arrows (import-linter)", [tool("lint-imports"), "--no-cache"]),
+    ("proto lint (buf)", [sys.executable, "-m", "tools.proto", "lint"]),
+    ("proto breaking changes (buf)", [sys.executable, "-m", "tools.proto", "breaking"]),
+    ("proto generated code", [sys.executable, "-m", "tools.proto", "check"]),
+]
+
+
+def run_quietly(step: Step) -> bool:
+    """Run one check; say its name and how long it took, and what it said when it failed."""
+    name, argv = step
+    started = time.monotonic()
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=STEP_SECONDS, check=False)
+    print(f"{'ok    ' if done.returncode == 0 else 'FAILED'} {name}  {time.monotonic() - started:.1f} s", flush=True)
+    if done.returncode != 0:
+        print((done.stdout + done.stderr).rstrip(), flush=True)
+    return done.returncode == 0
+
+
+def lint() -> bool:
+    """Two at a time: mypy alone takes as long as all others together."""
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        return all(list(pool.map(run_quietly, LINT)))
+
+
+def pytest(*arguments: str, environment: dict[str, str] | None = None) -> bool:
+    """Run the test runner in the foreground: its own summary is the last thing that it prints."""
+    argv = [sys.executable, "-m", "pytest", *arguments]
+    return subprocess.run(argv, cwd=ROOT, env=os.environ | (environment or {}), check=False).returncode == 0
+
+
+def unit(arguments: Sequence[str] = ()) -> bool:
+    """Unit and property tests under branch coverage of the pure modules, then the gate on that coverage."""
+    settings = coverage_gate.write_settings(ROOT)
+    passed = pytest("tests", f"--ignore={INSTALLATION}", "--cov", f"--cov-config={settings}", "--cov-report=", *arguments)
+    return coverage_gate.judge(ROOT) and passed
+
+
+def e2e(arguments: Sequence[str] = ()) -> bool:
+    return pytest("e2e", *arguments)
+
+
+def installation(arguments: Sequence[str] = ()) -> bool:
+    return pytest(INSTALLATION, *arguments)
+
+
+def everything(arguments: Sequence[str] = ()) -> bool:
+    steps: list[Callable[[], bool]] = [lint, unit, e2e]
+    started = time.monotonic()
+    results = [step() for step in steps]
+    names = [step.__name__ for step, good in zip(steps, results, strict=True) if not good]
+    print(f"make test: {time.monotonic() - started:.0f} s; " + (f"failed: {', '.join(names)}" if names else "all passed"), file=sys.stderr)
+    return not names
+
+
+def main() -> int:
+    commands = {"lint": lambda _: lint(), "unit": unit, "e2e": e2e, "installation": installation, "all": everything}
+    if len(sys.argv) < 2 or sys.argv[1] not in commands:
+        print(__doc__, file=sys.stderr)
+        return 2
+    return 0 if commands[sys.argv[1]](sys.argv[2:]) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""What some tests need beyond Python: found, built, or named as missing. A pytest plugin (see pyproject.toml).
+
+A test says `@pytest.mark.needs("kubectl")`. On a laptop that has no such tool and no way to get it the test is left out, and the
+summary names it and why; with CI=true that is a failure, for a check that CI leaves out is no check.
+
+    kubectl   1.30 or newer from PATH or $BANYAN_KUBECTL; else built from its Go module into ~/.cache/banyan-testbed
+    go        the Go toolchain, for programs under e2e/
+    root      uid 0 with network namespaces (ip netns)
+"""
+
+import functools
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+KUBECTL_OLDEST = (1, 30)
+KUBERNETES = "1.34.2"  # what is built where no kubectl is installed
+BUILD_SECONDS = 900
+# Modules that live in the Kubernetes repository and are published beside it with the version 0.34.2 for 1.34.2.
+STAGING = (
+    "api apiextensions-apiserver apimachinery apiserver cli-runtime client-go cloud-provider cluster-bootstrap code-generator "
+    "component-base component-helpers controller-manager cri-api cri-client csi-translation-lib dynamic-resource-allocation "
+    "endpointslice externaljwt kms kube-aggregator kube-controller-manager kube-proxy kube-scheduler kubectl kubelet metrics "
+    "mount-utils pod-security-admission sample-apiserver sample-cli-plugin sample-controller"
+).split()
+
+
+class Missing(Exception):
+    """The tool is not here and cannot be made here; the message says how to get it."""
+
+
+def cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "banyan-testbed"
+
+
+def _kubectl_version(path: str) -> tuple[int, int]:
+    done = subprocess.run([path, "version", "--client", "-o", "json"], capture_output=True, text=True, timeout=30, check=False)
+    try:
+        version = json.loads(done.stdout)["clientVersion"]
+        return int(version["major"]), int(version["minor"].rstrip("+"))
+    except (ValueError, KeyError):
+        return 0, 0
+
+
+@functools.cache
+def kubectl() -> Path:
+    """An unmodified kubectl, 1.30 or newer; built from Go modules once where there is none. Raises Missing."""
+    built = cache() / f"kubernetes-{KUBERNETES}" / "kubectl"
+    for candidate in (os.environ.get("BANYAN_KUBECTL"), shutil.which("kubectl"), str(built)):
+        if candidate and Path(candidate).exists() and _kubectl_version(candidate) >= KUBECTL_OLDEST:
+            return Path(candidate)
+    return _build_kubectl(built)
+
+
+def _build_kubectl(target: Path) -> Path:
+    tool = go()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = "0." + KUBERNETES.partition(".")[2]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        lines = ["module banyan.dev/testbed", "go 1.24.0", f"require k8s.io/kubernetes v{KUBERNETES}"]
+        lines += [f"replace k8s.io/{module} => k8s.io/{module} v{staging}" for module in STAGING]
+        (folder / "go.mod").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (folder / "tools.go").write_text("package tools\n", encoding="utf-8")
+        major, minor, _ = KUBERNETES.split(".")
+        stamp = "k8s.io/component-base/version"
+        flags = f"-s -w -X {stamp}.gitVersion=v{KUBERNETES} -X {stamp}.gitMajor={major} -X {stamp}.gitMinor={minor}"
+        package = "k8s.io/kubernetes/cmd/kubectl"
+        environment = os.environ | {"CGO_ENABLED": "0", "GOFLAGS": "-mod=mod"}
+        for argv in (
+            [str(tool), "get", f"{package}@v{KUBERNETES}"],
+            [str(tool), "build", "-trimpath", "-ldflags", flags, "-o", str(target), package],
+        ):
+            done = subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False)
+            if done.returncode != 0:
+                raise Missing(f"kubectl could not be built with {' '.join(argv[:3])}: {done.stderr.strip()[-500:]}")
+    return target
+
+
+@functools.cache
+def go() -> Path:
+    """The Go toolchain. Raises Missing."""
+    found = shutil.which("go") or ("/usr/local/go/bin/go" if Path("/usr/local/go/bin/go").exists() else None)
+    if not found:
+        raise Missing("Go is not installed; install kubectl 1.30+ (or Go 1.24+, with which it is built) and put it on the PATH")
+    return Path(found)
+
+
+@functools.cache
+def root() -> Path:
+    """The `ip` tool, where network namespaces can be made. Raises Missing."""
+    found = shutil.which("ip", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+    if os.geteuid() != 0:
+        raise Missing("this test makes network namespaces; run it as root")
+    if not found:
+        raise Missing("`ip` is not installed (Debian: apt-get install iproute2)")
+    probe = subprocess.run(["unshare", "--net", "true"], capture_output=True, timeout=30, check=False)
+    if probe.returncode != 0:
+        raise Missing("the kernel refuses new network namespaces here")
+    return Path(found)
+
+
+TOOLS: dict[str, Callable[[], Path]] = {"kubectl": kubectl, "go": go, "root": root}
+_left_out: dict[str, list[str]] = {}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "needs(*tools): left out, and named, where a tool is missing; a failure with CI=true (tools/needs.py)"
+    )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("needs"):
+        for name in mark.args:
+            try:
+                TOOLS[name]()
+            except Missing as missing:
+                if os.environ.get("CI") == "true":
+                    pytest.fail(f"needs {name}: {missing}", pytrace=False)
+                _left_out.setdefault(f"{name}: {missing}", []).append(item.nodeid)
+                pytest.skip(f"needs {name}: {missing}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for reason, tests in _left_out.items():
+        terminalreporter.write_line(f"left out, for want of {reason}:", yellow=True)
+        for test in tests:
+            terminalreporter.write_line(f"  {test}")
+
+
+@pytest.fixture(name="kubectl", scope="session")
+def kubectl_path() -> Iterator[Path]:
+    """The path of an unmodified kubectl; mark the test `needs("kubectl")`."""
+    yield kubectl()
