@@ -62,10 +62,6 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return self.data / "identity"
 
     @property
-    def store_file(self) -> Path:
-        return self.data / "store.db"
-
-    @property
     def blob_folder(self) -> Path:
         return self.data / "blobs"
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import msgspec
 
-from cluster_controller.store.store import Key, Stored
+from cluster_controller.store import Key, Stored
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -45,7 +45,7 @@ def decode(document: bytes, as_type: type[T]) -> T:
     decoder = _decoders.get(as_type)
     if decoder is None:
         decoder = _decoders[as_type] = msgspec.json.Decoder(as_type)  # type: ignore[assignment]
-    return decoder.decode(document)  # type: ignore[return-value]
+    return decoder.decode(document)
 
 
 def encode(document: msgspec.Struct) -> bytes:

@@ -29,6 +29,7 @@ class TargetReport(Struct, frozen=True, kw_only=True):
 
 
 def aggregate(
+    *,
     components: Sequence[Component],
     duplicated: bool,
     reports: Iterable[TargetReport],

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from cluster_controller.documents import Documents
 from cluster_controller.resources import kinds
-from cluster_controller.store.store import Key, Stored, Tx
+from cluster_controller.store import Key, Stored, Tx
 
 Find = Callable[[str, str, str], Stored | None]  # space, kind, uid
 

@@ -17,13 +17,13 @@ import structlog
 from cluster_controller.documents import Documents
 from cluster_controller.placement import records
 from cluster_controller.placement.aggregate import TargetReport, aggregate
-from cluster_controller.placement.allotment import Allotment, of_application, of_work, referring, work_key
-from cluster_controller.placement.model import ClusterRecord, Given, Placement
+from cluster_controller.placement.allotment import Allotment, of_application, of_work, referring
+from cluster_controller.placement.model import ClusterRecord, Demand, Given, Placement
 from cluster_controller.placement.place import place
 from cluster_controller.placement.status import application_status, withdraw_application, write_application_status, write_work_status
 from cluster_controller.placement.works import Works
 from cluster_controller.resources import kinds
-from cluster_controller.store.store import Event, Key, Store, Stored, Tx
+from cluster_controller.store import Event, Key, Store, Stored, Tx
 
 log = structlog.get_logger()
 
@@ -74,7 +74,7 @@ class Engine:
                 self._mark(event.stored.key.name)
             elif kind == "Cluster" and space == "own":
                 self._cluster_changed(event)
-            elif kind in REFERENCED and (space == "own" or space == "desired"):
+            elif kind in REFERENCED and space in {"own", "desired"}:
                 self._reference_changed(event.stored)
 
     def _know(self, event: Event, application: str) -> None:
@@ -180,7 +180,7 @@ class Engine:
         given = self._given(tx, application, allotment, self._works.ceilings(tx, application))
         return allotment, place(self._demand(allotment), clusters, given), clusters
 
-    def _demand(self, allotment: Allotment) -> records.Demand:
+    def _demand(self, allotment: Allotment) -> Demand:
         return records.demand(allotment.application.uid, allotment.components, allotment.placement)
 
     def _withdraw(self, tx: Tx, application: str, allotment: Allotment | None, ceilings: Mapping[str, Mapping[str, int]]) -> None:
@@ -244,7 +244,14 @@ class Engine:
         messages = {name: self._why(tx, placement, name) for name, count in left.items() if count}
         settled = acknowledged and not any(placement.waiting.values()) and not allotment.missing
         duplicated = allotment.placement.strategy == "Duplicated"
-        status = aggregate(allotment.components, duplicated, reports, left, messages, allotment.version if settled else 0)
+        status = aggregate(
+            components=allotment.components,
+            duplicated=duplicated,
+            reports=reports,
+            unplaced=left,
+            messages=messages,
+            version=allotment.version if settled else 0,
+        )
         if allotment.key.space == "own":
             stored = tx.get(allotment.key)
             if stored is not None:

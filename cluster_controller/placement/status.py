@@ -5,14 +5,14 @@ program does not know survive.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from cluster_controller.documents import encode
 from cluster_controller.placement.allotment import Allotment
 from cluster_controller.resources import kinds
-from cluster_controller.store.store import Key, Stored, Tx
+from cluster_controller.store import Key, Stored, Tx
 
 FINALIZER = "banyan.dev/withdraw"  # holds a deleted Application until the clusters in reach have stopped it
 
@@ -21,11 +21,13 @@ def application_status(
     before: kinds.Application, status: kinds.WorkStatusStatus, missing: Sequence[str], timestamp: str
 ) -> kinds.ApplicationStatus:
     """The status of an Application from the folded reports. Pure; equal input gives an equal status, so nothing is rewritten."""
-    desired = sum(component.desired for component in status.components)
-    ready = sum(component.ready for component in status.components)
-    updated = sum(component.updated for component in status.components)
-    unplaced = sum(component.unplaced for component in status.components)
-    phase, reason, message = _verdict(status, desired, ready, updated, unplaced, missing)
+    counts = _Counts(
+        desired=sum(component.desired for component in status.components),
+        ready=sum(component.ready for component in status.components),
+        updated=sum(component.updated for component in status.components),
+        unplaced=sum(component.unplaced for component in status.components),
+    )
+    phase, reason, message = _verdict(status, counts, missing)
     ready_condition = kinds.Condition(
         type="Ready",
         status="True" if phase == "Running" else "False",
@@ -36,9 +38,9 @@ def application_status(
     )
     placed_condition = kinds.Condition(
         type="Placed",
-        status="False" if unplaced or missing else "True",
-        reason="MissingReference" if missing else "Unplaced" if unplaced else "Placed",
-        message=message if unplaced or missing else "",
+        status="False" if counts.unplaced or missing else "True",
+        reason="MissingReference" if missing else "Unplaced" if counts.unplaced else "Placed",
+        message=message if counts.unplaced or missing else "",
         observed_generation=before.metadata.generation,
         last_transition_time=timestamp,
     )
@@ -48,10 +50,10 @@ def application_status(
         before.status,
         observed_generation=before.metadata.generation,
         phase=phase,
-        desired=desired,
-        ready=ready,
-        updated=updated,
-        unplaced=unplaced,
+        desired=counts.desired,
+        ready=counts.ready,
+        updated=counts.updated,
+        unplaced=counts.unplaced,
         components=status.components,
         clusters=status.clusters,
         cluster_count=status.cluster_count,
@@ -59,9 +61,16 @@ def application_status(
     )
 
 
-def _verdict(
-    status: kinds.WorkStatusStatus, desired: int, ready: int, updated: int, unplaced: int, missing: Sequence[str]
-) -> tuple[str, str, str]:
+class _Counts(NamedTuple):
+    desired: int
+    ready: int
+    updated: int
+    unplaced: int
+
+
+def _verdict(status: kinds.WorkStatusStatus, counts: _Counts, missing: Sequence[str]) -> tuple[str, str, str]:
+    """Phase, reason and one sentence."""
+    desired, ready, updated, unplaced = counts
     if missing:
         return "Pending", "MissingReference", f"waits for {', '.join(missing)}: create it or correct the name"
     trouble = next((component for component in status.components if component.reason), None)

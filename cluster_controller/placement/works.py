@@ -14,7 +14,7 @@ from cluster_controller.documents import Documents, encode
 from cluster_controller.placement.allotment import Allotment, work_key
 from cluster_controller.placement.model import Given
 from cluster_controller.resources import kinds
-from cluster_controller.store.store import Key, Store, Tx
+from cluster_controller.store import Key, Store, Tx
 
 COUNTER = "placement/share-id"
 WORK_NAMESPACE = uuid.UUID("5bd0f2b0-6a5b-4f5e-9b1d-2f4f4b5f6d01")  # uids of Works are derived: the same Work, the same uid

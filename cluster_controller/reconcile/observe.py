@@ -1,0 +1,194 @@
+"""Turn what the shim saw into documents: WorkStatus, Pods, Nodes, and the facts that the cluster reports of itself. Pure."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+
+from cluster_controller.resources import kinds, quantity
+from cluster_shim import contract
+
+NAMES_PER_CLASS = 20
+
+
+def work_status(
+    application: kinds.ApplicationReference, cluster: str, name: str, seen: contract.ObservedWork, problems: Mapping[str, str]
+) -> kinds.WorkStatus:
+    """``problems`` say per component why it could not even be told to the shim (a model that is not here yet, say)."""
+    components = [_component(item, problems.get(item.name, "")) for item in seen.components]
+    known = {item.name for item in seen.components}
+    components += [
+        kinds.ComponentStatus(name=name, reason="NotReady", message=message)
+        for name, message in sorted(problems.items())
+        if name not in known
+    ]
+    trouble = next((item for item in components if item.reason), None)
+    ready = sum(item.ready for item in components)
+    desired = sum(item.desired for item in components)
+    row = kinds.ClusterRow(
+        cluster=cluster,
+        name=name,
+        ready=ready,
+        desired=desired,
+        reason=trouble.reason if trouble else "",
+        message=trouble.message if trouble else "",
+        port=next((item.port for item in seen.components if item.port), 0),
+        components={item.name: item.desired for item in components if item.desired},
+    )
+    # Unplaced here is decided by placement, before anything reaches the shim; what a shim cannot run it reports as not ready.
+    return kinds.WorkStatus(
+        metadata=kinds.Metadata(name=application.uid, uid=application.uid),
+        spec=kinds.WorkStatusSpec(application=application, cluster=cluster),
+        status=kinds.WorkStatusStatus(
+            version=seen.version, components=components, clusters=[row] if desired or ready else [], cluster_count=1
+        ),
+    )
+
+
+def _settled(seen: contract.ObservedWork) -> bool:
+    """Whether nothing above the share is running any more, ending instances included: only then is a lower share acknowledged."""
+    running: dict[str, int] = {}
+    for instance in seen.instances:
+        running[instance.component] = running.get(instance.component, 0) + 1
+    wanted = {item.name: item.desired for item in seen.components}
+    return all(count <= wanted.get(name, 0) for name, count in running.items())
+
+
+def _component(seen: contract.ObservedComponent, problem: str) -> kinds.ComponentStatus:
+    reason, message = seen.reason, seen.message
+    if problem:
+        reason, message = reason or "NotReady", problem
+    return kinds.ComponentStatus(
+        name=seen.name, desired=seen.desired, ready=seen.ready, updated=0 if problem else seen.updated, reason=reason, message=message
+    )
+
+
+def pod(work: contract.ObservedWork, application: kinds.ApplicationReference, instance: contract.Instance) -> kinds.Pod:
+    """One running instance as kubectl shows it."""
+    running = instance.phase in {contract.Phase.RUNNING, contract.Phase.STOPPING}
+    started = _time(instance.started_unix)
+    if running:
+        state = kinds.ContainerState(running=kinds.ContainerStateRunning(started_at=started))
+    else:
+        state = kinds.ContainerState(
+            waiting=kinds.ContainerStateWaiting(reason=instance.reason or str(instance.phase), message=instance.message)
+        )
+    phase = "Running" if running else "Failed" if instance.phase is contract.Phase.FAILED else "Pending"
+    ready = "True" if instance.ready else "False"
+    labels = {
+        "banyan.dev/application": application.name,
+        "banyan.dev/component": instance.component,
+        "banyan.dev/origin": application.origin_name,
+        "banyan.dev/revision": instance.revision,
+    }
+    return kinds.Pod(
+        metadata=kinds.Metadata(
+            name=instance.id,
+            namespace=application.namespace,
+            uid=f"{work.uid}-{instance.id}",
+            labels={key: value for key, value in labels.items() if value},
+            creation_timestamp=started,
+        ),
+        spec=kinds.PodSpec(
+            containers=[kinds.Container(name=instance.component, image=f"process/{application.name}")],
+            node_name=instance.node,
+        ),
+        status=kinds.PodStatus(
+            phase=phase,
+            reason=instance.reason,
+            message=instance.message,
+            start_time=started,
+            conditions=[kinds.PodCondition(type="Ready", status=ready), kinds.PodCondition(type="ContainersReady", status=ready)],
+            container_statuses=[
+                kinds.ContainerStatus(
+                    name=instance.component,
+                    ready=instance.ready,
+                    restart_count=instance.restarts,
+                    image=f"process/{application.name}",
+                    container_id=f"process://{instance.pid}" if instance.pid else "",
+                    started=running,
+                    state=state,
+                )
+            ],
+        ),
+    )
+
+
+def _time(unix: float) -> str | None:
+    return datetime.fromtimestamp(unix, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if unix else None
+
+
+def node(seen: contract.Node, version: str, taints: Sequence[kinds.Taint] = ()) -> kinds.Node:
+    capacity = {"cpu": quantity.format_millis(seen.cpu_millis), "memory": quantity.format_bytes(seen.memory_bytes)}
+    allocatable = {
+        "cpu": quantity.format_millis(seen.allocatable_cpu_millis),
+        "memory": quantity.format_bytes(seen.allocatable_memory_bytes),
+    }
+    for name, count in seen.accelerators.items():
+        capacity[name] = allocatable[name] = str(count)
+    ready = kinds.NodeCondition(
+        type="Ready", status="True" if seen.ready else "False", reason="ShimReports" if seen.ready else "NodeNotReady"
+    )
+    return kinds.Node(
+        metadata=kinds.Metadata(
+            name=seen.name,
+            uid=f"node-{seen.name}",
+            labels={"kubernetes.io/hostname": seen.name, "kubernetes.io/arch": seen.architecture, "kubernetes.io/os": seen.os}
+            | seen.labels,
+        ),
+        spec=kinds.NodeSpec(taints=list(taints)),
+        status=kinds.NodeStatus(
+            capacity=capacity,
+            allocatable=allocatable,
+            conditions=[ready],
+            node_info=kinds.NodeInfo(
+                boot_id=seen.boot_id,
+                kernel_version=seen.kernel,
+                os_image=seen.os,
+                operating_system=seen.os,
+                architecture=seen.architecture,
+                kubelet_version=version,
+                container_runtime_version="process",
+            ),
+        ),
+    )
+
+
+def node_classes(nodes: Iterable[contract.Node], requested: Mapping[str, kinds.ResourceSums]) -> list[kinds.NodeClass]:
+    """Equal nodes counted together; ``requested`` sums per node name what Works ask for there."""
+    groups: dict[tuple[object, ...], list[contract.Node]] = {}
+    for item in nodes:
+        key = (
+            item.architecture,
+            item.allocatable_cpu_millis,
+            item.allocatable_memory_bytes,
+            tuple(sorted(item.accelerators.items())),
+            tuple(sorted(item.labels.items())),
+        )
+        groups.setdefault(key, []).append(item)
+    return [_class(group, requested) for group in groups.values()]
+
+
+def _class(group: Sequence[contract.Node], requested: Mapping[str, kinds.ResourceSums]) -> kinds.NodeClass:
+    first = group[0]
+    ready = [item for item in group if item.ready]
+    frees = [_free(item, requested.get(item.name, kinds.ResourceSums())) for item in ready]
+    return kinds.NodeClass(
+        architecture=first.architecture,
+        count=len(group),
+        ready=len(ready),
+        allocatable=kinds.ResourceSums(
+            cpu_millis=first.allocatable_cpu_millis,
+            memory_bytes=first.allocatable_memory_bytes,
+            accelerators=dict(first.accelerators),
+        ),
+        free=max(frees, key=lambda free: (free.cpu_millis, free.memory_bytes), default=kinds.ResourceSums()),
+        labels=dict(first.labels),
+        names=sorted(item.name for item in group)[:NAMES_PER_CLASS],
+    )
+
+
+def _free(seen: contract.Node, requested: kinds.ResourceSums) -> kinds.ResourceSums:
+    return kinds.ResourceSums(
+        cpu_millis=max(0, seen.allocatable_cpu_millis - requested.cpu_millis),
+        memory_bytes=max(0, seen.allocatable_memory_bytes - requested.memory_bytes),
+        accelerators={name: max(0, count - requested.accelerators.get(name, 0)) for name, count in seen.accelerators.items()},
+    )

@@ -1,0 +1,345 @@
+"""Keep the own cluster's shim told, and write down what it sees.
+
+What was told last is kept in the store (without secrets), component by component: when a new version cannot be told yet, because
+its model has not arrived or a Secret is missing, the component goes on as it was told before. So a controller that starts with
+no parent in reach starts everything that ran, from its own disk (ARCHITECTURE law 9 and section 5, Autonomy).
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Protocol
+
+import msgspec
+import structlog
+from msgspec import Struct
+
+from cluster_controller.documents import Documents, encode
+from cluster_controller.errors import BanyanError, InvalidInput
+from cluster_controller.reconcile import observe, resolve
+from cluster_controller.reconcile.resolve import ModelNeed
+from cluster_controller.resources import kinds
+from cluster_controller.store import Event, Key, Store, Tx
+from cluster_controller.tasks import Tasks
+from cluster_shim import contract
+
+log = structlog.get_logger()
+
+
+class Models(Protocol):
+    """Where model folders come from."""
+
+    def ready(self, need: ModelNeed) -> str | None:
+        """The folder with all files verified, or None when something has yet to be fetched."""
+        ...
+
+    async def ensure(self, need: ModelNeed) -> str:
+        """Fetch what is missing, verify, and return the folder. Raises BanyanError when it cannot be had now."""
+        ...
+
+
+class Told(Struct, frozen=True, kw_only=True):
+    """One component as the shim was last told: enough to tell it again, without secrets."""
+
+    spec: kinds.Component
+    model: contract.ModelRef | None = None
+
+
+class Applied(Struct, frozen=True, kw_only=True):
+    application: kinds.ApplicationReference
+    placement: kinds.Placement
+    components: dict[str, Told]
+
+
+class Reconciler:
+    """Between ``local`` and the shim, both ways."""
+
+    def __init__(
+        self,
+        store: Store,
+        shim: contract.Shim,
+        models: Models,
+        *,
+        uid: str,
+        name: str,
+        nodes_changed: Callable[[Sequence[contract.Node]], None],
+    ) -> None:
+        self._store = store
+        self._shim = shim
+        self._models = models
+        self._uid = uid
+        self._name = name
+        self._nodes_changed = nodes_changed
+        self._documents = Documents()
+        self._dirty: set[str] = set()
+        self._wake = asyncio.Event()
+        self._problems: dict[str, dict[str, str]] = {}
+        self._fetching: dict[str, asyncio.Task[None]] = {}
+        self._pods: dict[str, set[Key]] = {}
+        self._tasks = Tasks("reconcile")
+        self.nodes: tuple[contract.Node, ...] = ()
+        self.restarts = 0
+
+    def changed(self, events: Sequence[Event]) -> None:
+        """Called after each commit; only marks."""
+        for event in events:
+            space, kind = event.stored.key.space, event.stored.key.kind
+            if space == "local" and kind == "Work":
+                self._mark(event.stored.key.name)
+            elif kind in {"Model", "ConfigMap", "Secret"} and space in {"own", "desired"}:
+                self._mark_users(kind, event.stored.uid)
+
+    async def run(self) -> None:
+        """Until cancelled, or until the shim is lost."""
+        self._load_pods()
+        try:
+            async for observed in self._shim.reconcile(self._desired()):
+                await self._store.commit(lambda tx, observed=observed: self._write(tx, observed))  # type: ignore[misc]
+                if observed.nodes is not None:
+                    self.nodes = observed.nodes
+                    self._nodes_changed(observed.nodes)
+        finally:
+            await self._tasks.close()
+
+    # --- down: what the shim is told ---
+
+    async def _desired(self) -> AsyncIterator[contract.Desired]:
+        works = [stored.key.name for stored in self._store.list("local", "Work")]
+        told = await self._tell(works)
+        yield contract.Desired(works=tuple(told), full=True)
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            names, self._dirty = sorted(self._dirty), set()
+            present = [name for name in names if self._store.get(Key("local", "Work", "", name)) is not None]
+            removed = tuple(name for name in names if name not in present)
+            for name in removed:
+                await self._forget(name)
+            told = await self._tell(present)
+            if told or removed:
+                yield contract.Desired(works=tuple(told), removed=removed)
+
+    async def _tell(self, names: Sequence[str]) -> list[contract.Work]:
+        """Resolve, and remember what is about to be told."""
+        told: list[contract.Work] = []
+        kept: dict[str, bytes] = {}
+        for name in names:
+            work, applied = self._resolve(name)
+            if work is not None:
+                told.append(work)
+                kept[f"reconcile/applied/{name}"] = msgspec.json.encode(applied, order="deterministic")
+        fresh = {fact: value for fact, value in kept.items() if self._store.fact(fact) != value}
+        trouble = {name: dict(self._problems[name]) for name in names if self._problems.get(name)}
+        if fresh or trouble:
+
+            def write(tx: Tx) -> None:
+                for fact, value in fresh.items():
+                    tx.set_fact(fact, value)
+                for name, problems in trouble.items():
+                    self._write_problems(tx, name, problems)
+
+            await self._store.commit(write)
+        return told
+
+    def _resolve(self, name: str) -> tuple[contract.Work | None, Applied | None]:
+        stored = self._store.get(Key("local", "Work", "", name))
+        if stored is None:
+            return None, None
+        spec = self._documents.read(stored, kinds.Work).spec
+        found = self._found(spec)
+        fact = self._store.fact(f"reconcile/applied/{name}")
+        before = msgspec.json.decode(fact, type=Applied) if fact else None
+        problems: dict[str, str] = {}
+        components: list[contract.Component] = []
+        told: dict[str, Told] = {}
+        for item in spec.components:
+            try:
+                model = self._model(name, item, found)
+                components.append(resolve.component(item, spec.placement, found, model))
+                told[item.name] = Told(spec=item, model=model)
+            except InvalidInput as error:
+                problems[item.name] = str(error)
+                fallback = before.components.get(item.name) if before is not None else None
+                if before is None or fallback is None:
+                    continue
+                as_before = msgspec.structs.replace(fallback.spec, replicas=item.replicas)
+                try:
+                    components.append(resolve.component(as_before, before.placement, found, fallback.model))
+                    told[item.name] = fallback
+                except InvalidInput as again:
+                    log.warning("work.unresolved", application=spec.application.name, component=item.name, error=str(again))
+        self._problems[name] = problems
+        if problems and not components:
+            return None, None
+        work = contract.Work(
+            uid=name,
+            name=spec.application.name,
+            namespace=spec.application.namespace,
+            origin=spec.application.origin_name,
+            version=spec.shares[-1].id,
+            components=tuple(components),
+        )
+        return work, Applied(application=spec.application, placement=spec.placement, components=told)
+
+    def _model(self, name: str, item: kinds.Component, found: resolve.Found) -> contract.ModelRef | None:
+        need = resolve.model_need(item, found)
+        if need is None or item.replicas == 0:
+            return None if need is None else self._reference(need, "")
+        folder = self._models.ready(need)
+        if folder is None:
+            self._fetch(name, need)
+            raise InvalidInput(f"model {need.name} version {need.version} is on its way here", f"components[{item.name}].model")
+        return self._reference(need, folder)
+
+    def _reference(self, need: ModelNeed, folder: str) -> contract.ModelRef:
+        return contract.ModelRef(name=need.name, version=need.version, uid=need.uid, folder=folder, files=need.files, runtime=need.runtime)
+
+    def _fetch(self, name: str, need: ModelNeed) -> None:
+        if need.key not in self._fetching or self._fetching[need.key].done():
+            self._fetching[need.key] = self._tasks.spawn(f"fetch-{need.name}-{need.version}", self._fetch_until_there(name, need))
+        else:
+            self._fetching[need.key].add_done_callback(lambda _: self._mark(name))
+
+    async def _fetch_until_there(self, name: str, need: ModelNeed) -> None:
+        """Until it is there, or nothing here wants it any more; each try says why it failed."""
+        delay = 0.2
+        while self._wanted(name, need):
+            try:
+                await self._models.ensure(need)
+            except BanyanError as error:
+                log.warning("model.not_here", model=need.name, version=need.version, error=str(error), retry_s=delay)
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, 10.0)
+            else:
+                self._mark(name)
+                return
+
+    def _wanted(self, name: str, need: ModelNeed) -> bool:
+        stored = self._store.get(Key("local", "Work", "", name))
+        if stored is None:
+            return False
+        spec = self._documents.read(stored, kinds.Work).spec
+        found = self._found(spec)
+        for item in spec.components:
+            try:
+                wanted = resolve.model_need(item, found)
+            except InvalidInput:
+                continue
+            if wanted is not None and wanted.key == need.key:
+                return True
+        return False
+
+    def _found(self, spec: kinds.WorkSpec) -> resolve.Found:
+        """The documents that the Work refers to: delivered ones by uid, own ones where people wrote them."""
+        found: dict[tuple[str, str], bytes] = {}
+        for link in spec.references:
+            stored = self._store.get(Key("desired", link.kind, "", link.uid)) or self._store.find("own", link.kind, link.uid)
+            if stored is not None:
+                found[link.kind, link.name] = stored.document
+        return found
+
+    def _mark(self, name: str) -> None:
+        self._dirty.add(name)
+        self._wake.set()
+
+    def _mark_users(self, kind: str, uid: str) -> None:
+        for stored in self._store.list("local", "Work"):
+            if any(link.kind == kind and link.uid == uid for link in self._documents.read(stored, kinds.Work).spec.references):
+                self._mark(stored.key.name)
+
+    async def _forget(self, name: str) -> None:
+        self._problems.pop(name, None)
+
+        def write(tx: Tx) -> None:
+            if tx.fact(f"reconcile/applied/{name}") is not None:
+                tx.set_fact(f"reconcile/applied/{name}", None)
+            status = tx.get(Key("observed", "WorkStatus", "", name))
+            if status is not None and not self._pods.get(name):
+                tx.delete(status.key)
+
+        await self._store.commit(write)
+
+    # --- up: what the shim saw ---
+
+    def _load_pods(self) -> None:
+        for stored in self._store.list("own", "Pod"):
+            application = stored.uid[: -len(stored.key.name) - 1]
+            self._pods.setdefault(application, set()).add(stored.key)
+
+    def _write(self, tx: Tx, observed: contract.Observed) -> None:
+        for seen in observed.works:
+            self._write_work(tx, seen)
+        gone = set(observed.removed)
+        if observed.full:
+            named = {seen.uid for seen in observed.works}
+            gone |= {stored.key.name for stored in tx.list("observed", "WorkStatus")} - named
+            gone |= set(self._pods) - named
+        for name in gone:
+            self._write_gone(tx, name)
+        if observed.nodes is not None:
+            self._write_nodes(tx, observed.nodes)
+
+    def _write_work(self, tx: Tx, seen: contract.ObservedWork) -> None:
+        application = self._application(tx, seen.uid)
+        if application is None:
+            return
+        status = observe.work_status(application, self._uid, self._name, seen, self._problems.get(seen.uid, {}))
+        _put(tx, Key("observed", "WorkStatus", "", seen.uid), status, seen.uid)
+        pods = {}
+        for instance in seen.instances:
+            pod = observe.pod(seen, application, instance)
+            pods[Key("own", "Pod", application.namespace, instance.id)] = pod
+        for key in self._pods.get(seen.uid, set()) - set(pods):
+            tx.delete(key)
+        for key, pod in pods.items():
+            _put(tx, key, pod, pod.metadata.uid)
+        self._pods[seen.uid] = set(pods)
+
+    def _application(self, tx: Tx, name: str) -> kinds.ApplicationReference | None:
+        stored = tx.get(Key("local", "Work", "", name))
+        if stored is not None:
+            return self._documents.read(stored, kinds.Work).spec.application
+        status = tx.get(Key("observed", "WorkStatus", "", name))
+        return self._documents.read(status, kinds.WorkStatus).spec.application if status is not None else None
+
+    def _write_gone(self, tx: Tx, name: str) -> None:
+        for key in self._pods.pop(name, set()):
+            tx.delete(key)
+        if tx.get(Key("local", "Work", "", name)) is None:
+            tx.delete(Key("observed", "WorkStatus", "", name))
+
+    def _write_problems(self, tx: Tx, name: str, problems: dict[str, str]) -> None:
+        """A Work that could not be told at all is answered here; one that is told in part is answered with what the shim sees."""
+        work = tx.get(Key("local", "Work", "", name))
+        if work is None:
+            return
+        spec = self._documents.read(work, kinds.Work).spec
+        if self._pods.get(name):
+            return
+        wanted = {item.name: item.replicas for item in spec.components}
+        seen = contract.ObservedWork(
+            uid=name,
+            version=spec.shares[-1].id,
+            components=tuple(
+                contract.ObservedComponent(name=component, desired=wanted.get(component, 0), ready=0, updated=0) for component in problems
+            ),
+        )
+        status = observe.work_status(spec.application, self._uid, self._name, seen, problems)
+        _put(tx, Key("observed", "WorkStatus", "", name), status, name)
+
+    def _write_nodes(self, tx: Tx, nodes: Sequence[contract.Node]) -> None:
+        keys = set()
+        for item in nodes:
+            key = Key("own", "Node", "", item.name)
+            keys.add(key)
+            _put(tx, key, observe.node(item, ""), f"node-{item.name}")
+        for stored in tx.list("own", "Node"):
+            if stored.key not in keys:
+                tx.delete(stored.key)
+
+
+def _put(tx: Tx, key: Key, document: kinds.Resource, uid: str) -> None:
+    """Write only what differs: an unchanged object costs nothing on disk and on no link."""
+    encoded = encode(document)
+    there = tx.get(key)
+    if there is None or there.document != encoded:
+        tx.put(key, encoded, uid=uid)

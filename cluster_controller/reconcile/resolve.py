@@ -1,0 +1,188 @@
+"""Turn a Work document and the documents that it names into what the shim is told. Pure.
+
+Everything that a component depends on (its specification, the model's digests, values out of ConfigMaps and Secrets) goes into its
+revision, so a change of any of them is a new revision and nothing else is.
+"""
+
+import base64
+import hashlib
+from collections.abc import Mapping
+
+import msgspec
+from msgspec import Struct
+
+from cluster_controller.errors import InvalidInput
+from cluster_controller.resources import kinds, quantity
+from cluster_shim import contract
+
+Found = Mapping[tuple[str, str], bytes]  # (kind, name as the application writes it) → document
+
+
+class ModelNeed(Struct, frozen=True):
+    """A model version that a component runs; ``key`` is the same for the same files."""
+
+    name: str
+    version: str
+    uid: str
+    files: tuple[contract.ModelFile, ...]
+    runtime: str
+
+    @property
+    def key(self) -> str:
+        return hashlib.sha256(msgspec.json.encode([self.name, self.version, self.runtime, self.files])).hexdigest()[:32]
+
+
+def model_need(component: kinds.Component, found: Found) -> ModelNeed | None:
+    """Which files the component's model consists of; None for a command. InvalidInput when the version does not exist."""
+    if component.model is None:
+        return None
+    document = found.get(("Model", component.model.name))
+    if document is None:
+        raise InvalidInput(f"model {component.model.name} is not here yet", f"components[{component.name}].model.name")
+    model = msgspec.json.decode(document, type=kinds.Model)
+    wanted = component.model.version or (model.spec.versions[-1].name if model.spec.versions else "")
+    for version in model.spec.versions:
+        if version.name == wanted:
+            files = tuple(contract.ModelFile(path=file.path, sha256=file.sha256, size=file.size) for file in version.files)
+            return ModelNeed(
+                name=model.metadata.name or component.model.name,
+                version=version.name,
+                uid=model.metadata.uid,
+                files=files,
+                runtime=version.runtime,
+            )
+    have = ", ".join(version.name for version in model.spec.versions) or "none"
+    raise InvalidInput(
+        f"model {component.model.name} has no version {wanted!r}; it has {have}", f"components[{component.name}].model.version"
+    )
+
+
+def component(spec: kinds.Component, placement: kinds.Placement, found: Found, model: contract.ModelRef | None) -> contract.Component:
+    """One component with everything looked up. InvalidInput names what is missing."""
+    env, secret_env = _environment(spec, found)
+    resolved = contract.Component(
+        name=spec.name,
+        replicas=spec.replicas,
+        revision="",
+        model=model,
+        command=tuple(spec.command),
+        env=env,
+        secret_env=secret_env,
+        files=_files(spec, found),
+        volumes=tuple(contract.Volume(name=volume.name, path=volume.path) for volume in spec.volumes),
+        resources=_resources(spec.resources),
+        port=spec.expose.port if spec.expose is not None else 0,
+        takes_socket=spec.takes_socket or spec.model is not None,
+        liveness=_probe(spec.liveness),
+        readiness=_probe(spec.readiness),
+        grace_seconds=float(spec.termination_grace_period_seconds),
+        node=placement.node_name,
+    )
+    return msgspec.structs.replace(resolved, revision=_revision(resolved))
+
+
+def _revision(resolved: contract.Component) -> str:
+    """Hash over all that an instance is made of. The replica count is not part of an instance; nor is where the model's folder lies."""
+    model = resolved.model
+    bare = msgspec.structs.replace(resolved, replicas=0, revision="", model=msgspec.structs.replace(model, folder="") if model else None)
+    return hashlib.sha256(msgspec.json.encode(bare, order="deterministic")).hexdigest()[:12]
+
+
+def _resources(spec: kinds.Resources) -> contract.Resources:
+    return contract.Resources(
+        cpu_millis=quantity.millis(spec.cpu) if spec.cpu != "" else 0,
+        memory_bytes=quantity.units(spec.memory) if spec.memory != "" else 0,
+        accelerators=dict(spec.accelerators),
+    )
+
+
+def _probe(spec: kinds.Probe | None) -> contract.Probe | None:
+    if spec is None:
+        return None
+    port = 0
+    if spec.http_get is not None:
+        port = spec.http_get.port or 0
+    elif spec.tcp_socket is not None:
+        port = spec.tcp_socket.port or 0
+    return contract.Probe(
+        http_path=spec.http_get.path if spec.http_get is not None else "",
+        tcp=spec.tcp_socket is not None,
+        command=tuple(spec.exec.command) if spec.exec is not None else (),
+        port=port,
+        initial_delay_seconds=float(spec.initial_delay_seconds),
+        period_seconds=float(spec.period_seconds),
+        timeout_seconds=float(spec.timeout_seconds),
+        failure_threshold=spec.failure_threshold,
+        success_threshold=spec.success_threshold,
+    )
+
+
+def _environment(spec: kinds.Component, found: Found) -> tuple[dict[str, str], dict[str, str]]:
+    plain: dict[str, str] = {}
+    secret: dict[str, str] = {}
+    for whole in spec.env_from:
+        if whole.config_map_ref is not None:
+            for key, value in _data(found, "ConfigMap", whole.config_map_ref.name, whole.config_map_ref.optional).items():
+                plain[whole.prefix + key] = value.decode(errors="replace")
+        if whole.secret_ref is not None:
+            for key, value in _data(found, "Secret", whole.secret_ref.name, whole.secret_ref.optional).items():
+                secret[whole.prefix + key] = value.decode(errors="replace")
+    for variable in spec.env:
+        source = variable.value_from
+        if source is None:
+            plain[variable.name] = variable.value
+        elif source.config_map_key_ref is not None:
+            text = _key(found, "ConfigMap", source.config_map_key_ref)
+            if text is not None:
+                plain[variable.name] = text.decode(errors="replace")
+        elif source.secret_key_ref is not None:
+            text = _key(found, "Secret", source.secret_key_ref)
+            if text is not None:
+                secret[variable.name] = text.decode(errors="replace")
+    return plain, secret
+
+
+def _files(spec: kinds.Component, found: Found) -> tuple[contract.File, ...]:
+    files: list[contract.File] = []
+    for mount in spec.files:
+        source = mount.config_map or mount.secret
+        if source is None:
+            continue
+        secret = mount.secret is not None
+        data = _data(found, "Secret" if secret else "ConfigMap", source.name, source.optional)
+        if source.key:
+            if source.key in data:
+                files.append(contract.File(path=mount.path, content=data[source.key], mode=mount.mode, secret=secret))
+            elif not source.optional:
+                raise InvalidInput(
+                    f"{source.name} has no key {source.key}; it has {', '.join(sorted(data)) or 'none'}", f"files[{mount.path}]"
+                )
+        else:
+            files += [
+                contract.File(path=f"{mount.path}/{key}", content=value, mode=mount.mode, secret=secret)
+                for key, value in sorted(data.items())
+            ]
+    return tuple(files)
+
+
+def _key(found: Found, kind: str, selector: kinds.KeySelector) -> bytes | None:
+    data = _data(found, kind, selector.name, selector.optional)
+    if selector.key in data:
+        return data[selector.key]
+    if selector.optional:
+        return None
+    raise InvalidInput(f"{kind} {selector.name} has no key {selector.key}; it has {', '.join(sorted(data)) or 'none'}", "env")
+
+
+def _data(found: Found, kind: str, name: str, optional: bool) -> dict[str, bytes]:
+    document = found.get((kind, name))
+    if document is None:
+        if optional:
+            return {}
+        raise InvalidInput(f"{kind} {name} is not here yet", "references")
+    if kind == "Secret":
+        secret = msgspec.json.decode(document, type=kinds.Secret)
+        return {key: base64.b64decode(value) for key, value in secret.data.items()}
+    config = msgspec.json.decode(document, type=kinds.ConfigMap)
+    plain = {key: value.encode() for key, value in config.data.items()}
+    return plain | {key: base64.b64decode(value) for key, value in config.binary_data.items()}
