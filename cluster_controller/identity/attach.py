@@ -17,46 +17,52 @@ from cluster_controller.identity import keys
 
 PURPOSE = "banyan.attach.v1"
 MAX_ATTACH = 2**62
-MAX_RECORD_BYTES = 1024
+MAX_NONCE_BYTES = 64
+MAX_KEY_BYTES = 256
 
 
-class Attach(Struct, frozen=True, array_like=True):
+class Attach(Struct, frozen=True, kw_only=True):
+    """A signed record. ``public_key`` is the signer's SubjectPublicKeyInfo in DER."""
+
     uid: str
     parent: str
     attach: int
     nonce: bytes
-
-
-class AttachRecord(Struct, frozen=True, array_like=True):
-    """``statement`` is the signed bytes of an `Attach`; ``spki`` the signer's public key."""
-
-    statement: bytes
-    spki: bytes
+    public_key: bytes
     signature: bytes
 
 
-def sign(uid: str, parent: str, attach: int, spki: bytes, signer: Callable[[bytes, str], bytes]) -> bytes:
-    """An encoded record with a fresh nonce; ``signer`` is `Identity.sign`."""
-    statement = msgspec.msgpack.encode(Attach(uid, parent, attach, secrets.token_bytes(8)))
-    return msgspec.msgpack.encode(AttachRecord(statement, spki, signer(statement, PURPOSE)))
+def sign(uid: str, parent: str, attach: int, public_key: bytes, signer: Callable[[bytes, str], bytes]) -> Attach:
+    """A record with a fresh nonce; ``signer`` is `Identity.sign`."""
+    nonce = secrets.token_bytes(8)
+    signature = signer(_statement(uid, parent, attach, nonce), PURPOSE)
+    return Attach(uid=uid, parent=parent, attach=attach, nonce=nonce, public_key=public_key, signature=signature)
 
 
-def verify(data: bytes) -> Attach:
-    """What the record says; InvalidInput when it is not signed by the cluster that it speaks of."""
-    if len(data) > MAX_RECORD_BYTES:
-        raise InvalidInput(f"an attach record of {len(data)} bytes; the limit is {MAX_RECORD_BYTES}")
-    try:
-        record = msgspec.msgpack.decode(data, type=AttachRecord)
-        said = msgspec.msgpack.decode(record.statement, type=Attach)
-    except msgspec.DecodeError as error:
-        raise InvalidInput("not an attach record") from error
-    if keys.uid_of_spki(record.spki) != said.uid or not 0 < said.attach < MAX_ATTACH:
-        raise InvalidInput(f"the attach record of {said.uid!r} carries another cluster's key")
-    if not keys.verify(keys.public_from_spki(record.spki), PURPOSE, record.statement, record.signature):
-        raise InvalidInput(f"the attach record of {said.uid} is not signed by it")
-    return said
+def verify(record: Attach) -> None:
+    """InvalidInput when ``record`` is not signed by the cluster that it speaks of."""
+    if not 0 < record.attach < MAX_ATTACH or len(record.nonce) > MAX_NONCE_BYTES or len(record.public_key) > MAX_KEY_BYTES:
+        raise InvalidInput(f"the attach record of {record.uid!r} is out of bounds")
+    if keys.uid_of_spki(record.public_key) != record.uid:
+        raise InvalidInput(f"the attach record of {record.uid!r} carries another cluster's key")
+    statement = _statement(record.uid, record.parent, record.attach, record.nonce)
+    if not keys.verify(keys.public_from_spki(record.public_key), PURPOSE, statement, record.signature):
+        raise InvalidInput(f"the attach record of {record.uid} is not signed by it")
 
 
-def newer(candidate: Attach, current: Attach | None) -> bool:
-    """Does ``candidate`` replace ``current``? The higher attach wins; of two with the same one, that which came first."""
-    return current is None or candidate.attach > current.attach
+def newer(candidate: int, current: int) -> bool:
+    """Does a record of attach ``candidate`` replace one of ``current`` (0: none)? Of two with the same, the first stays."""
+    return candidate > current
+
+
+def after_replayed(attach: int, refusals: int) -> int:
+    """The counter after a parent has refused ``attach`` as replayed, for the ``refusals``-th time in a row (from 1).
+
+    A data folder restored from a backup counts from where it was then; steps that grow sixteenfold pass any counter that it
+    may have reached in a handful of connections, without believing anybody's word for the number.
+    """
+    return min(attach + (1 << 4 * min(refusals, 15)), MAX_ATTACH - 2)
+
+
+def _statement(uid: str, parent: str, attach: int, nonce: bytes) -> bytes:
+    return msgspec.msgpack.encode((uid, parent, attach, nonce))

@@ -44,7 +44,8 @@ def due(not_before: datetime, not_after: datetime, now: datetime, spread: float)
 def retry(attempt: int) -> timedelta:
     """Pause after the ``attempt``-th failed renewal (from 0): doubling from a minute to six hours."""
     low, high = RETRY
-    return min(high, low * 2 ** min(attempt, 16))
+    doubled: timedelta = low * (1 << min(attempt, 16))
+    return min(high, doubled)
 
 
 def skew(mine: datetime, theirs: datetime) -> str | None:

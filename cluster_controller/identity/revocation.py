@@ -14,7 +14,7 @@ from cluster_controller.identity.certificates import PeerCertificate
 
 
 class Revocation(Struct, frozen=True):
-    """``id`` is a cluster's uid or a user's credential id. ``through`` is the child that reported it; "" for our own and those from above."""
+    """``id`` is a cluster's uid or a user's credential id. ``through`` is the child that reported it; "" for ours and those from above."""
 
     subject: Literal["cluster", "user"]
     id: str

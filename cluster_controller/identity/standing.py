@@ -16,56 +16,54 @@ from cluster_controller.identity import certificates, keys
 
 PURPOSE = "banyan.standing.v1"
 MAX_PARENTS = 16
-MAX_STANDING_BYTES = 48 * 1024
+MAX_ADDRESSES = 16
 
 
-class PermittedParent(Struct, frozen=True, array_like=True):
+class PermittedParent(Struct, frozen=True):
     uid: str
     name: str
     addresses: tuple[str, ...]
 
 
-class Standing(Struct, frozen=True, array_like=True):
+class Standing(Struct, frozen=True, kw_only=True):
+    """``parents`` are in order of preference, the home parent, who signs, first. ``chain``: its certificates, DER, leaf first."""
+
     child: str
-    home: str
+    parents: tuple[PermittedParent, ...]
     serial: int
-    parents: tuple[PermittedParent, ...]  # the home parent first
-
-
-class SignedStanding(Struct, frozen=True, array_like=True):
-    statement: bytes
     signature: bytes
-    chain: tuple[bytes, ...]  # of the home parent, DER, without the tree CA
+    chain: tuple[bytes, ...]
+
+    @property
+    def home(self) -> str:
+        return self.parents[0].uid if self.parents else ""
 
 
-def sign(standing: Standing, chain: Sequence[bytes], signer: Callable[[bytes, str], bytes]) -> bytes:
-    """The encoded, signed standing; ``signer`` is `Identity.sign` of the home parent, ``chain`` its certificates in DER."""
-    if len(standing.parents) > MAX_PARENTS:
-        raise InvalidInput(f"{len(standing.parents)} permitted parents; the limit is {MAX_PARENTS}")
-    statement = msgspec.msgpack.encode(standing)
-    return msgspec.msgpack.encode(SignedStanding(statement, signer(statement, PURPOSE), tuple(chain)))
+def sign(
+    child: str, parents: Sequence[PermittedParent], serial: int, chain: Sequence[bytes], signer: Callable[[bytes, str], bytes]
+) -> Standing:
+    """``signer`` is `Identity.sign` of the home parent, ``chain`` its certificates in DER without the tree CA."""
+    if not 0 < len(parents) <= MAX_PARENTS:
+        raise InvalidInput(f"{len(parents)} permitted parents; there must be 1 to {MAX_PARENTS}")
+    signature = signer(_statement(child, parents, serial), PURPOSE)
+    return Standing(child=child, parents=tuple(parents), serial=serial, signature=signature, chain=tuple(chain))
 
 
-def verify(data: bytes, tree_ca: x509.Certificate) -> Standing:
-    """What the home parent signed; InvalidInput when it is not signed by the home that it names, or not of this tree."""
-    if len(data) > MAX_STANDING_BYTES:
-        raise InvalidInput(f"a standing of {len(data)} bytes; the limit is {MAX_STANDING_BYTES}")
-    try:
-        signed = msgspec.msgpack.decode(data, type=SignedStanding)
-        said = msgspec.msgpack.decode(signed.statement, type=Standing)
-    except msgspec.DecodeError as error:
-        raise InvalidInput("not a standing") from error
-    certificates.verify_chain([certificates.parse(one) for one in signed.chain], tree_ca)
-    home = certificates.peer_identity(signed.chain)
-    if home.uid != said.home:
-        raise InvalidInput(f"the standing of {said.child} names {said.home} as its home and is signed by {home.uid}")
-    if not keys.verify(keys.public_from_spki(home.spki), PURPOSE, signed.statement, signed.signature):
-        raise InvalidInput(f"the standing of {said.child} is not signed by {home.name}")
-    return said
+def verify(standing: Standing, tree_ca: x509.Certificate) -> None:
+    """InvalidInput when it is not signed by the home that it names, or that home is not of this tree."""
+    if not 0 < len(standing.parents) <= MAX_PARENTS or any(len(one.addresses) > MAX_ADDRESSES for one in standing.parents):
+        raise InvalidInput(f"the standing of {standing.child!r} is out of bounds")
+    certificates.verify_chain([certificates.parse(one) for one in standing.chain], tree_ca)
+    home = certificates.peer_identity(standing.chain)
+    if home.uid != standing.home:
+        raise InvalidInput(f"the standing of {standing.child} names {standing.home} as its home and is signed by {home.uid}")
+    statement = _statement(standing.child, standing.parents, standing.serial)
+    if not keys.verify(keys.public_from_spki(home.spki), PURPOSE, statement, standing.signature):
+        raise InvalidInput(f"the standing of {standing.child} is not signed by {home.name}")
 
 
 def adopt(standing: Standing, child: certificates.PeerCertificate, me: str) -> None:
-    """May ``me`` take ``child`` in on the strength of ``standing``? Forbidden says why not."""
+    """May ``me`` take ``child`` in on the strength of a verified ``standing``? Forbidden says why not."""
     if standing.child != child.uid:
         raise Forbidden(f"the standing shown by {child.name} is that of another cluster")
     if child.home != standing.home:
@@ -77,3 +75,8 @@ def adopt(standing: Standing, child: certificates.PeerCertificate, me: str) -> N
 def replaces(candidate: Standing, current: Standing | None) -> bool:
     """Keep the one with the higher serial; another home (after a join elsewhere) always replaces."""
     return current is None or candidate.home != current.home or candidate.serial > current.serial
+
+
+def _statement(child: str, parents: Sequence[PermittedParent], serial: int) -> bytes:
+    listed = [(parent.uid, parent.name, list(parent.addresses)) for parent in parents]
+    return msgspec.msgpack.encode((child, serial, listed))

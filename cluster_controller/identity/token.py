@@ -27,7 +27,7 @@ CHECKSUM_BYTES = 5
 SECRET_BYTES = 16
 MAX_ADDRESSES = 8
 MAX_TOKEN_CHARACTERS = 4096
-ID_PATTERN = re.compile(r"[a-z0-9]{10}")
+ID_PATTERN = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
 class Flag(IntFlag):
@@ -39,7 +39,7 @@ class Flag(IntFlag):
     LEAF = 4  # may not take children
 
 
-class JoinToken(Struct, frozen=True, array_like=True):
+class JoinToken(Struct, frozen=True, array_like=True):  # array_like: new fields go to the end, with a default
     """``addresses`` are HOST:PORT. ``tree_ca`` is the SHA-256 of the tree CA's certificate in DER."""
 
     parent: str
@@ -54,11 +54,17 @@ class JoinToken(Struct, frozen=True, array_like=True):
         return f"<JoinToken {self.id} for {self.parent_name}>"
 
 
-def new(parent: str, parent_name: str, addresses: tuple[str, ...], tree_ca_digest: str, flags: Flag = Flag.NONE) -> JoinToken:
-    """A token with a fresh id and secret. InvalidInput when no address, or too many, are given."""
+def new_id() -> str:
+    """A random token id; people may give a name of their own instead."""
+    return "".join(secrets.choice("abcdefghijklmnopqrstuvwxyz0123456789") for _ in range(10))
+
+
+def new(
+    *, parent: str, parent_name: str, addresses: tuple[str, ...], tree_ca_digest: str, identifier: str, flags: Flag = Flag.NONE
+) -> JoinToken:
+    """A token with a fresh secret; ``identifier`` is the name of its JoinToken object. InvalidInput for none or too many addresses."""
     if not addresses or len(addresses) > MAX_ADDRESSES:
         raise InvalidInput(f"a token needs 1 to {MAX_ADDRESSES} addresses of {parent_name}; set tunnel_advertise", "tunnel_advertise")
-    identifier = "".join(secrets.choice("abcdefghijklmnopqrstuvwxyz0123456789") for _ in range(10))
     return JoinToken(
         parent, parent_name, tuple(addresses), bytes.fromhex(tree_ca_digest), identifier, secrets.token_bytes(SECRET_BYTES), int(flags)
     )
