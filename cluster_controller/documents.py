@@ -4,16 +4,16 @@ Documents stay the writer's bytes in the store (ARCHITECTURE law 10); this cache
 """
 
 from collections import OrderedDict
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
-from cluster_controller.store import Key, Stored
+from cluster_controller.store import Key, Stored, Tx
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 CACHED = 4096
-_decoders: dict[type[msgspec.Struct], msgspec.json.Decoder[msgspec.Struct]] = {}
+_decoders: dict[type[msgspec.Struct], msgspec.json.Decoder[Any]] = {}
 _encoder = msgspec.json.Encoder(order="deterministic")
 
 
@@ -44,10 +44,19 @@ def decode(document: bytes, as_type: type[T]) -> T:
     """One document without the cache."""
     decoder = _decoders.get(as_type)
     if decoder is None:
-        decoder = _decoders[as_type] = msgspec.json.Decoder(as_type)  # type: ignore[assignment]
-    return decoder.decode(document)
+        decoder = _decoders[as_type] = msgspec.json.Decoder(as_type)
+    decoded: T = decoder.decode(document)
+    return decoded
 
 
 def encode(document: msgspec.Struct) -> bytes:
     """Bytes to store; equal structs give equal bytes, so that writing the same again is no change."""
     return _encoder.encode(document)
+
+
+def put_changed(tx: Tx, key: Key, document: msgspec.Struct, uid: str) -> None:
+    """Write only what differs: an unchanged object costs nothing on disk and on no link."""
+    encoded = encode(document)
+    there = tx.get(key)
+    if there is None or there.document != encoded:
+        tx.put(key, encoded, uid=uid)

@@ -13,7 +13,7 @@ import msgspec
 import structlog
 from msgspec import Struct
 
-from cluster_controller.documents import Documents, encode
+from cluster_controller.documents import Documents, put_changed
 from cluster_controller.errors import BanyanError, InvalidInput
 from cluster_controller.reconcile import observe, resolve
 from cluster_controller.reconcile.resolve import ModelNeed
@@ -283,7 +283,7 @@ class Reconciler:
         if application is None:
             return
         status = observe.work_status(application, self._uid, self._name, seen, self._problems.get(seen.uid, {}))
-        _put(tx, Key("observed", "WorkStatus", "", seen.uid), status, seen.uid)
+        put_changed(tx, Key("observed", "WorkStatus", "", seen.uid), status, seen.uid)
         pods = {}
         for instance in seen.instances:
             pod = observe.pod(seen, application, instance)
@@ -291,7 +291,7 @@ class Reconciler:
         for key in self._pods.get(seen.uid, set()) - set(pods):
             tx.delete(key)
         for key, pod in pods.items():
-            _put(tx, key, pod, pod.metadata.uid)
+            put_changed(tx, key, pod, pod.metadata.uid)
         self._pods[seen.uid] = set(pods)
 
     def _application(self, tx: Tx, name: str) -> kinds.ApplicationReference | None:
@@ -324,22 +324,14 @@ class Reconciler:
             ),
         )
         status = observe.work_status(spec.application, self._uid, self._name, seen, problems)
-        _put(tx, Key("observed", "WorkStatus", "", name), status, name)
+        put_changed(tx, Key("observed", "WorkStatus", "", name), status, name)
 
     def _write_nodes(self, tx: Tx, nodes: Sequence[contract.Node]) -> None:
         keys = set()
         for item in nodes:
             key = Key("own", "Node", "", item.name)
             keys.add(key)
-            _put(tx, key, observe.node(item, ""), f"node-{item.name}")
+            put_changed(tx, key, observe.node(item, ""), f"node-{item.name}")
         for stored in tx.list("own", "Node"):
             if stored.key not in keys:
                 tx.delete(stored.key)
-
-
-def _put(tx: Tx, key: Key, document: kinds.Resource, uid: str) -> None:
-    """Write only what differs: an unchanged object costs nothing on disk and on no link."""
-    encoded = encode(document)
-    there = tx.get(key)
-    if there is None or there.document != encoded:
-        tx.put(key, encoded, uid=uid)

@@ -1,0 +1,424 @@
+"""Keep a Cluster object for this controller and for every cluster below it, and tell the parent of them.
+
+Level-triggered like placement: events and links only mark clusters as dirty, `settle` writes what differs. The transition from
+Ready to Unknown is written by whoever lost the link, for the child and for all that it holds below, in one commit
+(ARCHITECTURE law 5); how long ago something was heard is computed when shown (`heard`), never stored.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import msgspec
+import structlog
+from msgspec import Struct
+
+from cluster_controller.documents import Documents, encode, put_changed
+from cluster_controller.resources import kinds
+from cluster_controller.store import Event, Key, Store, Stored, Tx
+from cluster_controller.tree.merge import Merged, merge
+
+log = structlog.get_logger()
+Ready = Literal["True", "False", "Unknown"]
+
+
+class Heard(Struct, frozen=True):
+    """How long ago, in seconds; ``at_least`` when nobody can know how much longer it was."""
+
+    seconds: float
+    at_least: bool = False
+    broken_hop: str = ""
+
+
+class Known(Struct, frozen=True, kw_only=True):
+    """What is known of one cluster before overlays: its own word, through whom it came, and whether that way is open."""
+
+    uid: str
+    name: str
+    parent: str
+    parent_name: str
+    via: str
+    facts: kinds.ClusterFacts
+    ready: Ready
+    reason: str = ""
+    broken_hop: str = ""
+    since: str = ""
+    children: int = 0
+    withdrawing: list[str]
+
+
+class Census:
+    """The clusters of this controller's subtree.
+
+    ``links``: for each direct child with a live link, the boot-time clock at which it was last heard.
+    ``facts`` is what this cluster says of itself now; ``timestamp`` the wall clock for people.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        uid: str,
+        name: str,
+        parent: Callable[[], tuple[str, str]],
+        facts: Callable[[], kinds.ClusterFacts],
+        links: Callable[[], Mapping[str, float]],
+        now: Callable[[], float],
+        timestamp: Callable[[], str],
+    ) -> None:
+        self._store = store
+        self._uid = uid
+        self._name = name
+        self._parent = parent
+        self._facts = facts
+        self._links = links
+        self._now = now
+        self._timestamp = timestamp
+        self._started = now()
+        self._documents = Documents()
+        self._dirty: set[str] = set()
+        self._wake = asyncio.Event()
+        self._via: dict[str, str] = {}  # cluster → the direct child that reports it
+        self._lost: dict[str, float] = {}  # direct child → when it was last heard
+        self._told: dict[str, float] = {}  # cluster → when we were told that it fell silent
+
+    # --- what changed ---
+
+    def load(self) -> None:
+        for space in self._store.spaces():
+            child = space.removeprefix("up/")
+            if child != space:
+                for stored in self._store.list(space, "ClusterStatus"):
+                    self._via[stored.key.name] = child
+        for stored in self._store.list("own", "Cluster"):
+            self._mark(stored.uid)
+        self._mark(self._uid)
+
+    def changed(self, events: Sequence[Event]) -> None:
+        for event in events:
+            space, kind = event.stored.key.space, event.stored.key.kind
+            if kind == "ClusterStatus" and space.startswith("up/"):
+                self._via[event.stored.key.name] = space.removeprefix("up/")
+                self._mark(event.stored.key.name)
+            elif kind == "Cluster" and space == "own":
+                self._mark(event.stored.uid)
+            elif kind == "ClusterOverlay" and space == "desired":
+                self._mark(self._documents.read(event.stored, kinds.ClusterOverlay).spec.cluster)
+            elif (kind == "Work" and space == "local") or (kind == "Pod" and space == "own"):
+                self._mark(self._uid)
+            elif kind == "WorkStatus" and space.startswith("up/") and event.kind_of == "delete":
+                self._mark_below(space.removeprefix("up/"))
+
+    def link_changed(self, child: str, last_heard: float | None) -> None:
+        """A link to a direct child came up (None) or was lost, and when it was last heard."""
+        if last_heard is None:
+            self._lost.pop(child, None)
+        else:
+            self._lost[child] = last_heard
+        self._mark_below(child)
+
+    def self_changed(self) -> None:
+        """What this cluster says of itself may have changed."""
+        self._mark(self._uid)
+
+    def _mark_below(self, child: str) -> None:
+        self._mark(child)
+        for uid, via in self._via.items():
+            if via == child:
+                self._mark(uid)
+
+    def _mark(self, uid: str) -> None:
+        self._dirty.add(uid)
+        self._wake.set()
+
+    # --- what is shown ---
+
+    def silent(self) -> dict[str, str]:
+        """Direct children out of reach, with the broken hop in words."""
+        links = self._links()
+        return {
+            stored.uid: f"{self._name} → {stored.key.name}"
+            for stored in self._store.list("own", "Cluster")
+            if stored.uid != self._uid
+            and stored.uid not in links
+            and self._documents.read(stored, kinds.Cluster).status.parent_uid == self._uid
+        }
+
+    def heard(self, uid: str) -> Heard | None:
+        """How long ago this cluster was heard of; None for the own one and for one that nobody knows."""
+        if uid == self._uid:
+            return None
+        stored = self._store.find("own", "Cluster", uid)
+        if stored is None:
+            return None
+        now = self._now()
+        via = self._via.get(uid, uid)
+        links = self._links()
+        if via not in links:
+            hop = self.silent().get(via, "")
+            if via in self._lost:
+                return Heard(now - self._lost[via], broken_hop=hop)
+            return Heard(now - self._started, at_least=True, broken_hop=hop)
+        status = self._documents.read(stored, kinds.Cluster).status
+        if status.phase == "Ready":
+            return Heard(now - links[via])
+        return Heard(now - self._told.get(uid, self._started), at_least=True, broken_hop=status.broken_hop)
+
+    # --- settling ---
+
+    async def run(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            batch, self._dirty = self._dirty, set()
+            try:
+                await self._store.commit(lambda tx, batch=batch: self._settle_all(tx, batch))  # type: ignore[misc]
+            except BaseException:
+                self._dirty |= batch
+                self._wake.set()
+                raise
+
+    def _settle_all(self, tx: Tx, batch: set[str]) -> None:
+        for uid in sorted(batch, key=lambda uid: (uid != self._uid, self._via.get(uid) != uid, uid)):
+            self.settle(tx, uid)
+
+    def settle(self, tx: Tx, uid: str) -> None:
+        """Write the Cluster of ``uid``, what is said of it upwards, and what is laid over it downwards."""
+        known = self._known(tx, uid)
+        stored = self._find(tx, uid)
+        if known is None:
+            self._gone(tx, uid, stored)
+            return
+        own = self._documents.read(stored, kinds.Cluster) if stored is not None else None
+        overlays = self._overlays(tx, uid, own)
+        merged = merge(known.name, known.facts.labels, overlays)
+        self._write_cluster(tx, known, stored, own, merged)
+        self._write_report(tx, known)
+        if known.via != self._uid:
+            self._write_overlays(tx, known, overlays)
+
+    def _known(self, tx: Tx, uid: str) -> Known | None:
+        if uid == self._uid:
+            parent, parent_name = self._parent()
+            return Known(
+                uid=uid,
+                name=self._name,
+                parent=parent,
+                parent_name=parent_name,
+                via=uid,
+                facts=self._facts(),
+                ready="True",
+                children=self._children(tx, uid),
+                withdrawing=[],
+            )
+        via = self._via.get(uid, uid)
+        report = tx.get(Key(f"up/{via}", "ClusterStatus", "", uid))
+        silent = via not in self._links()
+        if report is None:
+            return self._unheard(tx, uid, silent)
+        document = self._documents.read(report, kinds.ClusterStatus)
+        status = document.status
+        return Known(
+            uid=uid,
+            name=document.spec.name,
+            parent=self._uid if uid == via else document.spec.parent,
+            parent_name=self._name if uid == via else document.spec.parent_name,
+            via=via,
+            facts=status.facts,
+            ready="Unknown" if silent else status.ready,
+            reason="LinkLost" if silent else status.reason,
+            broken_hop=self._hop(tx, via) if silent else status.broken_hop,
+            since=status.since,
+            children=status.children,
+            withdrawing=self._withdrawing(tx, uid, via) if silent else status.withdrawing,
+        )
+
+    def _unheard(self, tx: Tx, uid: str, silent: bool) -> Known | None:
+        """A direct child that joined and has not said anything yet."""
+        stored = self._find(tx, uid)
+        if stored is None:
+            return None
+        document = self._documents.read(stored, kinds.Cluster)
+        if document.status.parent_uid != self._uid:
+            return None
+        return Known(
+            uid=uid,
+            name=stored.key.name,
+            parent=self._uid,
+            parent_name=self._name,
+            via=uid,
+            facts=document.status.facts,
+            ready="Unknown",
+            reason="LinkLost" if silent else "NeverReported",
+            broken_hop=self._hop(tx, uid) if silent else "",
+            withdrawing=[],
+        )
+
+    def _hop(self, tx: Tx, child: str) -> str:
+        stored = self._find(tx, child)
+        return f"{self._name} → {stored.key.name if stored is not None else child}"
+
+    def _withdrawing(self, tx: Tx, uid: str, via: str) -> list[str]:
+        """Applications that were taken back while the cluster was out of reach: it may still run them."""
+        names = []
+        for stored in tx.list(f"up/{via}", "WorkStatus"):
+            if tx.get(Key(f"down/{via}", "Work", "", stored.key.name)) is not None:
+                continue
+            document = self._documents.read(stored, kinds.WorkStatus)
+            if any(row.cluster == uid for row in document.status.clusters):
+                names.append(f"{document.spec.application.namespace}/{document.spec.application.name}")
+        return sorted(names)
+
+    def _children(self, tx: Tx, uid: str) -> int:
+        return sum(1 for stored in tx.list("own", "Cluster") if self._documents.read(stored, kinds.Cluster).status.parent_uid == uid)
+
+    def _find(self, tx: Tx, uid: str) -> Stored | None:
+        """By uid, through pending writes: names may differ from what the cluster calls itself."""
+        found = self._store.find("own", "Cluster", uid)
+        if found is not None:
+            return tx.get(found.key)
+        return next((stored for stored in tx.list("own", "Cluster") if stored.uid == uid), None)
+
+    def _gone(self, tx: Tx, uid: str, stored: Stored | None) -> None:
+        """No longer reported: removed by its parent. A direct child goes only by `banyan cluster remove`."""
+        self._via.pop(uid, None)
+        self._told.pop(uid, None)
+        if stored is not None and self._documents.read(stored, kinds.Cluster).status.parent_uid != self._uid:
+            tx.delete(stored.key)
+        tx.delete(Key("report", "ClusterStatus", "", uid))
+
+    def _write_cluster(self, tx: Tx, known: Known, stored: Stored | None, own: kinds.Cluster | None, merged: Merged) -> None:
+        before = own.status if own is not None else kinds.ClusterState()
+        phase = {"True": "Ready", "False": "NotReady", "Unknown": "Unknown"}[known.ready]
+        if before.phase in {"Held", "Revoked", "Pending"} and known.reason in {"LinkLost", "NeverReported"}:
+            phase = before.phase  # what a person or the membership decided says more than a missing link
+        if phase != before.phase:
+            self._transition(known, before.phase, phase)
+        condition = kinds.Condition(
+            type="Ready",
+            status=known.ready,
+            reason=known.reason or ("Heard" if known.ready == "True" else ""),
+            message=f"{known.broken_hop} is cut" if known.broken_hop else "",
+            last_transition_time=self._timestamp(),
+        )
+        for old in before.conditions:
+            if old.type == "Ready" and old.status == condition.status:
+                condition = kinds.Condition(
+                    type="Ready",
+                    status=condition.status,
+                    reason=condition.reason,
+                    message=condition.message,
+                    last_transition_time=old.last_transition_time,
+                )
+        status = kinds.ClusterState(
+            uid=known.uid,
+            parent=known.parent_name,
+            parent_uid=known.parent,
+            path=self._path(tx, known),
+            phase=phase,
+            broken_hop=known.broken_hop,
+            facts=known.facts,
+            labels=merged.labels,
+            taints=merged.taints,
+            unschedulable=merged.unschedulable,
+            sources=merged.sources,
+            children=known.children,
+            conditions=[condition, *(item for item in before.conditions if item.type != "Ready")],
+            withdrawing=known.withdrawing,
+            address=before.address,
+            joined=before.joined,
+        )
+        if stored is not None and own is not None:
+            if status != before:
+                write_status(tx, stored, status)
+            return
+        name = self._free_name(tx, known)
+        document = kinds.Cluster(
+            metadata=kinds.Metadata(name=name, uid=known.uid, creation_timestamp=self._timestamp(), generation=1), status=status
+        )
+        tx.put(Key("own", "Cluster", "", name), encode(document), uid=known.uid)
+
+    def _transition(self, known: Known, before: str, after: str) -> None:
+        if after == "Ready":
+            self._told.pop(known.uid, None)
+            log.info("cluster.ready", cluster=known.name, was=before or "new")
+        else:
+            self._told[known.uid] = self._now()
+            log.warning("cluster.silent", cluster=known.name, phase=after, broken_hop=known.broken_hop, reason=known.reason)
+
+    def _free_name(self, tx: Tx, known: Known) -> str:
+        """Its own name, or NAME.PARENT where another cluster of the subtree has that name (condition NameConflict there)."""
+        taken = tx.get(Key("own", "Cluster", "", known.name))
+        return known.name if taken is None or taken.uid == known.uid else f"{known.name}.{known.parent_name or known.parent}"
+
+    def _path(self, tx: Tx, known: Known) -> list[str]:
+        """Names from this controller's child down to the cluster; empty for the own one."""
+        if known.uid == self._uid:
+            return []
+        path = [known.name]
+        parent = known.parent
+        for _ in range(64):
+            if parent in {self._uid, ""}:
+                return path[::-1]
+            stored = self._find(tx, parent)
+            if stored is None:
+                return path[::-1]
+            path.append(stored.key.name)
+            parent = self._documents.read(stored, kinds.Cluster).status.parent_uid
+        return path[::-1]
+
+    def _write_report(self, tx: Tx, known: Known) -> None:
+        key = Key("report", "ClusterStatus", "", known.uid)
+        document = kinds.ClusterStatus(
+            metadata=kinds.Metadata(name=known.uid, uid=known.uid),
+            spec=kinds.ClusterStatusSpec(cluster=known.uid, name=known.name, parent=known.parent, parent_name=known.parent_name),
+            status=kinds.ClusterStatusStatus(
+                facts=known.facts,
+                ready=known.ready,
+                reason=known.reason,
+                broken_hop=known.broken_hop,
+                since=known.since,
+                withdrawing=known.withdrawing,
+                children=known.children,
+            ),
+        )
+        put_changed(tx, key, document, known.uid)
+
+    # --- overlays ---
+
+    def _overlays(self, tx: Tx, uid: str, own: kinds.Cluster | None) -> list[kinds.ClusterOverlaySpec]:
+        """This controller's, then those of its ancestors as they were sent down (nearest first by how they were relayed)."""
+        overlays: list[kinds.ClusterOverlaySpec] = []
+        if own is not None and (own.metadata.labels or own.spec.taints or own.spec.unschedulable):
+            overlays.append(
+                kinds.ClusterOverlaySpec(
+                    cluster=uid,
+                    set_by=self._name,
+                    set_by_uid=self._uid,
+                    labels=own.metadata.labels,
+                    taints=own.spec.taints,
+                    unschedulable=own.spec.unschedulable,
+                )
+            )
+        for stored in tx.list("desired", "ClusterOverlay"):
+            spec = self._documents.read(stored, kinds.ClusterOverlay).spec
+            if spec.cluster == uid:
+                overlays.append(spec)
+        return overlays
+
+    def _write_overlays(self, tx: Tx, known: Known, overlays: Sequence[kinds.ClusterOverlaySpec]) -> None:
+        space = f"down/{known.via}"
+        wanted = {f"{known.uid}.{overlay.set_by_uid}": overlay for overlay in overlays}
+        for stored in tx.list(space, "ClusterOverlay"):
+            if stored.key.name.startswith(f"{known.uid}.") and stored.key.name not in wanted:
+                tx.delete(stored.key)
+        for name, overlay in wanted.items():
+            document = kinds.ClusterOverlay(metadata=kinds.Metadata(name=name, uid=name), spec=overlay)
+            put_changed(tx, Key(space, "ClusterOverlay", "", name), document, name)
+
+
+def write_status(tx: Tx, stored: Stored, status: kinds.ClusterState) -> None:
+    """Replace ``status`` and leave the rest of the document as its writer wrote it."""
+    document = msgspec.json.decode(stored.document)
+    document["status"] = msgspec.to_builtins(status)
+    tx.put(stored.key, msgspec.json.encode(document), uid=stored.uid)

@@ -1,0 +1,116 @@
+"""Show an ancestor the Applications that were written below it: `SubtreeApplication`, read-only, named NAME.ORIGIN.
+
+Each controller reports its own Applications, keeps what its children report as SubtreeApplications of its own, and passes it on.
+Level-triggered like the other rooms of the tree: events mark, `run` writes what differs.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+import msgspec
+
+from cluster_controller.documents import Documents, put_changed
+from cluster_controller.resources import kinds
+from cluster_controller.store import Event, Key, Store, Tx
+
+KIND = "SubtreeApplication"
+
+
+class Upward:
+    def __init__(self, store: Store, *, uid: str, name: str) -> None:
+        self._store = store
+        self._uid = uid
+        self._name = name
+        self._documents = Documents()
+        self._dirty: set[str] = set()
+        self._wake = asyncio.Event()
+        self._holders: dict[str, str] = {}  # application → the space that speaks for it
+
+    def load(self) -> None:
+        for stored in self._store.list("own", "Application"):
+            self._mark(stored.uid, "own")
+        for space in self._store.spaces():
+            if space.startswith("up/"):
+                for stored in self._store.list(space, KIND):
+                    self._mark(stored.key.name, space)
+        for stored in [*self._store.list("report", KIND), *self._store.list("own", KIND)]:
+            self._mark(stored.uid, self._holders.get(stored.uid, ""))
+
+    def changed(self, events: Sequence[Event]) -> None:
+        for event in events:
+            space, kind = event.stored.key.space, event.stored.key.kind
+            if kind == "Application" and space == "own":
+                self._mark(event.stored.uid, "own")
+            elif kind == KIND and space.startswith("up/"):
+                self._mark(event.stored.key.name, space)
+
+    def _mark(self, application: str, space: str) -> None:
+        self._holders[application] = space
+        self._dirty.add(application)
+        self._wake.set()
+
+    async def run(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            batch, self._dirty = self._dirty, set()
+            try:
+                await self._store.commit(lambda tx, batch=batch: [self.settle(tx, uid) for uid in sorted(batch)])  # type: ignore[misc]
+            except BaseException:
+                self._dirty |= batch
+                self._wake.set()
+                raise
+
+    def settle(self, tx: Tx, application: str) -> None:
+        space = self._holders.get(application, "")
+        summary = self._own(application) if space == "own" else self._reported(tx, application, space)
+        report = Key("report", KIND, "", application)
+        if summary is None:
+            self._holders.pop(application, None)
+            tx.delete(report)
+            shown = self._store.find("own", KIND, application)
+            if shown is not None:
+                tx.delete(shown.key)
+            return
+        put_changed(tx, report, summary, application)
+        if space != "own":
+            reference = summary.spec.application
+            name = f"{reference.name}.{reference.origin_name}"
+            shown = msgspec.structs.replace(
+                summary,
+                metadata=kinds.Metadata(
+                    name=name, namespace=reference.namespace, uid=application, creation_timestamp=summary.metadata.creation_timestamp
+                ),
+            )
+            put_changed(tx, Key("own", KIND, reference.namespace, name), shown, application)
+
+    def _own(self, application: str) -> kinds.SubtreeApplication | None:
+        stored = self._store.find("own", "Application", application)
+        if stored is None:
+            return None
+        document = self._documents.read(stored, kinds.Application)
+        return kinds.SubtreeApplication(
+            metadata=kinds.Metadata(name=application, uid=application, creation_timestamp=document.metadata.creation_timestamp),
+            spec=kinds.SubtreeApplicationSpec(
+                application=kinds.ApplicationReference(
+                    uid=application,
+                    name=document.metadata.name,
+                    namespace=document.metadata.namespace,
+                    origin=self._uid,
+                    origin_name=self._name,
+                    generation=document.metadata.generation,
+                ),
+                components=[_without_values(component) for component in document.spec.components],
+                placement=document.spec.placement,
+            ),
+            status=msgspec.structs.replace(document.status, history=[]),
+        )
+
+    def _reported(self, tx: Tx, application: str, space: str) -> kinds.SubtreeApplication | None:
+        stored = tx.get(Key(space, KIND, "", application)) if space else None
+        return self._documents.read(stored, kinds.SubtreeApplication) if stored is not None else None
+
+
+def _without_values(component: kinds.Component) -> kinds.Component:
+    """An ancestor sees what runs, not with which settings."""
+    return msgspec.structs.replace(component, env=[], env_from=[], files=[])
