@@ -1,0 +1,121 @@
+"""Command line of the inference worker; `--help` is the truth.
+
+Exit codes: 0 after SIGTERM, 2 wrong usage, 3 the model cannot be loaded, 4 the address cannot be listened on.
+"""
+
+import argparse
+import os
+import socket
+import sys
+from pathlib import Path
+
+import uvloop
+
+from edge_ai.serve import events
+from edge_ai.serve.http import Limits
+from edge_ai.serve.runner import default_threads
+from edge_ai.serve.worker import BACKLOG, Settings, Worker
+
+LISTEN_FDS_START = 3  # sd_listen_fds(3)
+MAX_UNIX_PATH = 107
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        listening, inherited = _listening(options.listen)
+    except ValueError as error:
+        parser.error(str(error))
+    except OSError as error:
+        events.error("worker.cannot_listen", address=options.listen, error=error.strerror or str(error))
+        return 4
+    settings = Settings(
+        name=options.name,
+        version=options.version,
+        folder=options.model_folder,
+        digests=dict(options.digest),
+        control=options.control,
+        threads=options.threads,
+        runs=options.runs or default_threads(),
+        queue=options.queue,
+        max_batch=options.max_batch,
+        grace=options.grace_seconds,
+        limits=Limits(body=options.max_request_bytes, bodies=4 * options.max_request_bytes, idle_drain_seconds=options.idle_drain_seconds),
+    )
+    return uvloop.run(_run(settings, listening, inherited))
+
+
+async def _run(settings: Settings, listening: socket.socket, inherited: bool) -> int:
+    return await Worker(settings, listening, inherited).run()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m edge_ai.serve", description="Serve one ONNX model over the Open Inference Protocol v2, REST and gRPC on one port."
+    )
+    add = parser.add_argument
+    add("--name", required=True, help="name of the model in the protocol's paths")
+    add("--version", required=True, help="version of the model")
+    add("--model-folder", required=True, type=Path, help="folder that holds model.onnx")
+    add("--digest", action="append", default=[], type=_digest, metavar="PATH=SHA256", help="verify this file before it is loaded")
+    add("--listen", metavar="HOST:PORT", help="address to listen on; without it the socket is inherited as LISTEN_FDS says")
+    add("--control", type=_control, metavar="unix:PATH", help="socket for readiness, metrics and loading another version")
+    add("--threads", type=_positive, default=1, help="threads inside one run (default 1)")
+    add("--runs", type=_positive, help="runs at once (default: the processors, at most 2)")
+    add("--queue", type=_positive, default=64, help="requests that may wait; more are answered 429 (default 64)")
+    add("--max-batch", type=_positive, default=64, help="largest batch in one request (default 64)")
+    add("--max-request-bytes", type=_positive, default=Limits().body, help="largest request body (default 16 MiB)")
+    add("--grace-seconds", type=float, default=25.0, help="longest wait for requests in flight at the end (default 25)")
+    add("--idle-drain-seconds", type=float, default=5.0, help="at the end, wait for one more request on idle connections (default 5)")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    return value
+
+
+def _digest(text: str) -> tuple[str, str]:
+    path, _, digest = text.rpartition("=")
+    if not path or len(digest) != 64 or not all(character in "0123456789abcdefABCDEF" for character in digest):
+        raise argparse.ArgumentTypeError(f"'{text}' is not PATH=SHA256 in hex")
+    return path, digest.lower()
+
+
+def _control(text: str) -> Path:
+    path = text.removeprefix("unix:")
+    if path == text or not path:
+        raise argparse.ArgumentTypeError(f"'{text}' is not unix:PATH")
+    if len(os.fsencode(path)) > MAX_UNIX_PATH:
+        raise argparse.ArgumentTypeError(f"'{path}' is longer than the {MAX_UNIX_PATH} bytes of a Unix socket's path")
+    return Path(path)
+
+
+def _listening(address: str | None) -> tuple[socket.socket, bool]:
+    """The public socket, and whether it was inherited. `ValueError` for wrong usage."""
+    if address is None:
+        return _inherited(), True
+    host, _, port = address.rpartition(":")
+    if not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"--listen {address}: expected HOST:PORT")
+    host = host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, int(port)), family=family, backlog=BACKLOG), False
+
+
+def _inherited() -> socket.socket:
+    count, pid = os.environ.pop("LISTEN_FDS", ""), os.environ.pop("LISTEN_PID", "")
+    if count != "1" or (pid and pid != str(os.getpid())):
+        raise ValueError("give --listen HOST:PORT, or LISTEN_FDS=1 with the listening socket as file descriptor 3")
+    listening = socket.socket(fileno=LISTEN_FDS_START)
+    listening.set_inheritable(False)
+    if not listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        raise ValueError("file descriptor 3 is not a listening socket")
+    return listening
+
+
+if __name__ == "__main__":
+    sys.exit(main())

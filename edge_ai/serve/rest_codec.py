@@ -1,0 +1,156 @@
+"""The Open Inference Protocol's JSON, and its binary tensor data extension, to and from arrays.
+
+Pure. Typed decoding is one pass in C: a flat list of the right type is what nearly all clients send; a nested list (which the
+protocol allows) takes a second, slower pass whose depth is bounded by the input's shape.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+from msgspec import Raw, Struct, field
+
+from edge_ai.serve import tensors
+from edge_ai.serve.errors import BadRequest
+from edge_ai.serve.tensors import Array, Checker, DataType, InferRequest, TensorSpec, WantedOutput
+
+
+class _Input(Struct):
+    name: str
+    shape: list[int]
+    datatype: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+    data: Raw = field(default_factory=lambda: Raw(b""))
+
+
+class _Output(Struct):
+    name: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+class _Request(Struct):
+    inputs: list[_Input]
+    id: str = ""
+    parameters: dict[str, Any] = field(default_factory=dict)
+    outputs: list[_Output] = field(default_factory=list)
+
+
+_decode = msgspec.json.Decoder(_Request).decode
+_encode = msgspec.json.Encoder().encode
+
+# By numpy's kind of the datatype. msgspec's float takes JSON integers too; the others take nothing but themselves.
+_LIST_TYPES: dict[str, Any] = {"b": list[bool], "u": list[int], "i": list[int], "f": list[float], "O": list[str]}
+_FLAT = {kind: msgspec.json.Decoder(list_type).decode for kind, list_type in _LIST_TYPES.items()}
+
+
+def decode_request(
+    body: bytes | bytearray, header_length: int | None, inputs: dict[str, TensorSpec], outputs: dict[str, TensorSpec], max_batch: int
+) -> InferRequest:
+    """``header_length``: the size of the JSON when binary tensors follow it (Inference-Header-Content-Length)."""
+    view = memoryview(body)
+    if header_length is not None and header_length > len(view):
+        raise BadRequest(f"Inference-Header-Content-Length is {header_length}, the body has {len(view)} bytes")
+    head, tail = (view, view[:0]) if header_length is None else (view[:header_length], view[header_length:])
+    try:
+        request = _decode(head)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise BadRequest(f"the body is not an inference request: {error}") from None
+    if len(request.id) > tensors.MAX_ID:
+        raise BadRequest(f"the id has {len(request.id)} characters; at most {tensors.MAX_ID} are sent back")
+    binary = _flag(request.parameters, "binary_data_output", False)
+    wanted = [WantedOutput(output.name, _flag(output.parameters, "binary_data", binary)) for output in request.outputs]
+    checker = Checker(inputs, max_batch)
+    arrays: dict[str, Array] = {}
+    for item in request.inputs:
+        arrays[item.name], tail = _decode_input(item, tail, checker)
+    checker.finish()
+    if len(tail):
+        raise BadRequest(f"{len(tail)} bytes of binary data are left over; the inputs' binary_data_size do not add up")
+    return InferRequest(request.id, arrays, tensors.wanted_outputs(wanted, outputs, binary))
+
+
+def _flag(parameters: dict[str, Any], name: str, default: bool) -> bool:
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise BadRequest(f"parameter '{name}' must be true or false")
+    if "shared_memory_region" in parameters:
+        raise BadRequest("shared memory is not supported; send the data in the request")
+    return value
+
+
+def _decode_input(item: _Input, tail: memoryview, checker: Checker) -> tuple[Array, memoryview]:
+    kind, elements = checker.input(item.name, item.datatype, item.shape)
+    if "shared_memory_region" in item.parameters:
+        raise BadRequest(f"input '{item.name}': shared memory is not supported; send the data in the request")
+    size = item.parameters.get("binary_data_size")
+    if size is None:
+        return _from_json(item, kind, elements), tail
+    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        raise BadRequest(f"input '{item.name}': binary_data_size must be a number of bytes")
+    if item.data:
+        raise BadRequest(f"input '{item.name}': has both data and binary_data_size")
+    if size > len(tail):
+        raise BadRequest(f"input '{item.name}': binary_data_size is {size}, only {len(tail)} bytes of binary data are left")
+    return tensors.from_raw(item.name, kind, elements, item.shape, tail[:size]), tail[size:]
+
+
+def _from_json(item: _Input, kind: DataType, elements: int) -> Array:
+    if not item.data:
+        raise BadRequest(f"input '{item.name}': has neither data nor binary_data_size")
+    try:
+        values: list[Any] = _FLAT[kind.dtype.kind](item.data)
+    except (msgspec.DecodeError, RecursionError) as error:
+        values = _nested(item, kind, error)
+    return tensors.from_elements(item.name, kind, elements, item.shape, values)
+
+
+def _nested(item: _Input, kind: DataType, flat_error: Exception) -> list[Any]:
+    """The elements of a list nested as the shape says. A ragged one fails here: each level's length is checked."""
+    try:
+        level: Any = msgspec.json.decode(item.data)
+    except (msgspec.DecodeError, RecursionError):
+        level = None
+    level = [level]
+    for size in (*item.shape,) if item.shape else ():
+        if not all(isinstance(part, list) and len(part) == size for part in level):
+            raise BadRequest(f"input '{item.name}': data does not hold {kind.name} elements of shape {item.shape}: {flat_error}")
+        level = [element for part in level for element in part]
+    try:
+        elements: list[Any] = msgspec.convert(level, _LIST_TYPES[kind.dtype.kind])
+    except msgspec.ValidationError as error:
+        raise BadRequest(f"input '{item.name}': data is not {kind.name}: {error}") from None
+    return elements
+
+
+def encode_response(
+    model: str, version: str, request: InferRequest, values: Sequence[Array], specs: Mapping[str, TensorSpec]
+) -> tuple[bytes, list[bytes]]:
+    """The JSON and, after it, the binary tensors (none when all outputs were wanted as JSON)."""
+    outputs: list[dict[str, Any]] = []
+    binary: list[bytes] = []
+    for wanted, value in zip(request.outputs, values, strict=True):
+        output: dict[str, Any] = {"name": wanted.name, "datatype": specs[wanted.name].datatype, "shape": list(value.shape)}
+        if wanted.binary:
+            binary.append(tensors.to_raw(value))
+            output["parameters"] = {"binary_data_size": len(binary[-1])}
+        else:
+            output["data"] = _to_json(value)
+        outputs.append(output)
+    document: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": outputs}
+    if request.id:
+        document["id"] = request.id
+    return _encode(document), binary
+
+
+def _to_json(value: Array) -> list[Any]:
+    if value.dtype == object:
+        return [element if isinstance(element, str) else bytes(element).decode(errors="replace") for element in value.ravel()]
+    if value.dtype.kind == "f" and not np.isfinite(value).all():
+        raise BadRequest("the answer holds NaN or infinity, which JSON cannot carry; ask for binary_data")
+    elements: list[Any] = value.ravel().tolist()
+    return elements
+
+
+def encode(document: Any) -> bytes:
+    return _encode(document)

@@ -1,0 +1,220 @@
+"""The worker's life: load, listen, serve, swap, drain, end.
+
+Order is the promise here. The control socket opens first, so that whoever started this can see "not ready yet"; then the model
+is verified, loaded and warmed up; only then does the public socket accept, so no client ever meets a worker without a model.
+At the end the public socket stops accepting (inherited, it stays open in its owner and in other replicas), what was received is
+answered, keep-alive connections are told to go, gRPC says GOAWAY, and the process exits with 0.
+"""
+
+import asyncio
+import contextlib
+import signal
+import socket
+import tempfile
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from edge_ai.serve import events
+from edge_ai.serve.errors import LoadFailed
+from edge_ai.serve.http import HttpServer, Limits
+from edge_ai.serve.inference import Inference
+from edge_ai.serve.metrics import Metrics
+from edge_ai.serve.pump import End
+from edge_ai.serve.repository import Repository
+from edge_ai.serve.rest import ControlApp, RestApp
+from edge_ai.serve.runner import Runner
+
+if TYPE_CHECKING:
+    from grpc import aio
+
+BACKLOG = 1024
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """Times in seconds, sizes in bytes."""
+
+    name: str
+    version: str
+    folder: Path
+    digests: Mapping[str, str] = {}
+    control: Path | None = None
+    threads: int = 1  # of one run inside onnxruntime
+    runs: int  # at once
+    queue: int = 64
+    max_batch: int = 64
+    grace: float = 25.0
+    limits: Limits = Limits()
+
+
+class Worker:
+    def __init__(self, settings: Settings, listening: socket.socket, inherited: bool) -> None:
+        """``listening``: bound; ``inherited`` when somebody else holds it open too."""
+        self._settings = settings
+        self._socket = listening
+        self._inherited = inherited
+        self._version = _version()
+        self._metrics = Metrics(settings.name)
+        self._repository = Repository(settings.name, settings.threads)
+        self._runner = Runner(settings.runs, settings.queue, self._metrics.queue_seconds.observe)
+        self._inference = Inference(self._repository, self._runner, self._metrics, settings.max_batch)
+        self._public = HttpServer(RestApp(self._inference, self._version, self._expose), settings.limits, self._http2)
+        self._control = HttpServer(ControlApp(self._inference, self._version, self._expose), settings.limits)
+        self._grpc: asyncio.Task[aio.Server] | None = None
+        self._pumps: set[asyncio.Task[None]] = set()
+        self._ends: set[End] = set()
+        self._pumped = asyncio.Event()
+        self._stop = asyncio.Event()
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    async def run(self) -> int:
+        """Serve until SIGTERM or SIGINT. The exit code: 0, or 3 when the model cannot be loaded."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        control = await self._open_control()
+        try:
+            if not await self._load():
+                return 0 if self._stop.is_set() else 3
+            server = await loop.create_server(self._public.connection, sock=self._socket, backlog=BACKLOG)
+            events.info("worker.ready", model=self._settings.name, version=self._settings.version, address=_address(self._socket))
+            await self._stop.wait()
+            await self._drain(server)
+        finally:
+            if control is not None:
+                control.close()
+                assert self._settings.control is not None
+                self._settings.control.unlink(missing_ok=True)
+            await self._control.drain(0.0)
+            self._runner.close()
+            if self._folder is not None:
+                self._folder.cleanup()
+        events.info("worker.ended")
+        return 0
+
+    async def _load(self) -> bool:
+        """False when the model cannot be loaded, or when the end was asked for first."""
+        settings = self._settings
+        loading = asyncio.ensure_future(self._repository.load(settings.version, settings.folder, settings.digests))
+        stopping = asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if stopping.done():
+                return False
+            await loading
+        except LoadFailed:
+            return False
+        finally:
+            stopping.cancel()
+            loading.cancel()
+        self._metrics.loads.labels("loaded").inc()
+        return True
+
+    async def _open_control(self) -> asyncio.Server | None:
+        path = self._settings.control
+        if path is None:
+            return None
+        path.unlink(missing_ok=True)  # of a worker that was killed; the folder is ours alone
+        server = await asyncio.get_running_loop().create_unix_server(self._control.connection, str(path))
+        path.chmod(0o600)
+        return server
+
+    def _expose(self) -> bytes:
+        return self._metrics.expose(self._repository, self._runner, self._public)
+
+    # --- gRPC --------------------------------------------------------------------------------------------------------
+
+    def _http2(self, transport: asyncio.Transport, first: bytes) -> End:
+        """An HTTP/2 connection came: the protocol that takes it over. The gRPC server starts with the first of them."""
+        outer = End()
+        outer.connection_made(transport)
+        outer.data_received(first)
+        if len(self._ends) >= self._settings.limits.connections:
+            transport.close()
+            return outer
+        self._ends.add(outer)
+        outer.on_closed(lambda: self._forget(outer))
+        task = asyncio.get_running_loop().create_task(self._join(outer), name="worker/pump")
+        self._pumps.add(task)
+        task.add_done_callback(self._pumps.discard)
+        return outer
+
+    def _forget(self, end: End) -> None:
+        self._ends.discard(end)
+        if not self._ends:
+            self._pumped.set()
+
+    async def _join(self, outer: End) -> None:
+        if self._grpc is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="banyan-serve-")
+            self._grpc = asyncio.ensure_future(self._start_grpc(f"{self._folder.name}/grpc"))
+        try:
+            await asyncio.shield(self._grpc)
+            assert self._folder is not None
+            _, inner = await asyncio.get_running_loop().create_unix_connection(End, f"{self._folder.name}/grpc")
+        except (OSError, ImportError) as error:
+            events.error("grpc.failed", error=str(error))
+            outer.close()
+            return
+        outer.join(inner)
+
+    async def _start_grpc(self, path: str) -> "aio.Server":
+        module = await asyncio.to_thread(__import__, "edge_ai.serve.grpc_door", fromlist=["serve"])
+        server: aio.Server = await module.serve(path, self._inference, self._version, self._settings.limits.body)
+        events.info("grpc.started")
+        return server
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    async def _drain(self, server: asyncio.Server) -> None:
+        events.info("worker.draining", connections=len(self._public.connections), grpc=len(self._ends))
+        self._repository.draining = True
+        if not self._inherited:
+            await self._accept_rest()
+        server.close()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._public.drain(self._settings.grace))
+            group.create_task(self._drain_grpc())
+
+    async def _accept_rest(self) -> None:
+        """Nobody else holds this socket: who waits in its queue would be reset, so they are let in first."""
+        loop = asyncio.get_running_loop()
+        listening = self._socket
+        for _ in range(BACKLOG):
+            try:
+                accepted, _ = listening.accept()
+            except (BlockingIOError, OSError):
+                return
+            accepted.setblocking(False)
+            with contextlib.suppress(OSError):
+                await loop.connect_accepted_socket(self._public.connection, accepted)
+
+    async def _drain_grpc(self) -> None:
+        if self._grpc is None:
+            return
+        grpc_server = await self._grpc
+        await grpc_server.stop(self._settings.grace)
+        self._pumped.clear()
+        if self._ends:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.limits.linger_seconds):
+                    await self._pumped.wait()
+        for end in list(self._ends):
+            end.close()
+
+
+def _version() -> str:
+    try:
+        return metadata.version("banyan-edge")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _address(listening: socket.socket) -> str:
+    if listening.family == socket.AF_UNIX:
+        return f"unix:{listening.getsockname()}"
+    host, port = listening.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
