@@ -1,0 +1,181 @@
+"""Which controller to talk to, and as whom: a kubeconfig file, read and written.
+
+Order, first match wins: `--kubeconfig FILE`, `--data DIR` (DIR/admin.kubeconfig, the on-site admin credential), `BANYAN_KUBECONFIG`,
+`BANYAN_DATA`, `~/.config/banyan/config`, the default data folder. The format is kubectl's, so one file serves both programs.
+Files with credentials are written 0600.
+"""
+
+import base64
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from msgspec import Struct, structs
+
+from banyanctl import manifests
+from cluster_controller.errors import InvalidInput, NotFound
+
+FILE_LIMIT_BYTES = 1024 * 1024
+ADMIN_KUBECONFIG = "admin.kubeconfig"
+
+
+class Endpoint(Struct, frozen=True):
+    """An address and a credential. Certificates and keys are PEM."""
+
+    server: str  # https://HOST:PORT[/PATH]
+    ca: str = ""
+    certificate: str = ""
+    key: str = ""
+    token: str = ""
+    namespace: str = "default"
+    tls_server_name: str = ""
+    source: str = ""  # the file it was read from, for error messages
+
+    @property
+    def address(self) -> tuple[str, int]:
+        parts = urlsplit(self.server)
+        return parts.hostname or "", parts.port or 443
+
+    @property
+    def path(self) -> str:
+        return urlsplit(self.server).path.rstrip("/")
+
+
+def default_data(environment: Mapping[str, str] = os.environ) -> Path:
+    """Where a controller lives when nobody says: /var/lib/banyan for root, else below the user's home."""
+    if given := environment.get("BANYAN_DATA"):
+        return Path(given)
+    if os.geteuid() == 0:
+        return Path("/var/lib/banyan")
+    return Path(environment.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "banyan"
+
+
+def personal_config(environment: Mapping[str, str] = os.environ) -> Path:
+    return Path(environment.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "banyan" / "config"
+
+
+def resolve(kubeconfig: str | None, data: str | None, environment: Mapping[str, str] = os.environ) -> Endpoint:
+    """The endpoint to use; NotFound says every place that was looked at and how to get one."""
+    if kubeconfig:
+        return read(Path(kubeconfig))
+    if data:
+        return _of_data(Path(data))
+    if given := environment.get("BANYAN_KUBECONFIG"):
+        return read(Path(given))
+    if environment.get("BANYAN_DATA"):
+        return _of_data(default_data(environment))
+    places = [personal_config(environment), default_data(environment) / ADMIN_KUBECONFIG]
+    for place in places:
+        if place.exists():
+            return read(place)
+    raise NotFound(
+        f"no controller to talk to: neither {places[0]} nor {places[1]} exists. Say which with --data DIR (a controller on this machine)"
+        " or --kubeconfig FILE, or make one with `banyan init NAME` and `banyan run`"
+    )
+
+
+def _of_data(folder: Path) -> Endpoint:
+    place = folder / ADMIN_KUBECONFIG
+    if not place.exists():
+        hint = "start it with" if (folder / "banyan.toml").exists() else "create it with `banyan init NAME` and start it with"
+        raise NotFound(f"{place} does not exist: the controller in {folder} has not run yet; {hint} `banyan run --data {folder}`")
+    return read(place)
+
+
+def read(path: Path) -> Endpoint:
+    """The current context of a kubeconfig file; InvalidInput names what is missing in it."""
+    try:
+        if path.stat().st_size > FILE_LIMIT_BYTES:
+            raise InvalidInput(f"{path} is larger than {FILE_LIMIT_BYTES} bytes; that is no kubeconfig")
+        documents = manifests.loads(path.read_text(encoding="utf-8"), str(path))
+    except FileNotFoundError as error:
+        raise NotFound(f"{path} does not exist; make one with `banyan kubeconfig > {path}` where a controller is in reach") from error
+    except PermissionError as error:
+        raise InvalidInput(f"{path} may not be read by you: it holds another user's credential") from error
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{path} is not text") from error
+    return parse(documents[0] if documents else None, path)
+
+
+def parse(document: Any, path: Path) -> Endpoint:
+    if not isinstance(document, dict) or document.get("kind") not in ("Config", None):
+        raise InvalidInput(f"{path} is not a kubeconfig (kind: Config)")
+    context_name = document.get("current-context")
+    context = _named(document, "contexts", context_name, "context", path)
+    cluster = _named(document, "clusters", context.get("cluster"), "cluster", path)
+    user = _named(document, "users", context.get("user"), "user", path)
+    server = cluster.get("server", "")
+    if urlsplit(server).scheme != "https" or not urlsplit(server).hostname:
+        raise InvalidInput(f"{path}: cluster {context.get('cluster')!r} has server {server!r}; wanted is https://HOST:PORT")
+    return Endpoint(
+        server=server.rstrip("/"),
+        ca=_pem(cluster, "certificate-authority", path),
+        certificate=_pem(user, "client-certificate", path),
+        key=_pem(user, "client-key", path),
+        token=user.get("token", ""),
+        namespace=context.get("namespace") or "default",
+        tls_server_name=cluster.get("tls-server-name", ""),
+        source=str(path),
+    )
+
+
+def _named(document: Mapping[str, Any], table: str, name: Any, field: str, path: Path) -> Mapping[str, Any]:
+    for entry in document.get(table) or []:
+        if isinstance(entry, dict) and entry.get("name") == name and isinstance(entry.get(field), dict):
+            found: Mapping[str, Any] = entry[field]
+            return found
+    raise InvalidInput(f"{path}: {table} has no entry {name!r}" if name else f"{path}: nothing names the {field} to use (current-context)")
+
+
+def _pem(entry: Mapping[str, Any], field: str, path: Path) -> str:
+    """A PEM given inline (FIELD-data, base64) or as a file beside the kubeconfig (FIELD)."""
+    if inline := entry.get(f"{field}-data"):
+        try:
+            return base64.b64decode(inline, validate=True).decode("ascii")
+        except ValueError as error:
+            raise InvalidInput(f"{path}: {field}-data is not base64 of a PEM") from error
+    if name := entry.get(field):
+        return (path.parent / str(name)).read_text(encoding="ascii")
+    return ""
+
+
+def render(endpoint: Endpoint, name: str, user: str) -> str:
+    """The kubeconfig file for an endpoint, with its credential inside."""
+
+    def data(pem: str) -> str:
+        return base64.b64encode(pem.encode()).decode()
+
+    cluster = {"server": endpoint.server}
+    if endpoint.ca:
+        cluster["certificate-authority-data"] = data(endpoint.ca)
+    if endpoint.tls_server_name:
+        cluster["tls-server-name"] = endpoint.tls_server_name
+    credential = {"token": endpoint.token} if endpoint.token else {}
+    if endpoint.certificate:
+        credential |= {"client-certificate-data": data(endpoint.certificate), "client-key-data": data(endpoint.key)}
+    document = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": name, "cluster": cluster}],
+        "users": [{"name": user, "user": credential}],
+        "contexts": [{"name": name, "context": {"cluster": name, "user": user, "namespace": endpoint.namespace}}],
+        "current-context": name,
+    }
+    return manifests.dumps(document)
+
+
+def below(endpoint: Endpoint, cluster: str, door: str = "banyan") -> Endpoint:
+    """The endpoint of a descendant, reached through this one; ``door`` is banyan (its controller) or proxy (its member's API)."""
+    return structs.replace(endpoint, server=f"{endpoint.server}/apis/banyan.dev/v1alpha1/clusters/{cluster}/{door}")
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner may read, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.new")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    partial.replace(path)

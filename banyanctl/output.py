@@ -1,0 +1,183 @@
+"""What the commands print: data for programs, text for people, progress while they wait.
+
+`-o json|yaml|name` goes to standard output and is the whole of it; everything said to people beside the answer goes to standard
+error. On a terminal with `rich` installed the text has colours and lines; piped, or without it, the same text comes out plain.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, TextIO
+
+from msgspec import Struct, field
+
+Format = Literal["table", "wide", "json", "yaml", "name"]
+FORMATS: tuple[Format, ...] = ("table", "wide", "json", "yaml", "name")
+PATIENCE_SECONDS = 2.0  # what takes longer says what it is waiting for
+GOOD = frozenset({"Ready", "Running", "Open", "Active", "Present", "True"})
+BAD = frozenset({"Unknown", "Degraded", "Failed", "Revoked", "Expired", "Held", "False", "Refused"})
+
+
+class Branch(Struct):
+    """A node of a drawn tree: a line of text and what hangs below."""
+
+    text: str
+    mood: Literal["good", "bad", "quiet", ""] = ""
+    details: list[str] = field(default_factory=list)
+    children: list["Branch"] = field(default_factory=list)
+
+
+def emit(data: Any, form: Format, human: Callable[[], None]) -> None:
+    """Print ``data`` for a program, or call ``human`` for a person."""
+    if form == "json":
+        print(json.dumps(data, indent=2, ensure_ascii=False))
+    elif form == "yaml":
+        from banyanctl import manifests
+
+        sys.stdout.write(manifests.dumps(data))
+    elif form == "name":
+        for item in data.get("items", [data]) if isinstance(data, dict) else data:
+            print(_full_name(item))
+    else:
+        human()
+    sys.stdout.flush()
+
+
+def _full_name(item: Any) -> str:
+    if not isinstance(item, dict):
+        return str(item)
+    name = (item.get("metadata") or {}).get("name") or item.get("name", "")
+    kind = str(item.get("kind", "")).lower()
+    return f"{kind}/{name}" if kind else str(name)
+
+
+def note(text: str) -> None:
+    """Something for the person, beside the answer."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], empty: str = "") -> None:
+    """Aligned columns; ``empty`` is said, on standard error, when there is no row."""
+    if not rows and empty:
+        note(empty)
+        return
+    texts = [[str(cell) if cell not in (None, "") else "-" for cell in row] for row in rows]
+    if (console := _console(sys.stdout)) is not None:
+        from rich.table import Table
+        from rich.text import Text
+
+        drawn = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
+        for column in columns:
+            drawn.add_column(column.upper(), overflow="fold")
+        for row in texts:
+            drawn.add_row(*(Text(cell, style=_style(cell)) for cell in row))
+        console.print(drawn)
+        return
+    widths = [max(len(cell) for cell in column) for column in zip([c.upper() for c in columns], *texts, strict=True)]
+    for line in [[column.upper() for column in columns], *texts]:
+        print("   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def tree(root: Branch) -> None:
+    """The tree with its lines."""
+    console = _console(sys.stdout)
+    for line, mood in _lines(root):
+        if console is None:
+            print(line)
+        else:
+            console.print(
+                line, style={"good": "", "bad": "red", "quiet": "dim", "": ""}[mood], highlight=False, markup=False, soft_wrap=True
+            )
+
+
+def _lines(node: Branch, lead: str = "", below: str = "") -> Iterator[tuple[str, str]]:
+    yield lead + node.text, node.mood
+    for detail in node.details:
+        yield f"{below}{'│' if node.children else ' '}    {detail}", "quiet"
+    for index, child in enumerate(node.children):
+        last = index == len(node.children) - 1
+        yield from _lines(child, below + ("└── " if last else "├── "), below + ("    " if last else "│   "))
+
+
+def _style(cell: str) -> str:
+    return "green" if cell in GOOD else "red" if cell in BAD else ""
+
+
+def _console(stream: TextIO) -> Any:
+    """A rich console for a terminal; None where the text shall be plain."""
+    if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return None
+    try:
+        from rich.console import Console
+    except ImportError:
+        return None
+    return Console(file=stream)
+
+
+def styled(text: str, code: str, stream: TextIO) -> str:
+    """Text in an ANSI colour on a terminal, plain elsewhere."""
+    if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return text
+    return f"\x1b[{code}m{text}\x1b[0m"
+
+
+@contextlib.contextmanager
+def progress(text: str) -> Iterator[Callable[[str], None]]:
+    """Say on standard error what is being waited for, once that takes longer than two seconds.
+
+    Yields a function that changes the text. On a terminal one line is drawn over and over; elsewhere a line every ten seconds.
+    """
+    current = [text]
+    done = threading.Event()
+    live = sys.stderr.isatty()
+
+    def show() -> None:
+        if done.wait(PATIENCE_SECONDS):
+            return
+        for turn in itertools.count():
+            if live:
+                sys.stderr.write(f"\r\x1b[2K{'⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏'[turn % 10]} {current[0]}")
+                sys.stderr.flush()
+            elif turn % 100 == 0:
+                note(f"… {current[0]}")
+            if done.wait(0.1):
+                break
+        if live:
+            sys.stderr.write("\r\x1b[2K")
+            sys.stderr.flush()
+
+    def change(new: str) -> None:
+        current[0] = new
+
+    shower = threading.Thread(target=show, name="progress", daemon=True)
+    shower.start()
+    try:
+        yield change
+    finally:
+        done.set()
+        shower.join()
+
+
+def duration(seconds: float) -> str:
+    """42s, 3m10s, 5h02m, 9d4h: short enough for a column."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600}h"
+
+
+def size(count: float) -> str:
+    """Bytes for people, in powers of 1024."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 10 else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
