@@ -19,7 +19,7 @@ _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0
 
 class Metrics:
     def __init__(self, model: str) -> None:
-        disable_created_metrics()  # one more series for each, which nobody reads
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # one more series for each, which nobody reads
         self._registry = registry = CollectorRegistry()
         self.requests = Counter(
             "banyan_serve_requests", "Inference requests by protocol and status.", ("protocol", "code"), registry=registry
