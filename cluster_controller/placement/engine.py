@@ -8,7 +8,6 @@ Invariants: what may be running never exceeds what was given (`placement.divide`
 commit as the documents that it needs, documents first; a Work that ended stays until nobody waits for its acknowledgement.
 """
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
@@ -23,11 +22,11 @@ from cluster_controller.placement.place import place
 from cluster_controller.placement.status import application_status, withdraw_application, write_application_status, write_work_status
 from cluster_controller.placement.works import Works
 from cluster_controller.resources import kinds
+from cluster_controller.settling import Settler
 from cluster_controller.store import Event, Key, Store, Stored, Tx
 
 log = structlog.get_logger()
 
-BATCH = 256  # applications settled in one commit
 REFERENCED = ("Model", "ConfigMap", "Secret")
 
 
@@ -43,9 +42,8 @@ class Engine:
         self._documents = Documents()
         self._works = Works(uid)
         self._keys: dict[str, Key] = {}  # application uid → its Application or Work
-        self._dirty: dict[str, None] = {}
         self._unplaced: set[str] = set()
-        self._wake = asyncio.Event()
+        self._settler = Settler(store, self.settle)
         self._clusters: list[tuple[kinds.Cluster, str]] | None = None
         self.settled = 0  # placements decided, for /metrics
 
@@ -55,12 +53,12 @@ class Engine:
         """Learn the stored state; everything is settled once after a start."""
         for stored in self._store.list("own", "Application"):
             self._keys[stored.uid] = stored.key
-            self._mark(stored.uid)
+            self._settler.mark(stored.uid)
         for stored in self._store.list("desired", "Work"):
             self._keys[stored.key.name] = stored.key
-            self._mark(stored.key.name)
+            self._settler.mark(stored.key.name)
         for application in self._works.load(self._store):
-            self._mark(application)
+            self._settler.mark(application)
 
     def changed(self, events: Sequence[Event]) -> None:
         """Called after each commit; only marks."""
@@ -71,7 +69,7 @@ class Engine:
             elif space == "desired" and kind == "Work":
                 self._know(event, event.stored.key.name)
             elif kind == "WorkStatus" and space != "report":
-                self._mark(event.stored.key.name)
+                self._settler.mark(event.stored.key.name)
             elif kind == "Cluster" and space == "own":
                 self._cluster_changed(event)
             elif kind in REFERENCED and space in {"own", "desired"}:
@@ -82,7 +80,7 @@ class Engine:
             self._keys[application] = event.stored.key
         else:
             self._keys.pop(application, None)
-        self._mark(application)
+        self._settler.mark(application)
 
     def _reference_changed(self, stored: Stored) -> None:
         for application, key in self._keys.items():
@@ -92,11 +90,11 @@ class Engine:
             if key.space == "desired":
                 spec = self._documents.read(holder, kinds.Work).spec
                 if any(link.kind == stored.key.kind and link.uid == stored.key.name for link in spec.references):
-                    self._mark(application)
+                    self._settler.mark(application)
             elif key.namespace == stored.key.namespace and stored.key.space == "own":
                 components = self._documents.read(holder, kinds.Application).spec.components
                 if referring(components, stored.key.kind, stored.key.name):
-                    self._mark(application)
+                    self._settler.mark(application)
 
     def _cluster_changed(self, event: Event) -> None:
         self._clusters = None
@@ -105,40 +103,21 @@ class Engine:
         if after is not None and before is not None and _placing_facts(before) == _placing_facts(after):
             # Only what is free has changed: of interest to those who still look for room.
             for application in self._unplaced:
-                self._mark(application)
+                self._settler.mark(application)
             return
         for application in set(self._keys) | self._works.applications():
-            self._mark(application)
+            self._settler.mark(application)
 
     def _documents_before(self, event: Event) -> kinds.Cluster | None:
         if event.previous is None:
             return None
         return msgspec.json.decode(event.previous.document, type=kinds.Cluster)
 
-    def _mark(self, application: str) -> None:
-        self._dirty[application] = None
-        self._wake.set()
-
     # --- settling ---
 
     async def run(self) -> None:
-        """Settle what is dirty, for ever."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._dirty:
-                batch = [self._dirty.popitem()[0] for _ in range(min(BATCH, len(self._dirty)))]
-                try:
-                    await self._store.commit(lambda tx, batch=batch: self._settle_all(tx, batch))  # type: ignore[misc]
-                except BaseException:
-                    for application in batch:  # not written: still to do
-                        self._dirty[application] = None
-                    self._wake.set()
-                    raise
-
-    def _settle_all(self, tx: Tx, batch: Sequence[str]) -> None:
-        for application in batch:
-            self.settle(tx, application)
+        """Settle what is marked, for ever."""
+        await self._settler.run()
 
     def settle(self, tx: Tx, application: str) -> None:
         """Write what is missing for one application; nothing when all is well."""

@@ -68,7 +68,8 @@ def refuse(demand: Demand, component: ComponentDemand, cluster: ClusterRecord) -
         return no("Cordoned", "is cordoned: takes nothing new until uncordoned")
     for taint in cluster.taints:
         if taint.effect != "PreferNoSchedule" and not tolerated(taint, demand.tolerations):
-            return no("Taint", f"has the taint {taint.key}={taint.value}:{taint.effect} that the application does not tolerate")
+            name = "Taint" if taint.effect == "NoExecute" else "NoScheduleTaint"
+            return no(name, f"has the taint {taint.key}={taint.value}:{taint.effect} that the application does not tolerate")
     if component.kind not in cluster.component_kinds:
         return no("ComponentKind", f"cannot run components of kind {component.kind}; it runs {', '.join(cluster.component_kinds)}")
     if not cluster.reachable:

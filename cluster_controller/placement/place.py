@@ -6,11 +6,14 @@ demand. `explain` shows the refusals that are kept here.
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import msgspec
+
 from cluster_controller.placement.divide import Target, divide
 from cluster_controller.placement.filters import capacity_refusal, refuse, room
 from cluster_controller.placement.model import ClusterRecord, ComponentDemand, Demand, Given, Placement, Refusal
 
 Shares = dict[str, dict[str, int]]
+STAYS = frozenset({"Cordoned", "NoScheduleTaint", "Unreachable", "NoNode"})
 
 
 def place(demand: Demand, clusters: Sequence[ClusterRecord], given: Mapping[str, Mapping[str, Given]]) -> Placement:
@@ -38,7 +41,10 @@ def place(demand: Demand, clusters: Sequence[ClusterRecord], given: Mapping[str,
             refusals += [
                 capacity_refusal(component, cluster)
                 for cluster in passed
-                if room(component, cluster) == 0 and not cluster.running.get(component.name) and not decided.get(cluster.via)
+                if not cluster.cordoned
+                and room(component, cluster) == 0
+                and not cluster.running.get(component.name)
+                and not decided.get(cluster.via)
             ]
         for target, share in decided.items():
             shares.setdefault(target, {})[component.name] = share
@@ -46,17 +52,21 @@ def place(demand: Demand, clusters: Sequence[ClusterRecord], given: Mapping[str,
 
 
 def _filter(demand: Demand, component: ComponentDemand, clusters: Iterable[ClusterRecord]) -> tuple[list[ClusterRecord], list[Refusal]]:
+    """Clusters that may hold the component, and why others (or more of it) may not.
+
+    A refusal that is about what is new (a cordon, NoSchedule) or about what may pass (a silent link, a node that is restarting) leaves
+    what runs where it runs: such a cluster passes, closed for more.
+    """
     passed: list[ClusterRecord] = []
     refused: list[Refusal] = []
     for cluster in clusters:
         refusal = refuse(demand, component, cluster)
         if refusal is None:
             passed.append(cluster)
-        else:
-            # Cordoned means nothing new: what runs there stays.
-            if refusal.filter == "Cordoned" and cluster.running.get(component.name):
-                passed.append(cluster)
-            refused.append(refusal)
+            continue
+        if refusal.filter in STAYS and cluster.running.get(component.name):
+            passed.append(msgspec.structs.replace(cluster, cordoned=True))
+        refused.append(refusal)
     return passed, refused
 
 

@@ -5,7 +5,6 @@ Ready to Unknown is written by whoever lost the link, for the child and for all 
 (ARCHITECTURE law 5); how long ago something was heard is computed when shown (`heard`), never stored.
 """
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
@@ -15,6 +14,7 @@ from msgspec import Struct
 
 from cluster_controller.documents import Documents, encode, put_changed
 from cluster_controller.resources import kinds
+from cluster_controller.settling import Settler
 from cluster_controller.store import Event, Key, Store, Stored, Tx
 from cluster_controller.tree.merge import Merged, merge
 
@@ -76,8 +76,7 @@ class Census:
         self._timestamp = timestamp
         self._started = now()
         self._documents = Documents()
-        self._dirty: set[str] = set()
-        self._wake = asyncio.Event()
+        self._settler = Settler(store, self.settle, order=self._order)
         self._via: dict[str, str] = {}  # cluster → the direct child that reports it
         self._lost: dict[str, float] = {}  # direct child → when it was last heard
         self._told: dict[str, float] = {}  # cluster → when we were told that it fell silent
@@ -91,21 +90,21 @@ class Census:
                 for stored in self._store.list(space, "ClusterStatus"):
                     self._via[stored.key.name] = child
         for stored in self._store.list("own", "Cluster"):
-            self._mark(stored.uid)
-        self._mark(self._uid)
+            self._settler.mark(stored.uid)
+        self._settler.mark(self._uid)
 
     def changed(self, events: Sequence[Event]) -> None:
         for event in events:
             space, kind = event.stored.key.space, event.stored.key.kind
             if kind == "ClusterStatus" and space.startswith("up/"):
                 self._via[event.stored.key.name] = space.removeprefix("up/")
-                self._mark(event.stored.key.name)
+                self._settler.mark(event.stored.key.name)
             elif kind == "Cluster" and space == "own":
-                self._mark(event.stored.uid)
+                self._settler.mark(event.stored.uid)
             elif kind == "ClusterOverlay" and space == "desired":
-                self._mark(self._documents.read(event.stored, kinds.ClusterOverlay).spec.cluster)
+                self._settler.mark(self._documents.read(event.stored, kinds.ClusterOverlay).spec.cluster)
             elif (kind == "Work" and space == "local") or (kind == "Pod" and space == "own"):
-                self._mark(self._uid)
+                self._settler.mark(self._uid)
             elif kind == "WorkStatus" and space.startswith("up/") and event.kind_of == "delete":
                 self._mark_below(space.removeprefix("up/"))
 
@@ -119,17 +118,13 @@ class Census:
 
     def self_changed(self) -> None:
         """What this cluster says of itself may have changed."""
-        self._mark(self._uid)
+        self._settler.mark(self._uid)
 
     def _mark_below(self, child: str) -> None:
-        self._mark(child)
+        self._settler.mark(child)
         for uid, via in self._via.items():
             if via == child:
-                self._mark(uid)
-
-    def _mark(self, uid: str) -> None:
-        self._dirty.add(uid)
-        self._wake.set()
+                self._settler.mark(uid)
 
     # --- what is shown ---
 
@@ -167,20 +162,11 @@ class Census:
     # --- settling ---
 
     async def run(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            batch, self._dirty = self._dirty, set()
-            try:
-                await self._store.commit(lambda tx, batch=batch: self._settle_all(tx, batch))  # type: ignore[misc]
-            except BaseException:
-                self._dirty |= batch
-                self._wake.set()
-                raise
+        await self._settler.run()
 
-    def _settle_all(self, tx: Tx, batch: set[str]) -> None:
-        for uid in sorted(batch, key=lambda uid: (uid != self._uid, self._via.get(uid) != uid, uid)):
-            self.settle(tx, uid)
+    def _order(self, uid: str) -> tuple[bool, bool, str]:
+        """This cluster, then direct children, then what is below them: a path needs its parents."""
+        return uid != self._uid, self._via.get(uid, uid) != uid, uid
 
     def settle(self, tx: Tx, uid: str) -> None:
         """Write the Cluster of ``uid``, what is said of it upwards, and what is laid over it downwards."""

@@ -4,13 +4,13 @@ Each controller reports its own Applications, keeps what its children report as 
 Level-triggered like the other rooms of the tree: events mark, `run` writes what differs.
 """
 
-import asyncio
 from collections.abc import Sequence
 
 import msgspec
 
 from cluster_controller.documents import Documents, put_changed
 from cluster_controller.resources import kinds
+from cluster_controller.settling import Settler
 from cluster_controller.store import Event, Key, Store, Tx
 
 KIND = "SubtreeApplication"
@@ -22,8 +22,7 @@ class Upward:
         self._uid = uid
         self._name = name
         self._documents = Documents()
-        self._dirty: set[str] = set()
-        self._wake = asyncio.Event()
+        self._settler = Settler(store, self.settle)
         self._holders: dict[str, str] = {}  # application → the space that speaks for it
 
     def load(self) -> None:
@@ -46,20 +45,10 @@ class Upward:
 
     def _mark(self, application: str, space: str) -> None:
         self._holders[application] = space
-        self._dirty.add(application)
-        self._wake.set()
+        self._settler.mark(application)
 
     async def run(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            batch, self._dirty = self._dirty, set()
-            try:
-                await self._store.commit(lambda tx, batch=batch: [self.settle(tx, uid) for uid in sorted(batch)])  # type: ignore[misc]
-            except BaseException:
-                self._dirty |= batch
-                self._wake.set()
-                raise
+        await self._settler.run()
 
     def settle(self, tx: Tx, application: str) -> None:
         space = self._holders.get(application, "")
@@ -68,9 +57,9 @@ class Upward:
         if summary is None:
             self._holders.pop(application, None)
             tx.delete(report)
-            shown = self._store.find("own", KIND, application)
-            if shown is not None:
-                tx.delete(shown.key)
+            there = self._store.find("own", KIND, application)
+            if there is not None:
+                tx.delete(there.key)
             return
         put_changed(tx, report, summary, application)
         if space != "own":

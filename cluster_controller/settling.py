@@ -1,0 +1,52 @@
+"""The loop that all level-triggered rooms share: things are marked, and settled together in one commit.
+
+Marking costs nothing and may be repeated; settling looks at the newest state and writes what differs, so a lost, doubled or
+reordered mark changes nothing. What could not be written stays marked.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+from cluster_controller.store import Store, Tx
+
+BATCH = 256  # settled in one commit
+
+
+class Settler:
+    """Marks by name; ``settle(tx, name)`` for each, in ``order`` within a batch."""
+
+    def __init__(self, store: Store, settle: Callable[[Tx, str], None], order: Callable[[str], object] | None = None) -> None:
+        self._store = store
+        self._settle = settle
+        self._order = order
+        self._dirty: dict[str, None] = {}
+        self._wake = asyncio.Event()
+
+    def mark(self, name: str) -> None:
+        self._dirty[name] = None
+        self._wake.set()
+
+    def mark_all(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.mark(name)
+
+    async def run(self) -> None:
+        """For ever; an error leaves the batch marked and ends this run (its task starts it again)."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._dirty:
+                names = list(self._dirty)[:BATCH]
+                for name in names:
+                    del self._dirty[name]
+                try:
+                    await self._store.commit(lambda tx, names=names: self._settle_all(tx, names))  # type: ignore[misc]
+                except BaseException:
+                    self.mark_all(names)
+                    raise
+
+    def _settle_all(self, tx: Tx, names: list[str]) -> None:
+        if self._order is not None:
+            names = sorted(names, key=self._order)  # type: ignore[arg-type]
+        for name in names:
+            self._settle(tx, name)

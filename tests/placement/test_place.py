@@ -1,0 +1,150 @@
+"""Filters say why not; the result does not depend on the order of records."""
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster_controller.placement.model import (
+    ClusterRecord,
+    ComponentDemand,
+    Demand,
+    Given,
+    NodeRecord,
+    Request,
+    Requirement,
+    Taint,
+    Toleration,
+)
+from cluster_controller.placement.place import place
+
+MEBI = 1024**2
+
+
+def cluster(name: str, **changes: object) -> ClusterRecord:
+    fields: dict[str, object] = {
+        "uid": name,
+        "name": name,
+        "via": name,
+        "labels": {"tier": "edge"},
+        "nodes": (NodeRecord(name=f"{name}-node", architecture="amd64", free_cpu_millis=1000, free_memory_bytes=512 * MEBI),),
+    }
+    return ClusterRecord(**(fields | changes))  # type: ignore[arg-type]
+
+
+def demand(replicas: int = 1, **changes: object) -> Demand:
+    component: dict[str, object] = {"name": "serve", "replicas": replicas, "request": Request(cpu_millis=250, memory_bytes=128 * MEBI)}
+    whole = {key: changes.pop(key) for key in list(changes) if key in Demand.__struct_fields__}
+    return Demand(application="app", components=(ComponentDemand(**(component | changes)),), **whole)  # type: ignore[arg-type]
+
+
+def reason(placement: object, name: str) -> str:
+    return next(item.filter for item in placement.refusals if item.cluster == name)  # type: ignore[attr-defined]
+
+
+def test_every_filter_refuses_with_its_name() -> None:
+    small = NodeRecord(name="n", architecture="arm64", free_cpu_millis=100, free_memory_bytes=64 * MEBI)
+    clusters = [
+        cluster("good"),
+        cluster("label", labels={"tier": "cloud"}),
+        cluster("taint", taints=(Taint("gpu", "yes"),)),
+        cluster("cordon", cordoned=True),
+        cluster("cut", reachable=False, broken_hop="root → cut"),
+        cluster("bare", runs_applications=False),
+        cluster("kinds", component_kinds=("command",)),
+        cluster("empty", nodes=()),
+        cluster("arm", nodes=(NodeRecord(name="a", architecture="arm64", free_cpu_millis=1000, free_memory_bytes=512 * MEBI),)),
+        cluster("full", nodes=(NodeRecord(name="n", architecture="amd64", free_cpu_millis=100, free_memory_bytes=64 * MEBI), small)),
+    ]
+    wanted = demand(2, selector=(Requirement("tier", "In", ("edge",)),), architectures=("amd64",))
+    placed = place(wanted, clusters, {})
+    assert placed.shares == {"good": {"serve": 2}}
+    expected = {
+        "label": "ClusterSelector",
+        "taint": "NoScheduleTaint",
+        "cordon": "Cordoned",
+        "cut": "Unreachable",
+        "bare": "NoShim",
+        "kinds": "ComponentKind",
+        "empty": "NoNode",
+        "arm": "Architecture",
+        "full": "Capacity",
+    }
+    assert {item.cluster: item.filter for item in placed.refusals} == expected
+    message = next(item.message for item in placed.refusals if item.cluster == "full")
+    assert "cpu: asks 250m, free 100m" in message
+    assert "memory: asks 128Mi, free 64Mi" in message
+    assert "root → cut" in next(item.message for item in placed.refusals if item.cluster == "cut")
+
+
+def test_a_toleration_opens_a_tainted_cluster() -> None:
+    tainted = [cluster("a", taints=(Taint("gpu", "yes"),))]
+    assert place(demand(), tainted, {}).unplaced == {"serve": 1}
+    assert place(demand(tolerations=(Toleration(key="gpu", operator="Exists"),)), tainted, {}).shares == {"a": {"serve": 1}}
+    assert place(demand(tolerations=(Toleration(key="gpu", value="no"),)), tainted, {}).unplaced == {"serve": 1}
+
+
+def test_named_clusters_and_nodes() -> None:
+    both = [cluster("a"), cluster("b")]
+    assert place(demand(cluster_names=("b",)), both, {}).shares == {"b": {"serve": 1}}
+    assert place(demand(node="a-node"), both, {}).shares == {"a": {"serve": 1}}
+    missing = place(demand(node="elsewhere"), both, {})
+    assert missing.unplaced == {"serve": 1}
+    assert reason(missing, "a") == "NodeName"
+
+
+def test_duplicated_gives_every_eligible_cluster_the_count() -> None:
+    clusters = [cluster("a"), cluster("b", via="region"), cluster("c", via="region"), cluster("d", labels={})]
+    wanted = demand(2, strategy="Duplicated", selector=(Requirement("tier", "Exists"),))
+    assert place(wanted, clusters, {}).shares == {"a": {"serve": 2}, "region": {"serve": 2}}
+
+
+def test_a_command_without_a_socket_runs_once_per_cluster() -> None:
+    wanted = demand(3, single=True, kind="command")
+    placed = place(wanted, [cluster("a"), cluster("b")], {})
+    assert placed.shares == {"a": {"serve": 1}, "b": {"serve": 1}}
+    assert placed.unplaced == {"serve": 1}
+
+
+def test_a_cordoned_cluster_keeps_what_it_has() -> None:
+    clusters = [cluster("a", cordoned=True, running={"serve": 1}), cluster("b")]
+    placed = place(demand(2), clusters, {"a": {"serve": Given(share=1, ceiling=1)}})
+    assert placed.shares == {"a": {"serve": 1}, "b": {"serve": 1}}
+
+
+def test_what_runs_stays_when_a_link_or_a_node_is_silent_and_goes_when_a_person_says_so() -> None:
+    stands = {"a": {"serve": Given(share=1, ceiling=1)}}
+    running = {"serve": 1}
+    for still in ({"reachable": False}, {"nodes": ()}, {"taints": (Taint("x", "y", "NoSchedule"),)}):
+        assert place(demand(), [cluster("a", running=running, **still)], stands).shares == {"a": {"serve": 1}}
+    for change in ({"taints": (Taint("x", "y", "NoExecute"),)}, {"labels": {}}):
+        asked = demand(selector=(Requirement("tier", "Exists"),))
+        assert place(asked, [cluster("a", running=running, **change)], stands).shares == {}
+
+
+def test_what_is_given_but_not_yet_reported_is_not_given_twice() -> None:
+    placed = place(demand(6), [cluster("a")], {"a": {"serve": Given(share=4, ceiling=4)}})
+    assert placed.shares == {"a": {"serve": 4}}  # the node fits four
+    assert placed.unplaced == {"serve": 2}
+
+
+@given(st.permutations(["a", "b", "c", "d", "e"]), st.integers(0, 12))
+def test_the_order_of_records_does_not_matter(names: list[str], replicas: int) -> None:
+    ordered = place(demand(replicas), [cluster(name) for name in sorted(names)], {})
+    shuffled = place(demand(replicas), [cluster(name) for name in names], {})
+    assert ordered.shares == shuffled.shares
+
+
+def test_small_changes_move_little() -> None:
+    chooser = random.Random(7)
+    clusters = [cluster(f"c{number}") for number in range(8)]
+    given_shares: dict[str, dict[str, Given]] = {}
+    for _ in range(50):
+        replicas = chooser.randint(0, 20)
+        before = {uid: per["serve"].share for uid, per in given_shares.items()}
+        placed = place(demand(replicas), clusters, given_shares)
+        after = {uid: per["serve"] for uid, per in placed.shares.items()}
+        moved = sum(abs(after.get(uid, 0) - before.get(uid, 0)) for uid in {*before, *after})
+        assert moved == abs(sum(after.values()) - sum(before.values()))
+        given_shares = {uid: {"serve": Given(share=share, ceiling=share)} for uid, share in after.items()}
+        clusters = [cluster(item.name, running={"serve": after.get(item.uid, 0)}) for item in clusters]
