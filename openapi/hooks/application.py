@@ -1,0 +1,140 @@
+"""Applications: withdrawn before they go, with a history to go back to, and an answer to "why there?".
+
+Each change of an Application's spec keeps the spec that it was changed to, as ``ApplicationRevision`` in a space of its own, so that
+`undo` is an ordinary update with an old spec, and the entries in ``status.history`` stay small. The oldest go first.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from cluster_controller.errors import Conflict, InvalidInput, NotFound
+from cluster_controller.placement.status import FINALIZER
+from cluster_controller.store import Key, Store, Tx
+from openapi.hooks.explain import Explain, explanation
+from openapi.services import Ask, Write
+
+SPACE = "history"
+KIND = "ApplicationRevision"
+KEPT = 10  # revisions of one Application
+
+
+class ApplicationHooks:
+    """``explain(tx, uid)`` is placement's own decision, taken again without writing."""
+
+    def __init__(self, store: Store, explain: Explain) -> None:
+        self._store = store
+        self._explain = explain
+
+    def prepare_create(self, write: Write) -> Mapping[str, Any] | None:
+        finalizers: list[str] = write.document["metadata"].setdefault("finalizers", [])
+        if FINALIZER not in finalizers:
+            finalizers.append(FINALIZER)
+        record(write.tx, write.document, user=write.user.name, now=write.now, cause="created")
+        return None
+
+    def prepare_update(self, write: Write) -> Mapping[str, Any] | None:
+        if write.previous is not None and write.previous.get("spec") != write.document.get("spec"):
+            record(write.tx, write.document, user=write.user.name, now=write.now, cause="updated")
+        return None
+
+    def prepare_delete(self, write: Write) -> None:
+        for stored in _revisions(write.tx, write.namespace, str(write.document["metadata"]["uid"])):
+            write.tx.delete(stored)
+
+    async def subresource(self, ask: Ask) -> Mapping[str, Any]:
+        match ask.subresource:
+            case "history":
+                return self._history(ask)
+            case "undo":
+                return await self._undo(ask)
+            case "explain":
+                return await self._store.commit(lambda tx: explanation(tx, self._explain, self._uid(ask)))
+            case "clusters":
+                return {"items": self._document(ask).get("status", {}).get("clusters", [])}
+        raise NotFound(f"applications have no subresource {ask.subresource}; they have history, undo, explain, clusters, scale and status")
+
+    # --- history ---
+
+    def _history(self, ask: Ask) -> Mapping[str, Any]:
+        document = self._document(ask)
+        items = []
+        for entry in document.get("status", {}).get("history", []):
+            stored = self._store.get(_key(ask.namespace, document["metadata"]["uid"], entry["revision"]))
+            items.append({**entry, "spec": msgspec.json.decode(stored.document)["spec"] if stored is not None else None})
+        return {"kind": "ApplicationHistory", "apiVersion": "banyan.dev/v1alpha1", "items": items}
+
+    async def _undo(self, ask: Ask) -> Mapping[str, Any]:
+        """Back to a revision of the history; without ``toRevision`` to the one before the newest."""
+        wanted = ask.body.get("toRevision")
+        if wanted is not None and (not isinstance(wanted, int) or isinstance(wanted, bool)):
+            raise InvalidInput("toRevision is the number of a revision, as `banyan history` lists them", "toRevision")
+
+        def undo(tx: Tx) -> dict[str, Any]:
+            key = Key("own", "Application", ask.namespace, ask.name)
+            stored = tx.get(key)
+            if stored is None:
+                raise NotFound(f"application {ask.namespace}/{ask.name} does not exist")
+            document: dict[str, Any] = msgspec.json.decode(stored.document)
+            if document["metadata"].get("deletionTimestamp"):
+                raise Conflict(f"application {ask.namespace}/{ask.name} is being deleted; create it again instead")
+            history = document.get("status", {}).get("history", [])
+            revision = wanted if wanted is not None else (history[-2]["revision"] if len(history) > 1 else None)
+            if revision is None:
+                raise Conflict(f"application {ask.namespace}/{ask.name} has only one revision; there is nothing to go back to")
+            old = tx.get(_key(ask.namespace, stored.uid, revision))
+            if old is None:
+                have = ", ".join(str(entry["revision"]) for entry in history)
+                raise NotFound(f"application {ask.namespace}/{ask.name} has no revision {revision}; it has {have}")
+            spec = msgspec.json.decode(old.document)["spec"]
+            if spec == document["spec"]:
+                raise Conflict(f"application {ask.namespace}/{ask.name} already is as in revision {revision}")
+            document["spec"] = spec
+            document["metadata"]["generation"] = document["metadata"].get("generation", 0) + 1
+            if not ask.dry_run:
+                record(tx, document, user=ask.user.name, now=datetime.now(UTC), cause=f"undo to {revision}")
+                tx.put(key, msgspec.json.encode(document), uid=stored.uid)
+            return document
+
+        return await self._store.commit(undo)
+
+    def _document(self, ask: Ask) -> dict[str, Any]:
+        stored = self._store.get(Key("own", "Application", ask.namespace, ask.name))
+        if stored is None:
+            raise NotFound(f"application {ask.namespace}/{ask.name} does not exist")
+        document: dict[str, Any] = msgspec.json.decode(stored.document)
+        return document
+
+    def _uid(self, ask: Ask) -> str:
+        return str(self._document(ask)["metadata"]["uid"])
+
+
+def record(tx: Tx, document: dict[str, Any], *, user: str, now: datetime, cause: str) -> None:
+    """Keep this spec and add its entry to the history, inside the same commit; the oldest go."""
+    uid = str(document["metadata"]["uid"])
+    namespace = str(document["metadata"]["namespace"])
+    status = document.setdefault("status", {})
+    history: list[dict[str, Any]] = list(status.get("history", []))
+    revision = (history[-1]["revision"] if history else 0) + 1
+    entry = {
+        "revision": revision,
+        "generation": document["metadata"].get("generation", 1),
+        "time": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "user": user,
+        "cause": cause,
+    }
+    history.append(entry)
+    for old in history[:-KEPT]:
+        tx.delete(_key(namespace, uid, old["revision"]))
+    status["history"] = history[-KEPT:]
+    tx.put(_key(namespace, uid, revision), msgspec.json.encode({"spec": document["spec"]}), uid=f"{uid}.{revision}")
+
+
+def _key(namespace: str, uid: str, revision: int) -> Key:
+    return Key(SPACE, KIND, namespace, f"{uid}.{revision}")
+
+
+def _revisions(tx: Tx, namespace: str, uid: str) -> list[Key]:
+    return [stored.key for stored in tx.list(SPACE, KIND, namespace) if stored.key.name.startswith(f"{uid}.")]
