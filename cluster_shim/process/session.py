@@ -1,0 +1,296 @@
+"""One reconciliation: from what is desired and what is seen, plan, act, tell; again whenever either changes.
+
+Nothing here remembers what was done: the supervisor's list is the memory. So a controller that is replaced in the middle of a
+swap goes on with it, and an action that failed or whose answer was lost is simply planned again.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import suppress
+
+import structlog
+from msgspec import structs
+
+from cluster_controller.clock import boottime
+from cluster_controller.tasks import Tasks
+from cluster_shim.contract import Desired, Instance, Node, Observed, ObservedWork, Phase, ShimError, Work
+from cluster_shim.process import facts, observe
+from cluster_shim.process.client import InstanceView, Lost, SupervisorClient
+from cluster_shim.process.command import Setting, instance_id, stage
+from cluster_shim.process.plan import Capacity, Hold, Note, Release, Seen, Start, Stop, plan, port_name
+from cluster_shim.process.probes import Prober
+
+log = structlog.get_logger()
+
+USAGE_SECONDS = 15.0
+RETRY_SECONDS = (1.0, 30.0)
+FIRST_PROBES_SECONDS = 2.0
+_PHASES = {phase.value: phase for phase in Phase}
+
+
+class Session:
+    def __init__(self, setting: Setting, supervisor: SupervisorClient, node: Node) -> None:
+        self._setting = setting
+        self._supervisor = supervisor
+        self._node = node
+        self._works: dict[str, Work] | None = None  # None until the first full Desired
+        self._notes: dict[tuple[str, str], Note] = {}
+        self._failed: dict[tuple[str, str], Note] = {}  # what the supervisor refused, tried again after a delay
+        self._usage: dict[str, tuple[int, int]] = {}  # by instance: millicores, bytes
+        self._last_usage: dict[str, tuple[float, float]] = {}  # by instance: when, cpu seconds
+        self._told: dict[str, ObservedWork] = {}
+        self._told_node: Node | None = None
+        self._told_any = False
+        self._settled = False  # the first plan was carried out on a complete picture
+        self._act = asyncio.Event()
+        self._tell = asyncio.Event()
+        self._retry = RETRY_SECONDS[0]
+        self._retry_at: asyncio.TimerHandle | None = None
+        self._prober = Prober(setting, supervisor, self._changed, time.time)
+        self._tasks = Tasks("shim/process/session")
+        self._ended = False
+
+    def changed(self, _name: str) -> None:
+        """The supervisor's picture changed."""
+        self._prober.follow(self._supervisor.instances.values() if self._supervisor.connected.is_set() else ())
+        self._changed(_name)
+
+    def ready(self, name: str) -> bool:
+        return self._prober.ready(name)
+
+    def _changed(self, _name: str) -> None:
+        self._act.set()
+
+    async def run(self, desired: AsyncIterator[Desired]) -> AsyncGenerator[Observed, None]:
+        self._tasks.spawn("desired", self._listen(desired))
+        self._tasks.keep("act", self._keep_acting)
+        self._tasks.keep("usage", self._keep_measuring)
+        try:
+            while not self._ended:
+                await self._tell.wait()
+                self._tell.clear()
+                observed = self._news()
+                if observed is not None:
+                    yield observed
+        finally:
+            if self._retry_at is not None:
+                self._retry_at.cancel()
+            await self._tasks.close()
+
+    # Desired
+
+    async def _listen(self, desired: AsyncIterator[Desired]) -> None:
+        try:
+            async for change in desired:
+                self._take(change)
+        finally:
+            self._ended = True
+            self._tell.set()
+
+    def _take(self, change: Desired) -> None:
+        if change.full:
+            self._works = {work.uid: work for work in change.works}
+        elif self._works is None:
+            raise ShimError("the first Desired of a reconciliation must be full")
+        else:
+            self._works = {**self._works, **{work.uid: work for work in change.works}}
+            for uid in change.removed:
+                self._works.pop(uid, None)
+        self._retry = RETRY_SECONDS[0]
+        self._failed.clear()
+        self._act.set()
+
+    # Acting
+
+    async def _keep_acting(self) -> None:
+        await self._supervisor.connected.wait()
+        self.changed("")
+        with suppress(TimeoutError):
+            # What served before must not look unready just because we are new: ask first, speak then.
+            async with asyncio.timeout(FIRST_PROBES_SECONDS):
+                await self._prober.round()
+        probing = asyncio.create_task(self._prober.run(), name="shim/process/probes")
+        try:
+            while True:
+                await self._act.wait()
+                self._act.clear()
+                if self._works is not None and self._supervisor.connected.is_set():
+                    await self._step(self._works)
+                if self._settled:
+                    self._tell.set()
+        finally:
+            probing.cancel()
+
+    async def _step(self, works: dict[str, Work]) -> None:
+        allocatable = Capacity(self._node.allocatable_cpu_millis, self._node.allocatable_memory_bytes, self._node.accelerators)
+        held = {view.name: view.port for view in self._supervisor.ports.values() if not view.error}
+        planned = plan(works, self._seen(), held, allocatable, self._setting.node)
+        self._notes = dict(planned.notes)
+        failed = False
+        try:
+            for action in planned.actions:
+                failed |= not await self._do(action, works)
+        except Lost:
+            return  # planned again when a supervisor is back
+        self._settled = True
+        if failed and self._retry_at is None:
+            self._retry_at = asyncio.get_running_loop().call_later(self._retry, self._try_again)
+            self._retry = min(self._retry * 2, RETRY_SECONDS[1])
+
+    def _try_again(self) -> None:
+        self._retry_at = None
+        self._failed.clear()
+        self._act.set()
+
+    async def _do(self, action: Start | Stop | Hold | Release, works: dict[str, Work]) -> bool:
+        """False when it was refused: noted, and to be tried again."""
+        match action:
+            case Stop(id=name):
+                log.info("instance.stop", instance=name)
+                await self._supervisor.call("stop", instance=name)
+            case Release(name=name):
+                await self._supervisor.release(name)
+            case Hold(name=name, port=port):
+                view = await self._supervisor.hold(name, self._setting.bind, port)
+                if view.error:
+                    uid, _, component = name.partition("/")
+                    self._failed[uid, component] = Note("PortUnavailable", f"{view.error}; free it or choose another port")
+                    return False
+            case Start(uid=uid, component=component):
+                return await self._start(works[uid], component)
+        return True
+
+    async def _start(self, work: Work, name: str) -> bool:
+        key = (work.uid, name)
+        if key in self._failed:
+            return False  # its port is not there, or it was just refused
+        component = next(component for component in work.components if component.name == name)
+        instance = instance_id(work, name)
+        try:
+            await asyncio.to_thread(stage, self._setting, work, component, instance)
+            await self._supervisor.begin(instance)
+        except Lost:
+            raise
+        except (OSError, ShimError) as error:
+            self._failed[key] = Note("StartRefused", str(error))
+            log.warning("instance.refused", instance=instance, reason=str(error))
+            return False
+        log.info("instance.start", instance=instance, revision=component.revision)
+        return True
+
+    def _seen(self) -> list[Seen]:
+        return [
+            Seen(
+                id=view.id,
+                uid=view.labels["uid"],
+                component=view.labels["component"],
+                revision=view.labels["revision"],
+                phase=_PHASES.get(view.phase, Phase.PENDING),
+                ready=self._prober.ready(view.id),
+                started=view.started_unix,
+                cpu_millis=view.labels["cpu_millis"],
+                memory_bytes=view.labels["memory_bytes"],
+                accelerators=view.labels["accelerators"],
+                port=view.labels["port"] if view.labels["shared"] else 0,
+            )
+            for view in self._supervisor.instances.values()
+        ]
+
+    # Telling
+
+    def _news(self) -> Observed | None:
+        """What differs from what was told; everything the first time."""
+        now = self._picture()
+        works = tuple(work for uid, work in now.items() if self._told.get(uid) != work)
+        removed = tuple(uid for uid in self._told if uid not in now)
+        node = observe.settle_node(self._told_node, self._node)
+        nodes = (node,) if node != self._told_node else None
+        full = not self._told_any
+        if not (works or removed or nodes or full):
+            return None
+        self._told, self._told_node, self._told_any = now, node, True
+        return Observed(works=works, removed=removed, nodes=nodes, full=full)
+
+    def _picture(self) -> dict[str, ObservedWork]:
+        if not self._supervisor.connected.is_set():
+            return self._told  # silent is not empty
+        instances: dict[str, list[Instance]] = {}
+        told = {instance.id: instance for work in self._told.values() for instance in work.instances}
+        for view in self._supervisor.instances.values():
+            instances.setdefault(view.labels["uid"], []).append(observe.settle(told.get(view.id), self._instance(view)))
+        works = self._works or {}
+        notes = {**self._notes, **self._failed}
+        return {
+            uid: observe.observed_work(uid, works.get(uid), instances.get(uid, ()), notes, self._open_ports(uid, works.get(uid)))
+            for uid in sorted({*works, *instances})
+        }
+
+    def _open_ports(self, uid: str, work: Work | None) -> dict[str, int]:
+        ports = {}
+        for component in work.components if work is not None else ():
+            view = self._supervisor.ports.get(port_name(uid, component.name))
+            if view is not None and not view.error:
+                ports[component.name] = view.port
+            elif (
+                component.port
+                and not component.takes_socket
+                and any(
+                    self._prober.ready(i.id)
+                    for i in self._supervisor.instances.values()
+                    if i.labels["uid"] == uid and i.labels["component"] == component.name
+                )
+            ):
+                ports[component.name] = component.port
+        return ports
+
+    def _instance(self, view: InstanceView) -> Instance:
+        cpu, memory = self._usage.get(view.id, (-1, -1))
+        return Instance(
+            id=view.id,
+            component=view.labels["component"],
+            revision=view.labels["revision"],
+            phase=_PHASES.get(view.phase, Phase.PENDING),
+            ready=view.phase == Phase.RUNNING and self._prober.ready(view.id),
+            restarts=view.restarts,
+            reason=view.reason,
+            message=view.message,
+            node=self._setting.node,
+            pid=view.pid,
+            started_unix=view.started_unix,
+            cpu_millis=cpu,
+            memory_bytes=memory,
+        )
+
+    # Usage
+
+    async def _keep_measuring(self) -> None:
+        before, when = facts.machine_usage(), boottime()
+        while True:
+            await asyncio.sleep(USAGE_SECONDS)
+            now, usage = boottime(), facts.machine_usage()
+            self._node = structs.replace(
+                self._node,
+                used_cpu_millis=int((usage.cpu_seconds - before.cpu_seconds) / (now - when) * 1000),
+                used_memory_bytes=usage.memory_bytes,
+            )
+            before, when = usage, now
+            self._measure(now)
+            if self._settled:
+                self._tell.set()
+
+    def _measure(self, now: float) -> None:
+        views = self._supervisor.instances
+        for table in (self._usage, self._last_usage):
+            for gone in [name for name in table if name not in views]:
+                del table[gone]
+        for view in views.values():
+            usage = facts.instance_usage(view.pid, view.usage) if view.pid else None
+            if usage is None:
+                self._usage.pop(view.id, None)
+                self._last_usage.pop(view.id, None)
+                continue
+            when, seconds = self._last_usage.get(view.id, (now, usage.cpu_seconds))
+            self._last_usage[view.id] = (now, usage.cpu_seconds)
+            millis = int(max(usage.cpu_seconds - seconds, 0.0) / (now - when) * 1000) if now > when else -1
+            self._usage[view.id] = (millis, usage.memory_bytes)
