@@ -54,7 +54,7 @@ def aggregate(
 
 
 def _row(row: ClusterRow, report: TargetReport) -> ClusterRow:
-    path = [report.name, *row.path] if row.path[:1] != [report.name] else list(row.path)
+    path = [report.name, *row.path] if report.name else list(row.path)  # the own cluster is no hop
     if not report.silent:
         return msgspec.structs.replace(row, path=path)
     return msgspec.structs.replace(row, path=path, ready=0, reason="Unreachable", message=f"out of reach: {report.silent} is cut")

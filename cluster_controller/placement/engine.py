@@ -244,7 +244,10 @@ class Engine:
         if placement.waiting.get(component):
             return "waits until another cluster has given replicas back"
         names = {document.status.uid: document.metadata.name for document, _ in self._known(tx)}
-        parts = [f"{names.get(item.cluster, item.cluster)} {item.message}" for item in placement.refusals if item.component == component]
+        refusals = [item for item in placement.refusals if item.component == component]
+        # What could be mended soonest comes first; that a controller has no cluster of its own explains little.
+        refusals.sort(key=lambda item: (item.filter == "NoShim", item.filter != "Capacity"))
+        parts = [f"{names.get(item.cluster, item.cluster)} {item.message}" for item in refusals]
         return "; ".join(parts[:5]) + (f"; and {len(parts) - 5} more" if len(parts) > 5 else "") or "no cluster is known"
 
     # --- clusters ---

@@ -105,8 +105,10 @@ class Census:
                 self._settler.mark(self._documents.read(event.stored, kinds.ClusterOverlay).spec.cluster)
             elif (kind == "Work" and space == "local") or (kind == "Pod" and space == "own"):
                 self._settler.mark(self._uid)
-            elif kind == "WorkStatus" and space.startswith("up/") and event.kind_of == "delete":
-                self._mark_below(space.removeprefix("up/"))
+            elif event.kind_of == "delete" and (
+                (kind == "Work" and space.startswith("down/")) or (kind == "WorkStatus" and space.startswith("up/"))
+            ):
+                self._mark_below(space.partition("/")[2])  # what it has yet to withdraw
 
     def link_changed(self, child: str, last_heard: float | None) -> None:
         """A link to a direct child came up (None) or was lost, and when it was last heard."""

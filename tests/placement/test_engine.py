@@ -1,0 +1,133 @@
+"""Placement through three levels of real stores, in any order of what links carry and shims see."""
+
+import asyncio
+import random
+from pathlib import Path
+
+import pytest
+
+from .tree import Tree, application, delete_application, put_application
+
+
+async def three_levels(folder: Path) -> Tree:
+    tree = Tree(folder)
+    await tree.add("root")
+    await tree.add("region-a", "root")
+    await tree.add("region-b", "root")
+    await tree.add("edge-1", "region-a", 300, {"tier": "edge"})
+    await tree.add("edge-2", "region-a", 300, {"tier": "edge"})
+    await tree.add("edge-3", "region-b", 300, {"tier": "edge"})
+    await tree.quiet()
+    return tree
+
+
+def test_an_application_is_divided_level_by_level_and_its_status_comes_back(tmp_path: Path) -> None:
+    async def play() -> None:
+        tree = await three_levels(tmp_path)
+        root = tree.sites["root"]
+        assert {stored.key.name for stored in root.store.list("own", "Cluster")} == set(tree.sites)
+        uid = await put_application(root, "emotion", 5)
+        await tree.quiet()
+        assert tree.total(uid) == 5
+        status = application(root, "emotion").status  # type: ignore[union-attr]
+        assert (status.desired, status.ready, status.unplaced, status.phase) == (5, 5, 0, "Running")
+        assert {row.name: row.path for row in status.clusters}["edge-1"] == ["region-a", "edge-1"]
+        await put_application(root, "emotion", 12)  # nine fit
+        await tree.quiet()
+        status = application(root, "emotion").status  # type: ignore[union-attr]
+        assert (tree.total(uid), status.ready, status.unplaced, status.phase) == (9, 9, 3, "Degraded")
+        assert "cpu: asks 100m, free 0m" in status.conditions[0].message
+        await put_application(root, "emotion", 2)
+        await tree.quiet()
+        assert tree.total(uid) == 2
+        await delete_application(root, "emotion")
+        await tree.quiet()
+        assert tree.total(uid) == 0
+        assert application(root, "emotion") is None
+        assert all(not site.store.list(space, "Work") for site in tree.sites.values() for space in site.store.spaces())
+        await tree.close()
+
+    asyncio.run(play())
+
+
+def test_a_deleted_application_leaves_at_once_and_a_cut_off_leaf_withdraws_it_when_it_is_back(tmp_path: Path) -> None:
+    async def play() -> None:
+        tree = await three_levels(tmp_path)
+        root = tree.sites["root"]
+        uid = await put_application(root, "emotion", 3)
+        await tree.quiet()
+        tree.set_cut("edge-1", True)
+        await tree.quiet()
+        status = application(root, "emotion").status  # type: ignore[union-attr]
+        assert status.ready == 2
+        assert {row.name: row.reason for row in status.clusters}["edge-1"] == "Unreachable"
+        assert tree.total(uid) == 3  # Keep: it is not replaced
+        await delete_application(root, "emotion")
+        await tree.quiet()
+        assert application(root, "emotion") is None
+        assert tree.total(uid) == 1
+        edge = root.store.find("own", "Cluster", "uid-edge-1")
+        assert edge is not None
+        assert b'"withdrawing":["default/emotion"]' in edge.document
+        assert b"region-a \xe2\x86\x92 edge-1" in edge.document
+        tree.set_cut("edge-1", False)
+        await tree.quiet()
+        assert tree.total(uid) == 0
+        edge = root.store.find("own", "Cluster", "uid-edge-1")
+        assert edge is not None
+        assert b"withdrawing" not in edge.document
+        await tree.close()
+
+    asyncio.run(play())
+
+
+def test_a_region_has_applications_of_its_own_and_the_root_sees_them(tmp_path: Path) -> None:
+    async def play() -> None:
+        tree = await three_levels(tmp_path)
+        tree.set_cut("region-a", True)
+        uid = await put_application(tree.sites["region-a"], "local", 2)
+        same_name = await put_application(tree.sites["root"], "local", 1)
+        await tree.quiet()
+        assert (tree.total(uid), tree.total(same_name)) == (2, 1)
+        root = tree.sites["root"].store
+        assert root.find("own", "SubtreeApplication", uid) is None
+        tree.set_cut("region-a", False)
+        await tree.quiet()
+        shown = root.find("own", "SubtreeApplication", uid)
+        assert shown is not None
+        assert shown.key.name == "local.region-a"
+        await tree.close()
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_whatever_the_order_never_more_than_wanted_runs_and_all_comes_to_rest(tmp_path: Path, seed: int) -> None:
+    async def play() -> None:
+        chooser = random.Random(seed)
+        tree = await three_levels(tmp_path)
+        root = tree.sites["root"]
+        uid = await put_application(root, "emotion", 4)
+        bound = 4
+
+        def watch() -> None:
+            assert tree.total(uid) <= bound, f"{tree.total(uid)} run, at most {bound} were ever wanted at once"
+
+        tree.watch = watch
+        wanted = 4
+        for _ in range(150):
+            if chooser.random() < 0.05:
+                wanted = chooser.randint(0, 9)
+                bound = max(bound, wanted)
+                await put_application(root, "emotion", wanted)
+            elif chooser.random() < 0.05:
+                name = chooser.choice(["region-a", "edge-2", "edge-3"])
+                tree.set_cut(name, name not in tree.cut)
+            await tree.step(chooser)
+        for name in list(tree.cut):
+            tree.set_cut(name, False)
+        await tree.quiet()
+        assert tree.total(uid) == wanted
+        await tree.close()
+
+    asyncio.run(play())

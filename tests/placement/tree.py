@@ -1,0 +1,231 @@
+"""A tree of real stores and real placement in one process; links and shims are played by the test, step by step, no clock."""
+
+import asyncio
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from cluster_controller.documents import encode
+from cluster_controller.placement.engine import Engine
+from cluster_controller.resources import kinds
+from cluster_controller.store import Key, Store, Tx
+from cluster_controller.tree.census import Census
+from cluster_controller.tree.upward import Upward
+
+MEBI = 1024**2
+
+
+class Site:
+    """One controller: its rooms settle when the test says so."""
+
+    def __init__(self, name: str, store: Store, parent: "Site | None", cpu_millis: int, labels: dict[str, str]) -> None:
+        self.name = name
+        self.uid = f"uid-{name}"
+        self.store = store
+        self.parent = parent
+        self.children: dict[str, Site] = {}
+        self.live: set[str] = set()
+        self.cpu_millis = cpu_millis
+        self.labels = labels
+        self.census = Census(
+            store,
+            uid=self.uid,
+            name=name,
+            parent=lambda: (parent.uid, parent.name) if parent else ("", ""),
+            facts=self.facts,
+            links=lambda: dict.fromkeys(self.live, 0.0),
+            now=lambda: 0.0,
+            timestamp=lambda: "2026-01-01T00:00:00Z",
+        )
+        self.engine = Engine(store, self.uid, name, self.census.silent, lambda: "2026-01-01T00:00:00Z")
+        self.upward = Upward(store, uid=self.uid, name=name)
+        self.running: dict[str, dict[str, int]] = {}  # application → component → instances
+
+    def facts(self) -> kinds.ClusterFacts:
+        if not self.cpu_millis:
+            return kinds.ClusterFacts(labels=self.labels)
+        used = 0
+        for stored in self.store.list("local", "Work"):
+            for component in msgspec.json.decode(stored.document, type=kinds.Work).spec.components:
+                used += component.replicas * 100
+        free = kinds.ResourceSums(cpu_millis=max(0, self.cpu_millis - used), memory_bytes=512 * MEBI)
+        node_class = kinds.NodeClass(
+            architecture="amd64", count=1, ready=1, names=[f"{self.name}-node"], free=free,
+            allocatable=kinds.ResourceSums(cpu_millis=self.cpu_millis, memory_bytes=512 * MEBI),
+        )  # fmt: skip
+        return kinds.ClusterFacts(shim="process", component_kinds=["model", "command"], labels=self.labels, node_classes=[node_class])
+
+    def start(self) -> None:
+        self.census.load()
+        self.upward.load()
+        self.engine.load()
+        for room in (self.census, self.upward, self.engine):
+            self.store.subscribe(room.changed)
+
+    async def shim(self) -> None:
+        """Play the shim: what is desired runs at once, one thing after the other."""
+
+        def observe(tx: Tx) -> None:
+            wanted = {}
+            for stored in tx.list("local", "Work"):
+                spec = msgspec.json.decode(stored.document, type=kinds.Work).spec
+                wanted[spec.application.uid] = {component.name: component.replicas for component in spec.components}
+                components = [
+                    kinds.ComponentStatus(name=c.name, desired=c.replicas, ready=c.replicas, updated=c.replicas) for c in spec.components
+                ]
+                total = sum(component.replicas for component in spec.components)
+                row = kinds.ClusterRow(
+                    cluster=self.uid, name=self.name, ready=total, desired=total, components=wanted[spec.application.uid]
+                )
+                status = kinds.WorkStatus(
+                    spec=kinds.WorkStatusSpec(application=spec.application, cluster=self.uid),
+                    status=kinds.WorkStatusStatus(
+                        version=spec.shares[-1].id, components=components, clusters=[row] if total else [], cluster_count=1
+                    ),
+                )
+                key = Key("observed", "WorkStatus", "", spec.application.uid)
+                there = tx.get(key)
+                if there is None or there.document != encode(status):
+                    tx.put(key, encode(status), uid=spec.application.uid)
+            for stored in tx.list("observed", "WorkStatus"):
+                if stored.key.name not in wanted:
+                    tx.delete(stored.key)
+            self.running = wanted
+
+        await self.store.commit(observe)
+        self.census.self_changed()
+
+
+async def copy(source: Store, source_space: str, target: Store, target_space: str) -> None:
+    """What sync does, without the way: the target's space becomes the source's."""
+
+    def apply(tx: Tx) -> None:
+        seen = set()
+        for kind in source.kinds(source_space):
+            for stored in source.list(source_space, kind):
+                key = Key(target_space, kind, stored.key.namespace, stored.key.name)
+                seen.add(key)
+                there = tx.get(key)
+                if there is None or there.document != stored.document:
+                    tx.put(key, stored.document, uid=stored.uid)
+        for kind in target.kinds(target_space):
+            for stored in target.list(target_space, kind):
+                if stored.key not in seen:
+                    tx.delete(stored.key)
+
+    await target.commit(apply)
+
+
+class Tree:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.sites: dict[str, Site] = {}
+        self.cut: set[str] = set()  # names of children whose link is cut
+        self.watch: Callable[[], None] = lambda: None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def add(self, name: str, parent: str = "", cpu_millis: int = 0, labels: dict[str, str] | None = None) -> Site:
+        folder = self.folder / name
+        folder.mkdir()
+        above = self.sites.get(parent)
+        site = Site(name, await Store.open(folder), above, cpu_millis, labels or {})
+        self.sites[name] = site
+        site.start()
+        for room in (site.census, site.upward, site.engine):
+            self._tasks.append(asyncio.create_task(room.run()))
+        if above is not None:
+            above.children[name] = site
+            above.live.add(site.uid)
+        return site
+
+    def set_cut(self, name: str, cut: bool) -> None:
+        site = self.sites[name]
+        assert site.parent is not None
+        if cut:
+            self.cut.add(name)
+            site.parent.live.discard(site.uid)
+            site.parent.census.link_changed(site.uid, 0.0)
+        else:
+            self.cut.discard(name)
+            site.parent.live.add(site.uid)
+            site.parent.census.link_changed(site.uid, None)
+
+    async def step(self, chooser: random.Random) -> None:
+        """One thing happens somewhere: a link carries, or a shim looks."""
+        site = chooser.choice(list(self.sites.values()))
+        if chooser.random() < 0.4:
+            await site.shim()
+        elif site.parent is not None and site.name not in self.cut:
+            if chooser.random() < 0.5:
+                await copy(site.parent.store, f"down/{site.uid}", site.store, "desired")
+            else:
+                await copy(site.store, "report", site.parent.store, f"up/{site.uid}")
+        for _ in range(chooser.randint(0, 3)):
+            await asyncio.sleep(0)
+        self.watch()
+
+    async def quiet(self) -> None:
+        """Until nothing changes any more."""
+        for _ in range(60):
+            before = [site.store.revision for site in self.sites.values()]
+            for site in self.sites.values():
+                await site.shim()
+                if site.parent is not None and site.name not in self.cut:
+                    await copy(site.store, "report", site.parent.store, f"up/{site.uid}")
+                    await copy(site.parent.store, f"down/{site.uid}", site.store, "desired")
+            for site in self.sites.values():
+                await site.store.commit(lambda tx: None)
+                await asyncio.sleep(0.001)
+            self.watch()
+            if before == [site.store.revision for site in self.sites.values()]:
+                return
+        raise AssertionError("the tree does not come to rest")
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for site in self.sites.values():
+            await site.store.close()
+
+    def total(self, application: str) -> int:
+        return sum(sum(site.running.get(application, {}).values()) for site in self.sites.values())
+
+
+async def put_application(site: Site, name: str, replicas: int, **placement: object) -> str:
+    """Create or change; returns the uid."""
+    uid = f"app-{site.name}-{name}"
+
+    def write(tx: Tx) -> None:
+        document = {
+            "apiVersion": "banyan.dev/v1alpha1",
+            "kind": "Application",
+            "metadata": {"name": name, "namespace": "default", "uid": uid, "generation": 1, "finalizers": ["banyan.dev/withdraw"]},
+            "spec": {
+                "components": [{"name": "serve", "command": ["true"], "replicas": replicas, "resources": {"cpu": "100m"}}],
+                "placement": placement,
+            },
+        }
+        tx.put(Key("own", "Application", "default", name), msgspec.json.encode(document), uid=uid)
+
+    await site.store.commit(write)
+    return uid
+
+
+async def delete_application(site: Site, name: str) -> None:
+    def write(tx: Tx) -> None:
+        key = Key("own", "Application", "default", name)
+        stored = tx.get(key)
+        assert stored is not None
+        document = msgspec.json.decode(stored.document)
+        document["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+        tx.put(key, msgspec.json.encode(document), uid=stored.uid)
+
+    await site.store.commit(write)
+
+
+def application(site: Site, name: str) -> kinds.Application | None:
+    stored = site.store.get(Key("own", "Application", "default", name))
+    return msgspec.json.decode(stored.document, type=kinds.Application) if stored is not None else None
