@@ -1,0 +1,155 @@
+"""Two stores on real disks, two sessions, streams in memory."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from cluster_controller.store import Event, Key, Limits, Store
+from cluster_controller.sync import SyncLimits, SyncSession
+from tests.sync.streams import MemoryStream, StreamLost, pair
+
+PATIENCE = 30.0  # seconds; a bound against hanging, not a measure
+
+
+class Ends:
+    """A parent and a child, with their stores, linked and cut at will."""
+
+    def __init__(self, parent: Store, child: Store, limits: SyncLimits | None = None) -> None:
+        self.parent = parent
+        self.child = child
+        self.arrived: list[Event] = []
+        self.down = SyncSession(parent, send_space="down/kid", receive_space="up/kid", me="parent", peer="kid", limits=limits)
+        self.up = SyncSession(
+            child, send_space="report", receive_space="desired", me="kid", peer="parent", limits=limits, changed=self.arrived.extend
+        )
+        self.bulks = 0
+        self.streams: list[MemoryStream] = []
+        self._running: list[asyncio.Task[None]] = []
+
+    async def link(self) -> None:
+        upper, lower = pair()
+        bulk: asyncio.Future[MemoryStream] = asyncio.get_running_loop().create_future()
+
+        async def open_bulk() -> MemoryStream:
+            self.bulks += 1
+            above, below = pair(limit=4096)
+            bulk.set_result(above)
+            return below
+
+        async def wait_bulk() -> MemoryStream:
+            return await bulk
+
+        self.streams = [upper, lower]
+        self._running = [asyncio.create_task(self.down.run(upper, wait_bulk)), asyncio.create_task(self.up.run(lower, open_bulk))]
+
+    async def cut(self) -> None:
+        for stream in self.streams:
+            stream.abort()
+        results = await asyncio.wait_for(asyncio.gather(*self._running, return_exceptions=True), PATIENCE)
+        assert all(isinstance(result, StreamLost) for result in results), results
+
+    async def until(self, store: Store, condition: Callable[[], bool]) -> None:
+        changed = asyncio.Event()
+        end = store.subscribe(lambda _: changed.set())
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while not condition():
+                    for task in self._running:
+                        if task.done():
+                            task.result()
+                    changed.clear()
+                    await changed.wait()
+        finally:
+            end()
+
+
+@contextlib.asynccontextmanager
+async def ends(folder: Path, limits: SyncLimits | None = None, store_limits: Limits | None = None) -> AsyncIterator[Ends]:
+    parent = await Store.open(folder / "parent", store_limits)
+    child = await Store.open(folder / "child", store_limits)
+    both = Ends(parent, child, limits)
+    try:
+        yield both
+    finally:
+        await both.cut()
+        await parent.close()
+        await child.close()
+
+
+async def put(store: Store, space: str, name: str, document: bytes, kind: str = "Work") -> None:
+    await store.commit(lambda tx: tx.put(Key(space, kind, "", name), document, uid=f"uid-{name}"))
+
+
+def content(store: Store, space: str) -> dict[str, tuple[str, int, bytes]]:
+    return {stored.key.name: (stored.uid, stored.version, stored.document) for stored in store.scan(space)}
+
+
+def test_changes_go_both_ways_and_say_so(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with ends(tmp_path) as tree:
+            await put(tree.parent, "down/kid", "a", b'{"n":1}')
+            await tree.link()
+            await tree.until(tree.child, lambda: tree.child.size("desired") == 1)
+            await put(tree.child, "report", "a", b'{"ready":true}', "WorkStatus")
+            await tree.until(tree.parent, lambda: tree.parent.size("up/kid") == 1)
+            await put(tree.parent, "down/kid", "a", b'{"n":2}')
+            await tree.until(tree.child, lambda: tree.child.get(Key("desired", "Work", "", "a")).version == 2)  # type: ignore[union-attr]
+            await tree.parent.commit(lambda tx: tx.delete(Key("down/kid", "Work", "", "a")))
+            await tree.until(tree.child, lambda: tree.child.size("desired") == 0)
+            assert [(event.kind_of, event.stored.version) for event in tree.arrived] == [("put", 1), ("put", 2), ("delete", 2)]
+
+    asyncio.run(scenario())
+
+
+def test_a_cut_link_goes_on_where_it_was(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with ends(tmp_path) as tree:
+            await tree.link()
+            for n in range(50):
+                await put(tree.parent, "down/kid", f"w{n}", b"{}")
+                if n % 10 == 5:
+                    await tree.cut()
+                    await put(tree.child, "report", f"r{n}", b"{}")
+                    await tree.link()
+            await tree.until(tree.child, lambda: tree.child.size("desired") == 50)
+            await tree.until(tree.parent, lambda: tree.parent.size("up/kid") == 5)
+            assert len(tree.arrived) == 50, "each arrived once"
+            assert tree.bulks == 0
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("size", [100, 4000])
+def test_past_the_journal_a_snapshot_brings_what_is_and_removes_what_is_not(tmp_path: Path, size: int) -> None:
+    async def scenario() -> None:
+        async with ends(tmp_path, store_limits=Limits(journal_rows=20)) as tree:
+            await put(tree.parent, "down/kid", "old", b"{}")
+            await tree.link()
+            await tree.until(tree.child, lambda: tree.child.size("desired") == 1)
+            await tree.cut()
+            await tree.parent.commit(lambda tx: tx.delete(Key("down/kid", "Work", "", "old")))
+            for n in range(60):
+                await put(tree.parent, "down/kid", f"w{n}", b'"%s"' % (b"x" * size))
+            await tree.link()
+            await tree.until(tree.child, lambda: content(tree.child, "desired") == content(tree.parent, "down/kid"))
+            assert tree.bulks == (1 if size == 4000 else 0)
+            await put(tree.parent, "down/kid", "after", b"{}")
+            await tree.until(tree.child, lambda: tree.child.size("desired") == 61)
+
+    asyncio.run(scenario())
+
+
+def test_large_snapshots_in_both_directions_at_once(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with ends(tmp_path, store_limits=Limits(journal_rows=5)) as tree:
+            for n in range(100):
+                await put(tree.parent, "down/kid", f"w{n}", b'"%s"' % (b"x" * 3000))
+                await put(tree.child, "report", f"w{n}", b'"%s"' % (b"y" * 3000))
+            await tree.link()
+            await tree.until(tree.child, lambda: content(tree.child, "desired") == content(tree.parent, "down/kid"))
+            await tree.until(tree.parent, lambda: content(tree.child, "report") == content(tree.parent, "up/kid"))
+
+    asyncio.run(scenario())
