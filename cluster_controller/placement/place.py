@@ -43,8 +43,7 @@ def place(demand: Demand, clusters: Sequence[ClusterRecord], given: Mapping[str,
                 for cluster in passed
                 if not cluster.cordoned
                 and room(component, cluster) == 0
-                and not cluster.running.get(component.name)
-                and not decided.get(cluster.via)
+                and (division.unplaced or not (cluster.running.get(component.name) or decided.get(cluster.via)))
             ]
         for target, share in decided.items():
             shares.setdefault(target, {})[component.name] = share
