@@ -14,7 +14,7 @@ import hashlib
 import ipaddress
 import itertools
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 import msgspec
@@ -363,6 +363,25 @@ def verify_chain(chain: Sequence[x509.Certificate], anchor: x509.Certificate) ->
             raise InvalidInput(f"the certificate of {common_name(child)!r} was not signed by {common_name(parent)!r}") from error
 
 
+def anchored(der_chain: Sequence[bytes], anchors: Sequence[x509.Certificate]) -> tuple[bytes, ...]:
+    """``der_chain`` verified in the order in which it was shown, with the anchor that it leads to at its end.
+
+    TLS finds a way through what a peer shows in any order, unrelated certificates included; what is *read* from a chain must be
+    the way that was verified. InvalidInput when it leads to none of ``anchors``.
+    """
+    chain = [parse(data) for data in der_chain[: MAX_CHAIN + 1]]
+    problem: InvalidInput | None = None
+    for anchor in anchors:
+        try:
+            verify_chain(chain, anchor)
+        except InvalidInput as error:
+            problem = error
+            continue
+        found = tuple(der_chain)
+        return found if der_chain[-1] == der(anchor) else (*found, der(anchor))
+    raise problem or InvalidInput("no authority to verify a certificate against")
+
+
 def _issuers(chain: Sequence[x509.Certificate]) -> tuple[str, ...]:
     named = (roles(certificate) for certificate in chain[1:])
     return tuple(role.get(Role.ISSUER) or role.get(Role.SITE, "") for role in named if Role.ISSUER in role or Role.SITE in role)
@@ -431,11 +450,3 @@ def _grants(certificate: x509.Certificate) -> tuple[Grant, ...]:
         return msgspec.json.decode(value.value, type=tuple[Grant, ...])
     except msgspec.DecodeError as error:
         raise InvalidInput("the certificate holds grants that this version cannot read") from error
-
-
-def valid_at(certificate: x509.Certificate, now: datetime) -> bool:
-    return certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc
-
-
-def aware(moment: datetime) -> datetime:
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)

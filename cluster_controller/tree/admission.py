@@ -97,10 +97,9 @@ class Names(Struct, frozen=True):
     connected: frozenset[str] = frozenset()  # uids of members whose link stands
 
 
-def judge_join(
-    token: Token, applicant: Applicant, known: Member | None, names: Names, members: Mapping[str, Member], now: datetime
-) -> Admitted | Refused:
-    """Decide on a join whose secret has been checked against ``token``. ``known`` is the member with the applicant's uid."""
+def judge_join(token: Token, applicant: Applicant, names: Names, members: Mapping[str, Member], now: datetime) -> Admitted | Refused:
+    """Decide on a join whose secret has been checked against ``token``. ``members`` are by uid."""
+    known = members.get(applicant.uid)
     if token.revoked:
         return Refused(Cause.REVOKED, f"join token {token.id} was revoked; ask for another")
     if known is not None and known.state == "revoked":
@@ -125,9 +124,7 @@ def _again(token: Token, applicant: Applicant, known: Member | None) -> Admitted
     return Admitted(msgspec.structs.replace(known, state="member", address=applicant.address))
 
 
-def _first_use(
-    token: Token, applicant: Applicant, names: Names, members: Mapping[str, Member], now: datetime
-) -> Admitted | Refused:  # fmt: skip
+def _first_use(token: Token, applicant: Applicant, names: Names, members: Mapping[str, Member], now: datetime) -> Admitted | Refused:
     problem = label_problem(applicant.name) or _labels_problem(applicant.labels)
     if problem:
         return Refused(Cause.INVALID, problem)
