@@ -20,7 +20,17 @@ import msgspec
 import structlog
 from msgspec import Struct
 
-from cluster_controller.errors import BanyanError, Exhausted, Forbidden, InvalidInput, NotFound, ProtocolError, StoreFull, Unreachable
+from cluster_controller.errors import (
+    BanyanError,
+    Conflict,
+    Exhausted,
+    Forbidden,
+    InvalidInput,
+    NotFound,
+    ProtocolError,
+    StoreFull,
+    Unreachable,
+)
 from cluster_controller.models.blobs import BlobReader, BlobStore, check_digest
 from cluster_controller.models.incoming import STEP, Incoming, WrongDigest, uninterrupted
 from cluster_shim.contract import ByteStream
@@ -67,6 +77,7 @@ class Flight:
         self.incoming: Incoming | None = None
         self.task: asyncio.Task[None] | None = None
         self.interested = 0
+        self.leaving: asyncio.Task[None] | None = None  # the pull, once it was cancelled
         self._changed = asyncio.Event()
 
     def announce(self, incoming: Incoming) -> None:
@@ -92,7 +103,7 @@ async def fetch_blob(open_stream: OpenStream, digest: str, store: BlobStore, *, 
     """
     if store.has(check_digest(digest)):
         return
-    flight = _join(store, digest)
+    flight = await _join(store, digest)
     try:
         if flight.task is None:
             flight.task = asyncio.create_task(_pull(open_stream, digest, store, flight, sleep), name=f"blob/{digest[:12]}")
@@ -101,8 +112,10 @@ async def fetch_blob(open_stream: OpenStream, digest: str, store: BlobStore, *, 
         _leave(store, digest, flight)
 
 
-def _join(store: BlobStore, digest: str) -> Flight:
-    flight = store.flights.get(digest)
+async def _join(store: BlobStore, digest: str) -> Flight:
+    while (flight := store.flights.get(digest)) is not None and flight.leaving:
+        # Everybody left it; its thread may still be writing, and two may not receive one blob.
+        await asyncio.wait([flight.leaving])
     if flight is None:
         if len(store.flights) >= MAX_FLIGHTS:
             raise Exhausted(f"{MAX_FLIGHTS} blobs are being fetched already; blob {digest} has to wait", 5.0)
@@ -112,19 +125,26 @@ def _join(store: BlobStore, digest: str) -> Flight:
 
 
 def _leave(store: BlobStore, digest: str, flight: Flight) -> None:
+    """The last to leave ends the pull; a pull that has ended makes room for the next at once."""
     flight.interested -= 1
-    if flight.interested and not (flight.task is not None and flight.task.done()):
-        return
+    if flight.task is None or flight.task.done():
+        if flight.task is not None or not flight.interested:
+            _forget(store, digest, flight)
+    elif not flight.interested:
+        flight.leaving = flight.task
+        flight.task.cancel()
+        flight.task.add_done_callback(lambda _: _forget(store, digest, flight))
+
+
+def _forget(store: BlobStore, digest: str, flight: Flight) -> None:
     if store.flights.get(digest) is flight:
         del store.flights[digest]
-    if flight.task is not None:
-        flight.task.cancel()
 
 
 async def _pull(open_stream: OpenStream, digest: str, store: BlobStore, flight: Flight, sleep: Sleep) -> None:
     """Ask until the blob is here. What was received never shrinks but for a wrong digest."""
     fruitless, wrong, delay = 0, 0, FIRST_DELAY_SECONDS
-    while True:
+    while not store.has(digest):
         before = store.partial_size(digest)
         try:
             await _pull_once(open_stream, digest, store, flight)
@@ -134,7 +154,7 @@ async def _pull(open_stream: OpenStream, digest: str, store: BlobStore, flight: 
             log.warning("blob.wrong", digest=digest, attempt=wrong, error=str(error))
             if wrong >= WRONG_ATTEMPTS:
                 raise
-        except _Cut as cut:
+        except (_Cut, Conflict) as cut:  # Conflict: somebody pushes it to this controller at this moment
             progress = store.partial_size(digest) > before
             fruitless = 0 if progress else fruitless + 1
             log.info("blob.cut", digest=digest, received=store.partial_size(digest), reason=str(cut))
@@ -266,7 +286,7 @@ async def _refuse(stream: ByteStream, error: BanyanError) -> None:
             code = "not_found"
         case Exhausted() | StoreFull():
             code = "exhausted"
-        case Unreachable():
+        case Unreachable() | Conflict():  # what asking again may heal
             code = "unreachable"
         case InvalidInput():
             code = "invalid"
@@ -314,7 +334,7 @@ def _read_and_hash(reader: BlobReader, position: int, seen: "hashlib._Hash") -> 
 
 async def _relay(stream: ByteStream, store: BlobStore, request: Request, fetch_upstream: FetchUpstream) -> None:
     """Pull it from above and pass it on as it comes, together with everybody else who asks."""
-    flight = _join(store, request.sha256)
+    flight = await _join(store, request.sha256)
     fetching = asyncio.ensure_future(fetch_upstream(request.sha256))
     try:
         incoming = await _next_incoming(flight, fetching, None)
