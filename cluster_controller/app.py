@@ -1,0 +1,336 @@
+"""One controller, put together: store, identity, membership, tunnel, placement, models, and the own cluster behind its shim.
+
+`Controller` is the only place where the rooms meet. It takes its shim as an argument and knows no API: what serves people stands on
+top of it (`openapi`), so that arrows go one way.
+
+A start goes from the disk outwards: the store first, then what runs here (with no parent in reach, everything does), then the
+port for children, then the parent.
+"""
+
+import contextlib
+import socket
+from collections.abc import Mapping, Sequence
+
+import msgspec
+import structlog
+
+from cluster_controller import clock
+from cluster_controller.config import Config, split_address
+from cluster_controller.documents import Documents
+from cluster_controller.errors import Conflict, NotFound, Unreachable
+from cluster_controller.facts import cluster_facts
+from cluster_controller.identity import PeerCertificate
+from cluster_controller.identity import load as load_identity
+from cluster_controller.links import Links
+from cluster_controller.models.blobs import BlobStore
+from cluster_controller.models.library import Library
+from cluster_controller.placement.engine import Engine
+from cluster_controller.reconcile.reconciler import Reconciler
+from cluster_controller.resources import kinds, quantity
+from cluster_controller.store import Event, Store
+from cluster_controller.tasks import Tasks
+from cluster_controller.tree.census import Census, Heard
+from cluster_controller.tree.child import IdentityHolder, Settings
+from cluster_controller.tree.membership import Membership
+from cluster_controller.tree.upward import Upward
+from cluster_controller.tunnel.limits import Limits as TunnelLimits
+from cluster_controller.tunnel.link import Link
+from cluster_controller.tunnel.messages import (
+    ControlMessage,
+    Hello,
+    JoinReply,
+    JoinRequest,
+    Lane,
+    Refusal,
+    RenewReply,
+    RenewRequest,
+    Welcome,
+)
+from cluster_controller.tunnel.stream import Stream
+from cluster_controller.tunnel.tunnel import Tunnel
+from cluster_shim.contract import ByteStream, Description, Node, OpenTarget, Shim
+
+log = structlog.get_logger()
+
+BLOB = "blob"
+ANY_HOST = frozenset({"", "0.0.0.0", "::"})  # noqa: S104
+TUNNEL_PORT = "app/tunnel-port"  # fact: the port that was bound last, taken again when any will do
+
+
+class Controller:
+    """``shim`` None: a controller without a cluster of its own. `start`, then `stop`."""
+
+    store: Store
+    membership: Membership
+    tunnel: Tunnel
+    engine: Engine
+    census: Census
+    library: Library
+    reconciler: Reconciler | None
+
+    def __init__(self, config: Config, shim: Shim | None, *, version: str) -> None:
+        self.config = config
+        self.shim = shim
+        self.version = version
+        self.documents = Documents()
+        self.description: Description | None = None
+        self._tasks = Tasks("controller")
+        self._held: dict[str, list[str]] = {}
+        self.reconciler = None
+        self.tunnel_port = 0
+
+    # --- life ---
+
+    async def start(self) -> None:
+        """Raises what keeps a controller from starting: StoreError, InvalidInput, Conflict (a port in use), NotFound (no identity)."""
+        config = self.config
+        self.identity = IdentityHolder(config.identity_folder, load_identity(config.identity_folder))
+        self.store = await Store.open(config.data)
+        try:
+            await self._build()
+            await self._listen()
+        except BaseException:
+            await self.stop()
+            raise
+        if not self.identity().is_root:
+            proxy = config.proxy or None
+            addresses = self.identity().saved.parent_addresses
+            self._tasks.keep("dial", lambda: self.tunnel.dial(addresses, proxy))
+        log.info("controller.started", cluster=self.name, uid=self.uid, tunnel_port=self.tunnel_port, version=self.version)
+
+    async def _build(self) -> None:
+        config, store = self.config, self.store
+        settings = Settings(
+            software=f"banyan {self.version}", heartbeat_seconds=config.heartbeat_seconds, dead_after_seconds=3 * config.heartbeat_seconds
+        )
+        self.membership = Membership(store, self.identity, settings, addresses=self.tunnel_addresses)
+        limits = TunnelLimits(heartbeat=config.heartbeat_seconds, dead_after=3 * config.heartbeat_seconds)
+        self.tunnel = Tunnel(self.identity, _Doors(self), self.membership.router, limits)
+        self.membership.bind(self.tunnel, config.proxy or None)
+        blobs = await BlobStore.open(config.blob_folder, quantity.units(config.blob_budget, "blob_budget"))
+        self.library = Library(blobs, config.model_folder, None if self.identity().is_root else self._open_blobs_above)
+        self.census = Census(
+            store,
+            uid=self.uid,
+            name=self.name,
+            parent=lambda: (self.identity().parent_uid, self.identity().saved.parent_name),
+            facts=self.facts,
+            links=lambda: {uid: link.last_heard for uid, link in self.tunnel.links.items()},
+            now=clock.boottime,
+            timestamp=timestamp,
+        )
+        self.links = Links(store, self.tunnel, self.uid, self.census.link_changed)
+        self.tunnel.handle(BLOB, self._serve_blob)
+        self.engine = Engine(store, self.uid, self.name, self.census.silent, timestamp)
+        self.upward = Upward(store, uid=self.uid, name=self.name)
+        if self.shim is not None:
+            self.reconciler = Reconciler(store, self.shim, self.library, uid=self.uid, name=self.name, nodes_changed=self._nodes_changed)
+            store.subscribe(self.reconciler.changed)
+            self._tasks.keep("reconcile", self.reconciler.run)
+        for room in (self.census, self.engine, self.upward):
+            room.load()
+            store.subscribe(room.changed)
+            self._tasks.keep(type(room).__name__.lower(), room.run)
+        store.subscribe(self._changed)
+        self._hold_models()
+        await self.membership.start()
+
+    async def _listen(self) -> None:
+        if not self.config.tunnel_listen or not self.identity().may_issue:
+            return
+        host, port = split_address(self.config.tunnel_listen, "tunnel_listen")
+        remembered = int(self.store.fact(TUNNEL_PORT) or b"0")
+        if not port and remembered:
+            with contextlib.suppress(Conflict):  # somebody else has it now: children are told the new one by a new token
+                self.tunnel_port = await self.tunnel.serve(host, remembered)
+        if not self.tunnel_port:
+            self.tunnel_port = await self.tunnel.serve(host, port)
+        await self.store.commit(lambda tx: tx.set_fact(TUNNEL_PORT, str(self.tunnel_port).encode()))
+
+    async def stop(self) -> None:
+        """Let go of everything. What runs here runs on."""
+        if hasattr(self, "tunnel"):
+            await self.tunnel.close()
+        if hasattr(self, "links"):
+            await self.links.close()
+        await self._tasks.close()
+        if hasattr(self, "membership"):
+            await self.membership.close()
+        close = getattr(self.shim, "close", None)
+        if close is not None:
+            await close()
+        await self.store.close()
+        log.info("controller.stopped", cluster=self.name)
+
+    # --- who this is ---
+
+    @property
+    def uid(self) -> str:
+        return self.identity().uid
+
+    @property
+    def name(self) -> str:
+        return self.identity().name
+
+    def tunnel_addresses(self) -> Sequence[str]:
+        """Where children reach this controller, HOST:PORT; empty when it takes none."""
+        if self.config.tunnel_advertise:
+            return self.config.tunnel_advertise
+        if not self.tunnel_port:
+            return ()
+        host, _ = split_address(self.config.tunnel_listen, "tunnel_listen")
+        hosts = [host] if host not in ANY_HOST else own_hosts()
+        return [f"[{one}]:{self.tunnel_port}" if ":" in one else f"{one}:{self.tunnel_port}" for one in hosts]
+
+    def facts(self) -> kinds.ClusterFacts:
+        """What this cluster says of itself. Until the shim has answered after a start, what it said before the start still holds:
+        a cluster that is only being looked at again has not lost its nodes."""
+        nodes = self.reconciler.nodes if self.reconciler is not None else ()
+        labels = self.identity().saved.labels | self.config.labels
+        fresh = cluster_facts(
+            self.store,
+            self.documents,
+            nodes=nodes,
+            description=self.description,
+            version=self.version,
+            labels=labels,
+            can_parent=self.identity().may_issue,
+        )
+        if self.shim is None or (nodes and self.description is not None):
+            return fresh
+        stored = self.store.find("own", "Cluster", self.uid)
+        if stored is None:
+            return fresh
+        before = self.documents.read(stored, kinds.Cluster).status.facts
+        return msgspec.structs.replace(before, version=self.version, labels=labels, can_parent=fresh.can_parent)
+
+    def _nodes_changed(self, nodes: Sequence[Node]) -> None:
+        if self.description is None and self.shim is not None:
+            self._tasks.spawn("describe", self._describe(self.shim))
+        self.census.self_changed()
+
+    async def _describe(self, shim: Shim) -> None:
+        self.description = await shim.describe()
+        self.census.self_changed()
+
+    # --- reaching others ---
+
+    async def open(self, uid: str, service: str, metadata: bytes = b"", lane: Lane = Lane.INTERACTIVE) -> Stream:
+        """A routed stream to a controller of the subtree. Unreachable names the hop."""
+        try:
+            return await self.tunnel.open(uid, service, metadata, lane)
+        except Unreachable as error:
+            heard = self.heard(uid)
+            if heard is None:
+                raise
+            hop = f": {heard.broken_hop} is cut" if heard.broken_hop else ""
+            least = "at least " if heard.at_least else ""
+            raise Unreachable(f"{self.cluster_name(uid)} is out of reach{hop}; last heard {least}{heard.seconds:.0f} s ago") from error
+
+    async def open_local(self, target: OpenTarget) -> ByteStream:
+        if self.shim is None:
+            raise NotFound(f"{self.name} has no cluster of its own; ask one of its members")
+        return await self.shim.open(target)
+
+    def heard(self, uid: str) -> Heard | None:
+        return self.census.heard(uid)
+
+    def cluster_uid(self, name: str) -> str:
+        """Of a cluster of the subtree, by name, alias or uid; NotFound lists none, so that names do not leak."""
+        for stored in self.store.list("own", "Cluster"):
+            if name in {stored.key.name, stored.uid}:
+                return stored.uid
+        raise NotFound(f"no cluster {name} in the subtree of {self.name}; `banyan tree` shows those that are")
+
+    def cluster_name(self, uid: str) -> str:
+        stored = self.store.find("own", "Cluster", uid)
+        return stored.key.name if stored is not None else uid
+
+    # --- models ---
+
+    async def _open_blobs_above(self) -> ByteStream:
+        return await self.tunnel.open(self.identity().parent_uid, BLOB, lane=Lane.BULK)
+
+    async def _serve_blob(self, stream: Stream) -> None:
+        self.links.require_child(stream)
+        await self.library.serve(stream)
+
+    def _changed(self, events: Sequence[Event]) -> None:
+        if any(
+            (event.stored.key.kind == "Model" and event.stored.key.space in {"own", "desired"}) or event.stored.key.space == "local"
+            for event in events
+        ):
+            self._hold_models()
+
+    def _hold_models(self) -> None:
+        """Blobs of published models, and of what runs here, are never dropped for want of room."""
+        wanted: dict[str, list[str]] = {}
+        for stored in self.store.list("own", "Model"):
+            model = self.documents.read(stored, kinds.Model)
+            wanted[f"own/{stored.uid}"] = [file.sha256 for version in model.spec.versions for file in version.files]
+        if self.store.list("local", "Work"):
+            for stored in self.store.list("desired", "Model"):
+                model = self.documents.read(stored, kinds.Model)
+                wanted[f"desired/{stored.uid}"] = [file.sha256 for version in model.spec.versions for file in version.files]
+        for owner, digests in {**{owner: [] for owner in self._held}, **wanted}.items():
+            if self._held.get(owner) != digests:
+                self.library.blobs.hold(owner, digests)
+        self._held = wanted
+
+    # --- health ---
+
+    def ready(self) -> Mapping[str, str]:
+        """Each readiness check with an empty string, or why it fails."""
+        shim = ""
+        if self.shim is not None and self.description is None:
+            shim = "the cluster's shim has not answered yet"
+        return {"store": "", "shim": shim}
+
+
+class _Doors:
+    """What the tunnel asks goes to the membership; what a link means to the other rooms is told from here."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+        self._membership = controller.membership
+
+    async def hello(self) -> Hello:
+        return await self._membership.hello()
+
+    async def welcome(self, hello: Hello, peer: PeerCertificate) -> Welcome | Refusal:
+        return await self._membership.welcome(hello, peer)
+
+    async def join(self, request: JoinRequest, address: str) -> JoinReply:
+        return await self._membership.join(request, address)
+
+    async def renew(self, request: RenewRequest, peer: PeerCertificate) -> RenewReply:
+        return await self._membership.renew(request, peer)
+
+    def link_up(self, link: Link) -> None:
+        self._membership.link_up(link)
+        self._controller.links.up(link)
+
+    def link_down(self, link: Link, reason: str) -> None:
+        self._membership.link_down(link, reason)
+        self._controller.links.down(link)
+
+    def control(self, link: Link, message: ControlMessage) -> None:
+        self._membership.control(link, message)
+
+
+def timestamp() -> str:
+    """Now, for people: RFC 3339 in UTC."""
+    return clock.wall().strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def own_hosts() -> list[str]:
+    """Names and addresses under which others may reach this machine: the address of the default route first, then the host's name."""
+    hosts: list[str] = []
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # TEST-NET-1: picks a route, sends nothing
+        hosts.append(str(probe.getsockname()[0]))
+    hosts.append(socket.gethostname())
+    return hosts
+
+
+__all__ = ["Controller", "own_hosts", "timestamp"]

@@ -1,0 +1,85 @@
+"""The models of one controller: fetched from above when something here needs them, laid out for workers, kept within a budget.
+
+A folder appears under its final name only when all its files are there and verified, so a folder that exists is a folder that can
+be served, also after a restart with no parent in reach.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+from cluster_controller.errors import NotFound
+from cluster_controller.models.blobs import BlobStore
+from cluster_controller.models.folders import discard_folder, materialise
+from cluster_controller.models.transfer import fetch_blob, serve_blob
+from cluster_shim.contract import ByteStream, ModelFile
+
+log = structlog.get_logger()
+OpenUpstream = Callable[[], Awaitable[ByteStream]]
+
+
+class Need(Protocol):
+    """A model version: `reconcile.resolve.ModelNeed`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> str: ...
+
+    @property
+    def files(self) -> tuple[ModelFile, ...]: ...
+
+    @property
+    def key(self) -> str: ...
+
+
+class Library:
+    """``open_upstream`` opens a stream of service `blob` to the parent; None at a root."""
+
+    def __init__(self, blobs: BlobStore, folder: Path, open_upstream: OpenUpstream | None) -> None:
+        self.blobs = blobs
+        self._folder = folder
+        self._open_upstream = open_upstream
+
+    def ready(self, need: Need) -> str | None:
+        """The folder, or None while something has yet to be fetched or laid out."""
+        folder = self._folder / need.key
+        return str(folder) if folder.is_dir() else None
+
+    async def ensure(self, need: Need) -> str:
+        """Fetch what is missing, verify, lay out; returns the folder. Raises NotFound or Unreachable when it cannot be had now."""
+        digests = [file.sha256 for file in need.files]
+        self.blobs.hold(f"fetch/{need.key}", digests)
+        try:
+            for digest in self.blobs.missing(digests):
+                if self._open_upstream is None:
+                    what = f"model {need.name} version {need.version}: blob {digest[:12]}"
+                    raise NotFound(f"{what} was never pushed; see `banyan model publish`")
+                await fetch_blob(self._open_upstream, digest, self.blobs)
+            folder = self._folder / need.key
+            await materialise(need.files, folder, self.blobs)
+        finally:
+            self.blobs.hold(f"fetch/{need.key}", ())
+        log.info("model.ready", model=need.name, version=need.version)
+        return str(folder)
+
+    async def serve(self, stream: ByteStream) -> None:
+        """Answer one request for a blob from below; what is not here is pulled from above while it is passed on."""
+        fetch = self._fetch if self._open_upstream is not None else None
+        await serve_blob(stream, self.blobs, fetch)
+
+    async def _fetch(self, digest: str) -> None:
+        assert self._open_upstream is not None
+        await fetch_blob(self._open_upstream, digest, self.blobs)
+
+    async def keep_only(self, keys: Iterable[str]) -> None:
+        """Drop the folders of models that nothing here runs any more; their blobs stay as long as the budget allows."""
+        wanted = set(keys)
+        if not self._folder.is_dir():
+            return
+        for folder in list(self._folder.iterdir()):
+            if folder.name not in wanted and not folder.name.startswith("."):
+                await discard_folder(folder)
