@@ -16,7 +16,7 @@ from cluster_controller.clock import boottime
 from cluster_controller.tasks import Tasks
 from cluster_shim.contract import Desired, Instance, Node, Observed, ObservedWork, Phase, ShimError, Work
 from cluster_shim.process import facts, observe
-from cluster_shim.process.client import InstanceView, Lost, SupervisorClient
+from cluster_shim.process.client import LAUNCH_SECONDS, InstanceView, Lost, SupervisorClient
 from cluster_shim.process.command import Setting, instance_id, stage
 from cluster_shim.process.plan import Capacity, Hold, Note, Release, Seen, Start, Stop, plan, port_name
 from cluster_shim.process.probes import Prober
@@ -26,6 +26,7 @@ log = structlog.get_logger()
 USAGE_SECONDS = 15.0
 RETRY_SECONDS = (1.0, 30.0)
 FIRST_PROBES_SECONDS = 2.0
+SILENT_SECONDS = 5.0  # a supervisor that was killed is replaced in much less
 _PHASES = {phase.value: phase for phase in Phase}
 
 
@@ -49,12 +50,23 @@ class Session:
         self._retry_at: asyncio.TimerHandle | None = None
         self._prober = Prober(setting, supervisor, self._changed, time.time)
         self._tasks = Tasks("shim/process/session")
-        self._ended = False
+        self._silent: asyncio.TimerHandle | None = None
 
     def changed(self, _name: str) -> None:
-        """The supervisor's picture changed."""
-        self._prober.follow(self._supervisor.instances.values() if self._supervisor.connected.is_set() else ())
+        """The supervisor's picture changed. While there is none, what it last showed stands; then the node is not ready."""
+        if self._silent is not None:
+            self._silent.cancel()
+            self._silent = None
+        if not self._supervisor.connected.is_set():
+            self._silent = asyncio.get_running_loop().call_later(SILENT_SECONDS, self._gone_silent)
+        else:
+            self._node = structs.replace(self._node, ready=True)
+            self._prober.follow(self._supervisor.instances.values())
         self._changed(_name)
+
+    def _gone_silent(self) -> None:
+        self._node = structs.replace(self._node, ready=False)
+        self._tell.set()
 
     def ready(self, name: str) -> bool:
         return self._prober.ready(name)
@@ -63,20 +75,34 @@ class Session:
         self._act.set()
 
     async def run(self, desired: AsyncIterator[Desired]) -> AsyncGenerator[Observed, None]:
-        self._tasks.spawn("desired", self._listen(desired))
-        self._tasks.keep("act", self._keep_acting)
-        self._tasks.keep("usage", self._keep_measuring)
+        listening = asyncio.create_task(self._listen(desired), name="shim/process/session/desired")
         try:
-            while not self._ended:
+            await self._first_contact()
+            self._tasks.keep("act", self._keep_acting)
+            self._tasks.keep("usage", self._keep_measuring)
+            while not listening.done():
                 await self._tell.wait()
                 self._tell.clear()
                 observed = self._news()
                 if observed is not None:
                     yield observed
+            await listening  # a broken stream of Desired is the caller's to see
         finally:
-            if self._retry_at is not None:
-                self._retry_at.cancel()
+            listening.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await listening
+            for timer in (self._retry_at, self._silent):
+                if timer is not None:
+                    timer.cancel()
             await self._tasks.close()
+
+    async def _first_contact(self) -> None:
+        """A cluster that cannot be seen is an error, not an empty cluster."""
+        try:
+            async with asyncio.timeout(LAUNCH_SECONDS):
+                await self._supervisor.connected.wait()
+        except TimeoutError:
+            raise ShimError(f"no supervisor answers in {self._setting.folder}: {self._supervisor.problem}") from None
 
     # Desired
 
@@ -85,7 +111,6 @@ class Session:
             async for change in desired:
                 self._take(change)
         finally:
-            self._ended = True
             self._tell.set()
 
     def _take(self, change: Desired) -> None:
@@ -104,7 +129,6 @@ class Session:
     # Acting
 
     async def _keep_acting(self) -> None:
-        await self._supervisor.connected.wait()
         self.changed("")
         with suppress(TimeoutError):
             # What served before must not look unready just because we are new: ask first, speak then.
