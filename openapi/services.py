@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from msgspec import Struct, field
 
 from cluster_controller.resources.registry import ResourceType
+from cluster_controller.resources.tables import Heard
 from cluster_shim.contract import ByteStream, OpenTarget
 
 if TYPE_CHECKING:
@@ -31,14 +32,6 @@ class User(Struct, frozen=True):
     groups: tuple[str, ...] = ()
     entry: str = ""
     grants: tuple[Grant, ...] = ()
-
-
-class Heard(Struct, frozen=True):
-    """How long ago something was heard of a cluster, hop by hop. Computed when shown, never stored."""
-
-    seconds: float
-    at_least: bool = False  # after a restart of the listener nobody knows how much longer it was
-    broken_hop: str = ""  # "region-a → edge-1"
 
 
 class Write(Struct):

@@ -42,11 +42,17 @@ class ResourceType(Struct, frozen=True, kw_only=True):
     write_role: str = "edit"  # least role that may change
     generation: bool = False  # counts changes of spec
     secret_answer: bool = False  # never cached, never in a watch with its secrets
+    selectable: tuple[str, ...] = ()  # fields of field selectors, besides metadata.name and metadata.namespace
     description: str = ""
 
     @property
     def api_version(self) -> str:
         return f"{self.group}/{self.version}" if self.group else self.version
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """What a field selector may name."""
+        return ("metadata.name", "metadata.namespace", *self.selectable) if self.namespaced else ("metadata.name", *self.selectable)
 
     @property
     def has_status(self) -> bool:
@@ -64,6 +70,11 @@ class ResourceType(Struct, frozen=True, kw_only=True):
 _STATUS = Subresource("status", ("GET", "PUT", "PATCH"), role="admin")
 _READ_STATUS = Subresource("status", ("GET",))
 
+_EVENT_FIELDS = (
+    "involvedObject.apiVersion", "involvedObject.fieldPath", "involvedObject.kind", "involvedObject.name", "involvedObject.namespace",
+    "involvedObject.resourceVersion", "involvedObject.uid", "reason", "reportingComponent", "type",
+)  # fmt: skip
+
 _TYPES = (
     ResourceType(
         group=GROUP, version=VERSION, kind="Application", plural="applications", singular="application", short_names=("app", "apps"),
@@ -77,12 +88,14 @@ _TYPES = (
             Subresource("clusters", ("GET",)),
             Subresource("proxy", ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"), raw=True),
         ),
+        selectable=('status.phase',),
         description="What shall run, where in this controller's subtree, and how it is replaced.",
     ),
     ResourceType(
         group=GROUP, version=VERSION, kind="SubtreeApplication", plural="subtreeapplications", singular="subtreeapplication",
         short_names=("subapp", "subapps"), categories=("banyan",), namespaced=True, struct=kinds.SubtreeApplication, verbs=READ,
         subresources=(_READ_STATUS,),
+        selectable=('status.phase',),
         description="An Application written below, as this controller sees it; named NAME.ORIGIN.",
     ),
     ResourceType(
@@ -97,6 +110,7 @@ _TYPES = (
             Subresource("banyan", ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"), raw=True),
             Subresource("proxy", ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"), role="admin", raw=True),
         ),
+        selectable=('status.phase', 'status.parent', 'spec.unschedulable'),
         description="A member of the tree below this controller. Labels, taints and cordon set here are this controller's overlay.",
     ),
     ResourceType(
@@ -113,6 +127,7 @@ _TYPES = (
         group=GROUP, version=VERSION, kind="JoinToken", plural="jointokens", singular="jointoken", short_names=("jt",),
         categories=("banyan",), namespaced=False, struct=kinds.JoinToken, generation=True, read_role="admin", write_role="admin",
         subresources=(_READ_STATUS,), secret_answer=True,
+        selectable=('status.phase', 'spec.parent'),
         description="A one-time, expiring right to join under a given parent. The token is in the answer to the create, and nowhere else.",
     ),
     ResourceType(
@@ -124,6 +139,7 @@ _TYPES = (
         group="", version="v1", kind="Namespace", plural="namespaces", singular="namespace", short_names=("ns",), namespaced=False,
         struct=kinds.Namespace, write_role="admin", subresources=(_READ_STATUS,),
         verbs=("create", "delete", "get", "list", "patch", "update", "watch"),
+        selectable=('status.phase',),
         description="A room for names; users are granted roles per namespace.",
     ),
     ResourceType(
@@ -132,19 +148,23 @@ _TYPES = (
     ),
     ResourceType(
         group="", version="v1", kind="Secret", plural="secrets", singular="secret", namespaced=True, struct=kinds.Secret,
-        read_role="edit", description="Like a ConfigMap, sealed at rest and sent only where it is needed.",
+        read_role="edit", selectable=('type',),
+        description="Like a ConfigMap, sealed at rest and sent only where it is needed.",
     ),
     ResourceType(
         group="", version="v1", kind="Event", plural="events", singular="event", short_names=("ev",), namespaced=True,
-        struct=kinds.Event, description="Something that happened to an object.",
+        struct=kinds.Event, selectable=_EVENT_FIELDS,
+        description="Something that happened to an object.",
     ),
     ResourceType(
         group="", version="v1", kind="Node", plural="nodes", singular="node", short_names=("no",), namespaced=False, struct=kinds.Node,
-        verbs=READ, space="observed", subresources=(_READ_STATUS,), description="A machine of this controller's own cluster.",
+        verbs=READ, space="observed", subresources=(_READ_STATUS,), selectable=('spec.unschedulable',),
+        description="A machine of this controller's own cluster.",
     ),
     ResourceType(
         group="", version="v1", kind="Pod", plural="pods", singular="pod", short_names=("po",), categories=("all",), namespaced=True,
         struct=kinds.Pod, verbs=READ, space="observed", subresources=(_READ_STATUS, Subresource("log", ("GET",))),
+        selectable=('spec.nodeName', 'status.phase', 'spec.restartPolicy'),
         description="One running instance on this controller's own cluster.",
     ),
 )  # fmt: skip

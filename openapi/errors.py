@@ -1,0 +1,146 @@
+"""Errors as Kubernetes Status documents: code, reason, details and causes, so that kubectl and client libraries know what to do.
+
+`status_of` is the one place that maps the errors of the program to HTTP. An error names the thing, the reason and the remedy in
+its message already; here it gets the shape that clients expect.
+"""
+
+import math
+from typing import Any
+
+import msgspec
+
+from cluster_controller.errors import (
+    AlreadyExists,
+    BanyanError,
+    Conflict,
+    Exhausted,
+    Forbidden,
+    InvalidInput,
+    NotFound,
+    StoreError,
+    Unauthenticated,
+    Unreachable,
+)
+from cluster_controller.resources.meta import GROUP
+from cluster_controller.resources.shape import Problem
+from cluster_controller.resources.validate import InvalidDocument
+from cluster_controller.store import Expired
+
+_REASONS = {
+    400: "BadRequest",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "NotFound",
+    405: "MethodNotAllowed",
+    406: "NotAcceptable",
+    409: "Conflict",
+    410: "Expired",
+    413: "RequestEntityTooLarge",
+    415: "UnsupportedMediaType",
+    416: "BadRequest",
+    422: "Invalid",
+    429: "TooManyRequests",
+    500: "InternalError",
+    501: "NotImplemented",
+    503: "ServiceUnavailable",
+    507: "InsufficientStorage",
+}
+
+_CODES: tuple[tuple[type[BanyanError], int], ...] = (
+    (Expired, 410),
+    (InvalidDocument, 422),
+    (InvalidInput, 400),
+    (NotFound, 404),
+    (AlreadyExists, 409),
+    (Conflict, 409),
+    (Forbidden, 403),
+    (Unauthenticated, 401),
+    (Unreachable, 503),
+    (Exhausted, 429),
+    (StoreError, 503),
+)
+
+
+class ApiError(BanyanError):
+    """An answer with a certain code. ``details`` go into the Status as they are."""
+
+    def __init__(self, code: int, message: str, reason: str = "", details: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.reason = reason or _REASONS.get(code, "Unknown")
+        self.details = details or {}
+        self.headers: dict[str, str] = {}
+
+
+def not_found(group_resource: str, name: str) -> ApiError:
+    return ApiError(404, f'{group_resource} "{name}" not found', details=_details(group_resource, name))
+
+
+def conflict(group_resource: str, name: str, why: str) -> ApiError:
+    message = f'Operation cannot be fulfilled on {group_resource} "{name}": {why}'
+    return ApiError(409, message, details=_details(group_resource, name))
+
+
+def exists(group_resource: str, name: str) -> ApiError:
+    return ApiError(409, f'{group_resource} "{name}" already exists', "AlreadyExists", _details(group_resource, name))
+
+
+def invalid(kind: str, name: str, problems: list[Problem]) -> InvalidDocument:
+    return InvalidDocument(kind, name, problems)
+
+
+def method_not_allowed(method: str, path: str, allowed: tuple[str, ...]) -> ApiError:
+    error = ApiError(405, f"{method} is not offered at {path}; it takes {', '.join(allowed) or 'nothing'}")
+    error.headers["Allow"] = ", ".join(allowed)
+    return error
+
+
+def status_of(error: BanyanError) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """(HTTP code, Status document, headers) for an error."""
+    headers: dict[str, str] = {}
+    if isinstance(error, ApiError):
+        code, reason, details, headers = error.code, error.reason, dict(error.details), dict(error.headers)
+    else:
+        code = next((code for kind, code in _CODES if isinstance(error, kind)), 500)
+        reason, details = _REASONS.get(code, "Unknown"), {}
+    if isinstance(error, AlreadyExists):
+        reason = "AlreadyExists"
+    if isinstance(error, InvalidDocument):
+        details = {"name": error.name, "group": GROUP, "kind": error.kind, "causes": [_cause(each) for each in error.problems]}
+    elif isinstance(error, InvalidInput) and error.field:
+        details = {"causes": [_cause(Problem(error.field, str(error)))]}
+    if isinstance(error, Exhausted) and error.retry_after is not None:
+        details["retryAfterSeconds"] = math.ceil(error.retry_after)
+        headers["Retry-After"] = str(math.ceil(error.retry_after))
+    if code == 401:
+        headers["WWW-Authenticate"] = 'Bearer realm="banyan"'
+    return code, failure(code, str(error), reason, details), headers
+
+
+def failure(code: int, message: str, reason: str = "", details: dict[str, Any] | None = None) -> dict[str, Any]:
+    status: dict[str, Any] = {
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "message": message, "reason": reason or _REASONS.get(code, "Unknown"),
+    }  # fmt: skip
+    if details:
+        status["details"] = details
+    status["code"] = code
+    return status
+
+
+def success(group: str, plural: str, name: str, uid: str) -> dict[str, Any]:
+    details = {"name": name, "group": group, "kind": plural, "uid": uid} if group else {"name": name, "kind": plural, "uid": uid}
+    return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details}
+
+
+def encode(document: object) -> bytes:
+    return msgspec.json.encode(document)
+
+
+def _cause(problem: Problem) -> dict[str, str]:
+    return {"reason": problem.reason, "message": problem.message, "field": problem.field}
+
+
+def _details(group_resource: str, name: str) -> dict[str, Any]:
+    plural, _, group = group_resource.partition(".")
+    return {"name": name, "group": group, "kind": plural} if group else {"name": name, "kind": plural}

@@ -1,0 +1,65 @@
+"""`pods/NAME/log`: what an instance wrote, streamed from this cluster's shim with no more than one piece in memory."""
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from starlette.responses import Response, StreamingResponse
+
+from cluster_controller.errors import InvalidInput
+from cluster_controller.resources.registry import LABEL_APPLICATION_UID, LABEL_COMPONENT
+from cluster_shim.contract import ByteStream, OpenTarget, ShimError
+from openapi.errors import ApiError
+from openapi.services import ApiServices
+
+PIECE = 65536
+_FLAGS = ("follow", "previous", "timestamps")
+_NUMBERS = ("tailLines", "sinceSeconds", "limitBytes")
+_REFUSED = {"sinceTime": "use sinceSeconds", "stream": "both streams are in one log"}
+
+
+def log_options(query: Mapping[str, str]) -> dict[str, str]:
+    """The options that the shim understands; InvalidInput names what cannot be read or is not served."""
+    options: dict[str, str] = {}
+    for name in _FLAGS:
+        text = query.get(name, "").lower()
+        if text not in ("", "true", "false", "1", "0"):
+            raise InvalidInput(f"{name} is {text[:40]!r}; it may be true or false", name)
+        if text in ("true", "1"):
+            options[name] = "true"
+    for name in _NUMBERS:
+        text = query.get(name, "")
+        if text:
+            if not (text.isascii() and text.isdigit() and len(text) < 16):
+                raise InvalidInput(f"{name} is {text[:40]!r}; it is a whole number, zero or more", name)
+            options[name] = text
+    for name, remedy in _REFUSED.items():
+        if query.get(name) and not (name == "stream" and query[name] == "All"):
+            raise ApiError(422, f"{name} is not served: {remedy}")
+    return options
+
+
+async def respond(services: ApiServices, pod: Mapping[str, Any], query: Mapping[str, str]) -> Response:
+    metadata = pod["metadata"]
+    labels = metadata.get("labels") or {}
+    containers = [each.get("name") for each in (pod.get("spec") or {}).get("containers") or ()]
+    wanted = query.get("container")
+    if wanted and wanted not in containers:
+        raise ApiError(400, f"container {wanted[:80]} is not valid for pod {metadata['name']}; it has {', '.join(map(str, containers))}")
+    target = OpenTarget(
+        kind="logs", uid=labels.get(LABEL_APPLICATION_UID, ""), component=labels.get(LABEL_COMPONENT, ""),
+        instance=metadata["name"], options=log_options(query),
+    )  # fmt: skip
+    try:
+        stream = await services.open_local(target)
+    except ShimError as error:
+        raise ApiError(400, f"the log of {metadata['name']} cannot be had: {error}") from None
+    return StreamingResponse(_pieces(stream), media_type="text/plain")
+
+
+async def _pieces(stream: ByteStream) -> AsyncIterator[bytes]:
+    try:
+        await stream.close_write()
+        while piece := await stream.read(PIECE):
+            yield piece
+    finally:
+        stream.abort("the reader has gone")
