@@ -18,6 +18,7 @@ from cluster_controller.identity.certificates import PeerCertificate
 from cluster_controller.identity.join import Cause
 from cluster_controller.identity.revocation import Revocation
 from cluster_controller.resources.names import label_problem
+from cluster_controller.tree.times import format_time
 
 APPROVAL_POLL_SECONDS = 5.0
 MAX_LABELS = 64
@@ -40,7 +41,7 @@ class Member(Struct, frozen=True, kw_only=True, omit_defaults=True):
     may_have_children: bool = True
     replaces: str = ""  # uid of the member whose place it took
     attach: int = 0
-    starts: starts.Record = starts.Record()
+    started: starts.Record = starts.Record()  # what is known of its starts
     start_number: int = 0
     held: tuple[str, ...] = ()  # instances that wait for a person's decision
     standing_serial: int = 0
@@ -110,7 +111,7 @@ def judge_join(token: Token, applicant: Applicant, names: Names, members: Mappin
         return _again(token, applicant, known)
     if now >= token.expires:
         return Refused(
-            Cause.EXPIRED, f"join token {token.id} expired at {token.expires:%Y-%m-%d %H:%M:%S} UTC, here it is {now:%Y-%m-%d %H:%M:%S} UTC"
+            Cause.EXPIRED, f"join token {token.id} expired at {format_time(token.expires)}, here it is {format_time(now)}; make another"
         )
     return _first_use(token, applicant, names, members, now)
 
@@ -147,7 +148,7 @@ def _first_use(token: Token, applicant: Applicant, names: Names, members: Mappin
         name=applicant.name,
         state="pending" if token.approve else "member",
         token_id=token.id,
-        joined=now.isoformat(),
+        joined=format_time(now),
         labels={**token.labels, **applicant.labels},
         may_have_children=applicant.may_have_children,
         replaces=replaced.uid if replaced else "",
@@ -205,7 +206,7 @@ def judge_peer(
         return Entry.LOOP
     if member is None and not issued_here(peer, me):
         return Entry.NOT_A_CHILD
-    if member is not None and member.state not in STANDING_STATES:
+    if member is not None and member.state != "member":  # one that waits for approval may hold a certificate made elsewhere
         return Entry.REVOKED if member.state in ("revoked", "replaced") else Entry.NOT_A_CHILD
     if renewal.judge(peer, me.uid, now) is renewal.Dates.EXPIRED:
         return Entry.EXPIRED
@@ -219,7 +220,7 @@ def issued_here(peer: PeerCertificate, me: Place) -> bool:
 
 def judge_hello(caller: Caller, member: Member | None, live: bool) -> Entry:
     """Copy, restart or replay? ``live``: a link of this uid stands. After PROBE comes `judge_probed`."""
-    record = member.starts if member else starts.Record()
+    record = member.started if member else starts.Record()
     decision = starts.decide(record, caller.starts, live)
     if decision in (starts.Decision.EXCLUDED, starts.Decision.HOLD):
         return Entry.HOLD
@@ -238,12 +239,12 @@ def _fresh(caller: Caller, member: Member | None, entry: Entry) -> Entry:
 
 def welcomed(caller: Caller, member: Member | None, *, number: int, address: str, addresses: tuple[str, ...], now: datetime) -> Member:
     """The record to commit before Welcome is sent."""
-    base = member or Member(uid=caller.peer.uid, name=caller.peer.name, state="member", joined=now.isoformat())
+    base = member or Member(uid=caller.peer.uid, name=caller.peer.name, state="member", joined=format_time(now))
     return msgspec.structs.replace(
         base,
         state="member",
         attach=caller.attach,
-        starts=starts.admitted(base.starts, caller.starts),
+        started=starts.admitted(base.started, caller.starts),
         start_number=number,
         held=tuple(one for one in base.held if one not in caller.starts),
         address=address or base.address,
@@ -252,13 +253,13 @@ def welcomed(caller: Caller, member: Member | None, *, number: int, address: str
 
 
 def held(member: Member, instance: str) -> Member:
-    """Remember that ``instance`` waits for a person; bounded, the oldest go."""
-    if instance in member.held:
+    """Remember that ``instance`` waits for a person; bounded, the oldest go. One that a person decided against waits for nobody."""
+    if instance in member.held or instance in member.started.excluded:
         return member
     return msgspec.structs.replace(member, held=(*member.held, instance)[-starts.MAX_EXCLUDED :])
 
 
 def keep(member: Member, instance: str) -> Member:
     """A person keeps ``instance``; every other one that is known stays out."""
-    others = [one for one in (member.starts.start, *member.held) if one != instance]
-    return msgspec.structs.replace(member, starts=starts.keep(member.starts, instance, others), held=())
+    others = [one for one in (member.started.start, *member.held) if one != instance]
+    return msgspec.structs.replace(member, started=starts.keep(member.started, instance, others), held=())

@@ -6,7 +6,6 @@ lost, the same key with the same token gets it again, and nobody else ever does.
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import Protocol
 
 import msgspec
 import structlog
@@ -22,20 +21,14 @@ from cluster_controller.store import Store, Tx
 from cluster_controller.tree import admission, listing, records, wire
 from cluster_controller.tree.admission import Admitted, Applicant, Member, Names, Refused, Token
 from cluster_controller.tree.barring import Barring
+from cluster_controller.tree.links import Links
 from cluster_controller.tree.names import Reservations
-from cluster_controller.tunnel.messages import JoinReply, JoinRequest, Refusal, RefusalCode, RenewReply, RenewRequest
+from cluster_controller.tree.times import format_time
+from cluster_controller.tunnel.messages import CloseCode, JoinReply, JoinRequest, Refusal, RefusalCode, RenewReply, RenewRequest
 
 log = structlog.get_logger()
 
 MAX_REQUEST_CHARACTERS = 8192
-
-
-class Links(Protocol):
-    """The links that stand, by the child's uid; `cut` tells a child why and closes its link."""
-
-    def connected(self) -> frozenset[str]: ...
-
-    def cut_revoked(self, uid: str, reason: str) -> None: ...
 
 
 class Asked(Struct, frozen=True):
@@ -106,7 +99,7 @@ class Joins:
 
         outcome = await self._store.commit(work)
         if isinstance(outcome, Admitted) and outcome.replaced is not None:
-            self._links.cut_revoked(outcome.replaced.uid, f"{outcome.replaced.name} was replaced")
+            self._links.cut(outcome.replaced.uid, CloseCode.REVOKED, f"{outcome.replaced.name} was replaced")
         return outcome
 
     def _judge(self, view: records.View, asked: Asked) -> tuple[Token, Admitted] | Refused:
@@ -128,7 +121,7 @@ class Joins:
         if outcome.replaced is not None:
             retired = msgspec.structs.replace(outcome.replaced, state="replaced")
             records.put_member(tx, retired)
-            time = records.format_time(self._wall())
+            time = format_time(self._wall())
             records.revoke(tx, Revocation("cluster", retired.uid, retired.name, f"replaced by {record.uid}", time))
         records.put_member(tx, record)
         phase = "Pending" if outcome.waiting else ""
@@ -137,7 +130,7 @@ class Joins:
             listing.forget(tx, self._store, outcome.replaced)
         status = {"phase": "Pending" if outcome.waiting else "Used"}
         if not found.used_by:
-            status |= {"usedBy": record.uid, "usedAt": records.format_time(self._wall())}
+            status |= {"usedBy": record.uid, "usedAt": format_time(self._wall())}
         records.set_status(tx, records.token_key(found.id), **status)
         if not outcome.waiting:
             for one in records.revocations(tx, ()):

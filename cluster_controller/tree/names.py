@@ -7,7 +7,6 @@ and a bound; after a restart of the ancestor the report decides, and an equal na
 import asyncio
 from collections.abc import Awaitable, Callable
 
-import msgspec
 import structlog
 from msgspec import Struct
 
@@ -23,7 +22,7 @@ HOLD_SECONDS = 120.0
 MAX_HELD = 4096
 
 
-class Reserve(Struct, frozen=True):
+class Reserve(Struct, frozen=True, tag=True):
     """What a controller asks its parent: may ``name`` belong to ``uid``? Answer within ``seconds``."""
 
     name: str
@@ -31,7 +30,7 @@ class Reserve(Struct, frozen=True):
     seconds: float = ASK_SECONDS
 
 
-class Reserved(Struct, frozen=True):
+class Reserved(Struct, frozen=True, tag=True):
     """``taken_by`` names who has it, "" when it is free; ``complete``: every ancestor up to the root has answered."""
 
     taken_by: str = ""
@@ -86,7 +85,3 @@ class Reservations:
         if above.taken_by:
             self._held.pop(asked.name, None)
         return above
-
-
-def encode(message: Reserve | Reserved) -> bytes:
-    return msgspec.json.encode(message)

@@ -20,7 +20,8 @@ from cluster_controller.identity.certificates import UserCertificate
 from cluster_controller.identity.holder import Identity
 from cluster_controller.identity.users import Grant, User, groups_of
 from cluster_controller.resources import kinds
-from cluster_controller.tree.records import OWN, View, format_time, parse_time
+from cluster_controller.tree.records import OWN, View
+from cluster_controller.tree.times import format_time, parse_time
 
 CREDENTIAL_GROUP = "banyan:credential:"
 ADMIN_NAME = "admin"

@@ -7,7 +7,7 @@ counter, the standing that its parent signed.
 
 import uuid
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Protocol
 
 import msgspec
@@ -21,6 +21,7 @@ from cluster_controller.resources import kinds
 from cluster_controller.resources.meta import API_VERSION, Metadata
 from cluster_controller.store.model import Key, Stored
 from cluster_controller.tree.admission import Member, Token
+from cluster_controller.tree.times import format_time, parse_time
 
 MEMBERS = "members"
 OWN = "own"
@@ -234,13 +235,3 @@ def standing(view: View) -> Standing | None:
     """What the parent signed for this cluster, verified when it was taken in."""
     found = view.fact(FACT_STANDING)
     return msgspec.msgpack.decode(found, type=Standing) if found else None
-
-
-def parse_time(text: str) -> datetime:
-    moment = datetime.fromisoformat(text)
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
-def format_time(moment: datetime) -> str:
-    """RFC 3339, whole seconds, as Kubernetes writes it."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -11,7 +11,7 @@ from cluster_controller.identity.holder import Identity
 from cluster_controller.identity.token import Flag
 from cluster_controller.resources import kinds
 from cluster_controller.resources.names import label_problem
-from cluster_controller.tree.records import format_time
+from cluster_controller.tree.times import format_time
 
 
 class NewToken(Struct, frozen=True, kw_only=True):

@@ -1,0 +1,165 @@
+"""The parent's answer to Hello: who may come in, who is told to wait, and what a child is given.
+
+Committed before it is answered (law 2): the child's start and attach, which later Hellos are judged by.
+"""
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+import msgspec
+import structlog
+
+from cluster_controller.errors import InvalidInput
+from cluster_controller.identity import attach, standing, starts
+from cluster_controller.identity.certificates import PeerCertificate
+from cluster_controller.identity.holder import Identity
+from cluster_controller.store import Store, Tx
+from cluster_controller.tree import admission, listing, records, wire
+from cluster_controller.tree.admission import Caller, Entry, Member
+from cluster_controller.tree.barring import Barring, refusal
+from cluster_controller.tree.child import Settings, chain_of, warn_of_skew
+from cluster_controller.tree.links import Links, PathOf
+from cluster_controller.tunnel.messages import Held, Hello, Refusal, RefusalCode, Welcome
+
+log = structlog.get_logger()
+
+PROBE_SECONDS = 2.0
+MAX_START_ID = 64
+HELD_RETRY_SECONDS = 10.0
+
+
+class Gate:
+    def __init__(
+        self,
+        store: Store,
+        identity: Callable[[], Identity],
+        settings: Settings,
+        *,
+        barring: Barring,
+        links: Links,
+        path: PathOf,
+        wall: Callable[[], datetime],
+        addresses: Callable[[], Sequence[str]],
+    ) -> None:
+        self._store = store
+        self._identity = identity
+        self._settings = settings
+        self._barring = barring
+        self._links = links
+        self._path = path
+        self._wall = wall
+        self._addresses = addresses
+
+    @property
+    def _me(self) -> tuple[str, str]:
+        return self._identity().uid, self._identity().name
+
+    async def welcome(self, hello: Hello, peer: PeerCertificate, address: str = "") -> Welcome | Refusal:
+        """Let a child in, or say why not. Committed before this returns; an older link of the same child is closed."""
+        barred = self._barring.bars(peer)
+        if barred is not None:
+            return barred
+        caller = self._caller(hello, peer)
+        if isinstance(caller, Refusal):
+            return caller
+        link = self._links.get(peer.uid)
+        known = records.member(self._store, peer.uid)
+        entry = admission.judge_hello(caller, known, live=link is not None)
+        if entry is Entry.PROBE and link is not None:
+            answered = await link.probe(PROBE_SECONDS)
+            known = records.member(self._store, peer.uid)
+            entry = admission.judge_probed(caller, known, answered and self._links.get(peer.uid) is link)
+        if entry is Entry.HOLD:
+            return await self._hold(caller)
+        return refusal(entry) or await self._admit(hello, caller, address, entry)
+
+    def _caller(self, hello: Hello, peer: PeerCertificate) -> Caller | Refusal:
+        if hello.uid != peer.uid or hello.attach is None or hello.attach.uid != peer.uid:
+            return Refusal(code=RefusalCode.FORBIDDEN, reason=f"{peer.name} speaks for another cluster than its certificate is for")
+        if hello.attach.parent_uid != self._identity().uid:
+            return Refusal(code=RefusalCode.FORBIDDEN, reason=f"the attach record of {peer.name} names another parent")
+        if not 0 < len(hello.starts) <= starts.MAX_STARTS or not all(0 < len(start.id) <= MAX_START_ID for start in hello.starts):
+            return Refusal(code=RefusalCode.INVALID, reason="Hello must list the starts of this cluster, the present one last")
+        try:
+            attach.verify(wire.attach_record(hello.attach))
+        except InvalidInput as error:
+            return Refusal(code=RefusalCode.FORBIDDEN, reason=str(error))
+        return Caller(peer=peer, attach=hello.attach.attach, starts=tuple(start.id for start in hello.starts))
+
+    async def _admit(self, hello: Hello, caller: Caller, address: str, entry: Entry) -> Welcome | Refusal:
+        peer = caller.peer
+
+        def work(tx: Tx) -> Member | Refusal | None:
+            known = records.member(tx, peer.uid)
+            if known is not None and caller.attach <= known.attach:
+                return refusal(Entry.REPLAYED)  # another connection of the same child was faster
+            record = admission.welcomed(
+                caller, known, number=hello.starts[-1].number, address=address, addresses=hello.addresses, now=self._wall()
+            )
+            record = msgspec.structs.replace(record, standing_serial=record.standing_serial + 1)
+            records.put_member(tx, record)
+            listing.show(tx, record, self._me, "Ready")
+            return record
+
+        record = await self._store.commit(work)
+        if not isinstance(record, Member):
+            return record or Refusal(code=RefusalCode.REPLAYED)
+        superseded = "the same cluster has connected anew" if entry is Entry.SUPERSEDE else "another instance was admitted"
+        self._links.supersede(peer.uid, superseded)
+        log.info("child.admitted", cluster=record.name, uid=record.uid, how=entry.value, attach=record.attach)
+        if hello.unix_time:
+            warn_of_skew(record.name, self._wall(), hello.unix_time)
+        return self._welcome(record, hello)
+
+    def _welcome(self, record: Member, hello: Hello) -> Welcome:
+        identity = self._identity()
+        signed = standing.sign(record.uid, self._permitted(), record.standing_serial, chain_of(identity), identity.sign)
+        path, names = self._path()
+        return Welcome(
+            uid=identity.uid,
+            name=identity.name,
+            path=path,
+            path_names=names,
+            heartbeat_seconds=self._settings.heartbeat_seconds,
+            dead_after_seconds=self._settings.dead_after_seconds,
+            standing=wire.standing_message(signed),
+            features=tuple(feature for feature in hello.features if feature in self._settings.features),
+            start_acknowledged=record.start_number,
+            software=self._settings.software,
+            unix_time=self._wall().timestamp(),
+        )
+
+    def _permitted(self) -> list[standing.PermittedParent]:
+        """This controller, then those that may take this controller in: whoever stands above may stand in for it."""
+        identity = self._identity()
+        found = [standing.PermittedParent(identity.uid, identity.name, tuple(self._addresses())[: standing.MAX_ADDRESSES])]
+        own = records.standing(self._store)
+        found += [parent for parent in own.parents if parent.addresses] if own else []
+        return found[: standing.MAX_PARENTS]
+
+    async def _hold(self, caller: Caller) -> Refusal:
+        """Two run with one identity: remember the newcomer, tell both. One that a person decided against is only told so."""
+        instance, uid = caller.starts[-1], caller.peer.uid
+
+        def work(tx: Tx) -> Member:
+            known = records.member(tx, uid) or Member(uid=uid, name=caller.peer.name, state="member")
+            if set(known.started.excluded).isdisjoint(caller.starts):
+                known = admission.held(known, instance)
+                records.put_member(tx, known)
+                listing.show(tx, known, self._me, "Held")
+            return known
+
+        known = await self._store.commit(work)
+        name, kept = known.name, known.started.start
+        if instance not in known.held:
+            reason = f"instance {kept} of {name} was kept; this one, {instance}, stays out: stop it and delete its data folder"
+            return Refusal(code=RefusalCode.HELD, reason=reason, retry_after=HELD_RETRY_SECONDS)
+        reason = (
+            f"two instances run as {name}: {kept} is connected, {instance} is held; stop one of them, or decide with "
+            f"`banyan cluster keep {name} --instance {instance}`"
+        )
+        log.error("child.held", cluster=name, uid=uid, connected=kept, held=instance)
+        link = self._links.get(uid)
+        if link is not None:
+            link.send_control(Held(uid=uid, reason=reason, instance=kept))
+        return Refusal(code=RefusalCode.HELD, reason=reason, retry_after=HELD_RETRY_SECONDS)
