@@ -1,0 +1,1 @@
+"""The front: the port of the API. See `server.Front`."""
