@@ -29,8 +29,7 @@ from cluster_controller.tunnel.messages import (
 )
 from cluster_controller.tunnel.protocol.stream import StreamState
 from cluster_controller.tunnel.proxy import Address, Connect, parse_address, proxy_for
-from cluster_controller.tunnel.tls import READ_SIZE
-from cluster_controller.tunnel.wire import Wire
+from cluster_controller.tunnel.wire import Wire, Wires
 
 log = structlog.get_logger()
 
@@ -57,12 +56,13 @@ class Backoff:
         return min(at_least, LONGEST_WAIT) + self._uniform(0.0, bound)
 
 
-async def connect(link: Link, context: ssl.SSLContext, address: Address, *, proxy: str | None, limits: Limits, buffer: bytearray) -> None:
+async def connect(link: Link, context: ssl.SSLContext, address: Address, *, proxy: str | None, wires: Wires) -> None:
     """Give ``link`` a wire to ``address``. Raises `Unreachable`."""
     through = proxy_for(address, proxy, os.environ)
     target = address if through is None else through.address
     connecting = Connect(through, address) if through is not None else None
-    wire = Wire(link, context, limits, buffer, name=address.host, connect=connecting)
+    wire = Wire(link, context, wires, name=address.host, connect=connecting)
+    limits = wires.limits
     link.attach_wire(wire)
     loop = asyncio.get_running_loop()
     try:
@@ -81,10 +81,10 @@ def _by(proxy: object) -> str:
 class Dialer:
     """Keeps one link to the parent."""
 
-    def __init__(self, owner: HandshakeOwner, context: Callable[[], ssl.SSLContext], buffer: bytearray) -> None:
+    def __init__(self, owner: HandshakeOwner, context: Callable[[], ssl.SSLContext], wires: Wires) -> None:
         self._owner = owner
         self._context = context
-        self._buffer = buffer
+        self._wires = wires
         self.last_error: BanyanError | None = None  # why there is no link now
 
     async def run(self, addresses: Sequence[str], proxy: str | None) -> None:
@@ -125,7 +125,7 @@ class Dialer:
         handshake = Dialling(self._owner)
         link = Link(handshake, self._owner.limits, dialled=True)
         try:
-            await connect(link, self._context(), address, proxy=proxy, limits=self._owner.limits, buffer=self._buffer)
+            await connect(link, self._context(), address, proxy=proxy, wires=self._wires)
             handshake.start(link)
             await handshake.outcome
             self.last_error = None
@@ -193,6 +193,7 @@ async def ask(
     raises is raised here. Raises `Unreachable` when no address answers, `Refused`, and `ProtocolError`.
     """
     limits = limits or Limits()
+    wires = Wires(limits)
     targets = [parse_address(text) for text in addresses]
     failure: BanyanError = InvalidInput("no address of the parent is known; give at least one as host:port", "addresses")
     for address in targets:
@@ -200,7 +201,7 @@ async def ask(
         link = Link(asking, limits, dialled=True)
         try:
             async with asyncio.timeout(limits.connect_time + limits.handshake_time):
-                await connect(link, context, address, proxy=proxy, limits=limits, buffer=bytearray(READ_SIZE))
+                await connect(link, context, address, proxy=proxy, wires=wires)
                 return await asking.reply
         except TimeoutError:
             failure = Unreachable(f"{address} does not answer within {limits.connect_time + limits.handshake_time:g} s")
@@ -208,6 +209,7 @@ async def ask(
             failure = error
         finally:
             link.close(CloseCode.NORMAL, "asked")
+            await wires.closed()
             if asking.reply.done() and not asking.reply.cancelled():
                 asking.reply.exception()  # seen
     raise failure

@@ -16,7 +16,7 @@ from cluster_controller.errors import Conflict, InvalidInput, Unreachable
 from cluster_controller.tunnel.handshake import Accepting, HandshakeOwner
 from cluster_controller.tunnel.link import Link
 from cluster_controller.tunnel.messages import CloseCode
-from cluster_controller.tunnel.wire import Wire
+from cluster_controller.tunnel.wire import Wire, Wires
 
 log = structlog.get_logger()
 
@@ -46,10 +46,10 @@ class TokenBucket:
 class Server:
     """One listening port."""
 
-    def __init__(self, owner: HandshakeOwner, context: Callable[[], ssl.SSLContext], buffer: bytearray) -> None:
+    def __init__(self, owner: HandshakeOwner, context: Callable[[], ssl.SSLContext], wires: Wires) -> None:
         self._owner = owner
         self._context = context
-        self._buffer = buffer
+        self._wires = wires
         self._pending: dict[Link, Accepting] = {}  # in order of arrival
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._cap = max(1, min(owner.limits.max_pending, files // FILES_SHARE))
@@ -85,7 +85,7 @@ class Server:
             self._evict()
         handshake = _Pending(self._owner, self._leave)
         link = Link(handshake, self._owner.limits, dialled=False)
-        wire = Wire(link, self._context(), self._owner.limits, self._buffer, name=None)
+        wire = Wire(link, self._context(), self._wires, name=None)
         link.attach_wire(wire)
         self._pending[link] = handshake
         handshake.start(link)

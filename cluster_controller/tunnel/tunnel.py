@@ -36,7 +36,7 @@ from cluster_controller.tunnel.protocol.stream import StreamState, join
 from cluster_controller.tunnel.router import Router
 from cluster_controller.tunnel.server import Server, TokenBucket
 from cluster_controller.tunnel.stream import Stream
-from cluster_controller.tunnel.tls import READ_SIZE
+from cluster_controller.tunnel.wire import Wires
 
 log = structlog.get_logger()
 
@@ -74,9 +74,9 @@ class Tunnel(LinkHost):
         self.links: Mapping[str, Link] = MappingProxyType(self._links)  # by uid of the child
         self._identity = identity
         self._handlers: dict[str, Handler] = {}
-        self._buffer = bytearray(READ_SIZE)  # one for all wires: emptied before the loop reads again
+        self._wires = Wires(self.limits)
         self._servers: list[Server] = []
-        self._dialer = Dialer(self, lambda: self._identity().client_context(), self._buffer)
+        self._dialer = Dialer(self, lambda: self._identity().client_context(), self._wires)
         self._joins = TokenBucket(self.limits.joins_per_second, boottime())
 
     # -- the door -----------------------------------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ class Tunnel(LinkHost):
 
     async def serve(self, host: str, port: int) -> int:
         """Accept children; the bound port."""
-        server = Server(self, lambda: self._identity().server_context(), self._buffer)
+        server = Server(self, lambda: self._identity().server_context(), self._wires)
         bound = await server.listen(host, port)
         self._servers.append(server)
         log.info("tunnel.listening", host=host, port=bound)
@@ -124,6 +124,7 @@ class Tunnel(LinkHost):
         for link in (*self._links.values(), *((self.parent,) if self.parent else ())):
             link.close(CloseCode.GOING_AWAY, "this controller stops")
         await self.tasks.close()
+        await self._wires.closed()
 
     # -- routing ------------------------------------------------------------------------------------------------------------
 
@@ -181,7 +182,7 @@ class Tunnel(LinkHost):
             stream.abort(str(error), ResetCode.INTERNAL)
             log.debug("stream.failed", service=stream.service, error=str(error))
         finally:
-            if not state.abandoned:
+            if state.parting is None:
                 stream.abort("the service failed", ResetCode.INTERNAL)
 
     def _relay(self, link: Link, stream: StreamState, destination: str, message: Open, source: tuple[str, ...]) -> None:

@@ -13,7 +13,7 @@ import socket
 import ssl
 import struct
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, cast
 
 from websockets.client import ClientProtocol
 from websockets.exceptions import WebSocketException
@@ -31,7 +31,7 @@ from cluster_controller.tunnel.protocol.connection import LinkStats
 from cluster_controller.tunnel.protocol.frames import MAX_MESSAGE
 from cluster_controller.tunnel.protocol.pacing import Sample
 from cluster_controller.tunnel.proxy import Connect
-from cluster_controller.tunnel.tls import TlsPipe
+from cluster_controller.tunnel.tls import READ_SIZE, TlsPipe
 
 SUBPROTOCOL = Subprotocol("banyan.tunnel.v1")
 PATH = "/tunnel"
@@ -57,6 +57,27 @@ class WireOwner(Protocol):
         """Called once; nothing comes after."""
 
 
+class Wires:
+    """What the wires of one controller share: one read buffer, emptied before the loop reads again, and who is still open."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.buffer = memoryview(bytearray(READ_SIZE))
+        self.open: set[Wire] = set()
+        self._emptied: asyncio.Future[None] | None = None
+
+    def lost(self, wire: "Wire") -> None:
+        self.open.discard(wire)
+        if not self.open and self._emptied is not None and not self._emptied.done():
+            self._emptied.set_result(None)
+
+    async def closed(self) -> None:
+        """Returns when the last connection has gone. The closing ones take `Limits.close_time` at most."""
+        if self.open:
+            self._emptied = asyncio.get_running_loop().create_future()
+            await self._emptied
+
+
 class Wire(asyncio.BufferedProtocol):
     """One end of one TCP connection. ``name`` is the server's name when this side dials, None when it accepted."""
 
@@ -64,16 +85,15 @@ class Wire(asyncio.BufferedProtocol):
         self,
         owner: WireOwner,
         context: ssl.SSLContext,
-        limits: Limits,
-        buffer: bytearray,
+        wires: Wires,
         *,
         name: str | None,
         connect: Connect | None = None,
     ) -> None:
         self._owner = owner
         self._context = context
-        self._limits = limits
-        self._buffer = memoryview(buffer)
+        self._wires = wires
+        self._limits = wires.limits
         self._name = name
         self._connect = connect  # the proxy's part, until it is through
         self._outer: TlsPipe | None = None  # TLS to the proxy
@@ -150,8 +170,8 @@ class Wire(asyncio.BufferedProtocol):
     # -- asyncio.BufferedProtocol -------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
+        self._wires.open.add(self)
         transport.set_write_buffer_limits(high=0)
         peer = transport.get_extra_info("peername")
         self.address = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else str(peer or "")
@@ -168,7 +188,7 @@ class Wire(asyncio.BufferedProtocol):
                 self._start_tls()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._buffer
+        return self._wires.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._lost:
@@ -176,7 +196,7 @@ class Wire(asyncio.BufferedProtocol):
         self.stats.bytes_in += nbytes
         self._owner.wire_received()
         with self._guard():
-            self._received(self._buffer[:nbytes])
+            self._received(self._wires.buffer[:nbytes])
 
     def eof_received(self) -> bool:
         return False
@@ -190,6 +210,7 @@ class Wire(asyncio.BufferedProtocol):
             self._owner.wire_writable()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._wires.lost(self)
         if self._close_timer is not None:
             self._close_timer.cancel()
         if self._lost:

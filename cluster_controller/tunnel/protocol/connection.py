@@ -34,6 +34,7 @@ _pack_u32 = frames.U32.pack_into
 
 MIN_FRAGMENT = HEADER_SIZE + 64  # a frame is not cut for less
 MAX_REASON = 512  # bytes of a reason that goes over the wire
+FINISHED = Reset(code=ResetCode.CANCELLED, reason="the other side has finished")
 INSTANT = 0.001  # seconds; a shorter round trip is taken for this one when windows grow
 
 
@@ -164,16 +165,15 @@ class Connection:
         stream.out_frames += 1
         self._activate(stream)
 
-    def abandon(self, stream: StreamState) -> None:
-        """This side is through: what was written still leaves, what comes in is dropped."""
+    def abandon(self, stream: StreamState, parting: Reset = FINISHED) -> None:
+        """This side is through: what was written still leaves, what comes in is dropped, then ``parting`` is said."""
         if stream.forgotten:
             return
-        stream.abandoned = True
-        stream.handle = None
-        stream.buffer = None
+        stream.parting = parting
+        stream.handle = stream.onward = stream.buffer = None
         self.end(stream)
         if stream.end_sent:
-            self.reset(stream, ResetCode.CANCELLED, "the other side has finished")
+            self.reset(stream, parting.code, parting.reason, parting.hop)
 
     def read(self, stream: StreamState, limit: int) -> bytes:
         """Up to ``limit`` bytes of what has arrived; reading is what gives the peer new credit."""
@@ -304,8 +304,8 @@ class Connection:
             stream.end_sent = True
             if stream.end_received:
                 self._forget(stream)
-            elif stream.abandoned:
-                self.reset(stream, ResetCode.CANCELLED, "the other side has finished")
+            elif stream.parting is not None:
+                self.reset(stream, stream.parting.code, stream.parting.reason, stream.parting.hop)
         elif onward is None and stream.handle is not None and not stream.end_queued:
             stream.handle.writable()
 
@@ -480,7 +480,7 @@ class Connection:
             onward.connection._activate(onward)
 
     def _deliver(self, stream: StreamState, run: memoryview, count: int) -> None:
-        if stream.abandoned:
+        if stream.parting is not None:
             return
         buffer = stream.buffer
         if buffer is None:
@@ -559,7 +559,9 @@ class Connection:
     def _end_by_reset(self, stream: StreamState, message: Reset) -> None:
         self._forget(stream)
         onward = stream.onward
-        if onward is not None:
+        if onward is not None and stream.end_received:
+            onward.connection.abandon(onward, message)  # its data came whole: only the other direction is cut
+        elif onward is not None:
             onward.connection.reset(onward, message.code, message.reason, message.hop)
         elif stream.handle is not None:
             stream.handle.ended(message)

@@ -29,8 +29,8 @@ class StreamState:
     """Attributes are the state machine's own; the shell uses `Connection`'s methods."""
 
     __slots__ = (
-        "abandoned", "active", "allowance", "buffer", "connection", "credit", "crediting", "end_queued", "end_received", "end_sent",
-        "forgotten", "granted_at", "handle", "id", "lane", "onward", "out", "out_frames", "owed", "window",
+        "active", "allowance", "buffer", "connection", "credit", "crediting", "end_queued", "end_received", "end_sent",
+        "forgotten", "granted_at", "handle", "id", "lane", "onward", "out", "out_frames", "owed", "parting", "window",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, id: int, lane: Lane, credit: int, window: int) -> None:
@@ -49,7 +49,7 @@ class StreamState:
         self.crediting = False  # stands in the queue of credits to send
         self.granted_at = 0.0
         self.end_received = False
-        self.abandoned = False  # nobody reads here any more: reset once what was written has left
+        self.parting: Reset | None = None  # nobody reads here any more: said once what was written has left
         self.buffer: bytearray | None = None  # payload that waits for a local reader
         self.handle: Handle | None = None
         self.onward: StreamState | None = None
