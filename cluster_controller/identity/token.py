@@ -8,7 +8,6 @@ from forgery is the secret, of which the parent's store holds a salted hash only
 """
 
 import base64
-import binascii
 import hashlib
 import hmac
 import re
@@ -72,7 +71,11 @@ def new(
 
 def encode(token: JoinToken) -> str:
     body = msgspec.msgpack.encode(token)
-    return PREFIX + base64.b32encode(body + _checksum(body)).decode("ascii").rstrip("=").lower()
+    return _text(body + _checksum(body))
+
+
+def _text(data: bytes) -> str:
+    return PREFIX + base64.b32encode(data).decode("ascii").rstrip("=").lower()
 
 
 def decode(text: str) -> JoinToken:
@@ -83,8 +86,10 @@ def decode(text: str) -> JoinToken:
     payload = word.removeprefix(PREFIX).upper()
     try:
         data = base64.b32decode(payload + "=" * (-len(payload) % 8))
-    except binascii.Error as error:
+    except ValueError as error:  # binascii.Error, and for what is not ASCII
         raise _altered() from error
+    if _text(data) != word:  # bits behind the last whole byte that no encoder sets
+        raise _altered()
     body, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
     if not hmac.compare_digest(_checksum(body), checksum):
         raise _altered()

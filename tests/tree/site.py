@@ -56,6 +56,9 @@ class Site:
         self.membership.bind(self.tunnel)
         self._dialling: asyncio.Task[None] | None = None
 
+    def addresses(self) -> tuple[str, ...]:
+        return (f"127.0.0.1:{self.port}",)
+
     @property
     def uid(self) -> str:
         return self.identity().uid
