@@ -16,7 +16,8 @@ from urllib.parse import quote, urlencode
 
 from msgspec import Struct
 
-from banyanctl.endpoint import Endpoint, below
+from banyanctl.credential import Endpoint
+from banyanctl.endpoint import below
 from cluster_controller.errors import (
     AlreadyExists,
     BanyanError,

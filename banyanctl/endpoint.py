@@ -12,48 +12,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from msgspec import Struct, structs
+from msgspec import structs
 
 from banyanctl import manifests
+from banyanctl.credential import Endpoint, document
+from banyanctl.places import default_data, personal_config
 from cluster_controller.errors import InvalidInput, NotFound
 
 FILE_LIMIT_BYTES = 1024 * 1024
 ADMIN_KUBECONFIG = "admin.kubeconfig"
-
-
-class Endpoint(Struct, frozen=True):
-    """An address and a credential. Certificates and keys are PEM."""
-
-    server: str  # https://HOST:PORT[/PATH]
-    ca: str = ""
-    certificate: str = ""
-    key: str = ""
-    token: str = ""
-    namespace: str = "default"
-    tls_server_name: str = ""
-    source: str = ""  # the file it was read from, for error messages
-
-    @property
-    def address(self) -> tuple[str, int]:
-        parts = urlsplit(self.server)
-        return parts.hostname or "", parts.port or 443
-
-    @property
-    def path(self) -> str:
-        return urlsplit(self.server).path.rstrip("/")
-
-
-def default_data(environment: Mapping[str, str] = os.environ) -> Path:
-    """Where a controller lives when nobody says: /var/lib/banyan for root, else below the user's home."""
-    if given := environment.get("BANYAN_DATA"):
-        return Path(given)
-    if os.geteuid() == 0:
-        return Path("/var/lib/banyan")
-    return Path(environment.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "banyan"
-
-
-def personal_config(environment: Mapping[str, str] = os.environ) -> Path:
-    return Path(environment.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "banyan" / "config"
 
 
 def resolve(kubeconfig: str | None, data: str | None, environment: Mapping[str, str] = os.environ) -> Endpoint:
@@ -143,27 +110,7 @@ def _pem(entry: Mapping[str, Any], field: str, path: Path) -> str:
 
 def render(endpoint: Endpoint, name: str, user: str) -> str:
     """The kubeconfig file for an endpoint, with its credential inside."""
-
-    def data(pem: str) -> str:
-        return base64.b64encode(pem.encode()).decode()
-
-    cluster = {"server": endpoint.server}
-    if endpoint.ca:
-        cluster["certificate-authority-data"] = data(endpoint.ca)
-    if endpoint.tls_server_name:
-        cluster["tls-server-name"] = endpoint.tls_server_name
-    credential = {"token": endpoint.token} if endpoint.token else {}
-    if endpoint.certificate:
-        credential |= {"client-certificate-data": data(endpoint.certificate), "client-key-data": data(endpoint.key)}
-    document = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": name, "cluster": cluster}],
-        "users": [{"name": user, "user": credential}],
-        "contexts": [{"name": name, "context": {"cluster": name, "user": user, "namespace": endpoint.namespace}}],
-        "current-context": name,
-    }
-    return manifests.dumps(document)
+    return manifests.dumps(document(endpoint, name, user))
 
 
 def below(endpoint: Endpoint, cluster: str, door: str = "banyan") -> Endpoint:

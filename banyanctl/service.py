@@ -3,3 +3,229 @@
 Everything else that `banyan` does goes through a controller's API. Nothing here loads typer, click or rich: `banyan run` is
 the long-lived process, and what it loads it keeps.
 """
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import version as installed
+from typing import TYPE_CHECKING
+
+from msgspec import Struct, structs
+
+from banyanctl.credential import Endpoint, as_json, url
+from cluster_controller import clock, config
+from cluster_controller.config import Config
+from cluster_controller.errors import AlreadyExists, Forbidden, InvalidInput, NotFound, Unreachable
+
+if TYPE_CHECKING:
+    from cluster_controller.app import Controller
+    from cluster_shim.contract import Shim
+    from openapi.serving import Serving
+
+DISTRIBUTION = "banyan-edge"
+APPROVAL_SECONDS = 7 * 24 * 3600.0  # how long `banyan join` waits for a person
+LEAVE_SECONDS = 20.0  # for a link to the parent, when leaving
+
+
+class Made(Struct, frozen=True):
+    uid: str
+    tree_ca_digest: str
+
+
+class Joined(Struct, frozen=True):
+    name: str
+    uid: str
+    parent: str
+    new: bool
+    provisional: bool
+
+
+class Left(Struct, frozen=True):
+    name: str
+    parent: str
+    told: bool  # the parent knows
+
+
+def init(wanted: Config) -> Made:
+    """Make a tree and its root in ``wanted.data``; AlreadyExists when a cluster lives there. Nothing is left half made."""
+    from cluster_controller.identity import create_root, load
+
+    if (wanted.data / config.FILE_NAME).exists():
+        there = config.load(wanted.data)
+        raise AlreadyExists(f"{there.name} lives in {wanted.data} already; run it with `banyan run`, or choose another folder with --data")
+    with _writable(wanted):
+        try:
+            made = load(wanted.identity_folder)  # an init that was cut off before it wrote the settings
+        except NotFound:
+            made = create_root(wanted.identity_folder, wanted.name, clock.wall())
+        if made.name != wanted.name or not made.is_root:
+            raise AlreadyExists(f"the identity of {made.name} is in {wanted.data} already; choose another folder with --data")
+        config.save(wanted)
+    return Made(made.uid, made.tree_ca_digest)
+
+
+def join(wanted: Config, token: str, waiting: Callable[[str], None]) -> Joined:
+    """Make this site a member; the errors are those of `identity.join`. Once it returns, everything is on disk."""
+    from cluster_controller.tree.joining import Request
+    from cluster_controller.tree.joining import join as ask
+
+    request = Request(
+        token=token,
+        name=wanted.name,
+        folder=wanted.identity_folder,
+        labels=wanted.labels,
+        may_have_children=bool(wanted.tunnel_listen),
+        proxy=wanted.proxy or None,
+        patience=APPROVAL_SECONDS,
+    )
+    with _writable(wanted):
+        done = asyncio.run(ask(request, clock.wall, waiting))
+        name = done.identity.name
+        config.save(structs.replace(wanted, name=name))
+    return Joined(name, done.identity.uid, done.identity.saved.parent_name, done.fresh, done.provisional)
+
+
+@contextlib.contextmanager
+def _writable(wanted: Config) -> Iterator[None]:
+    """Say what is wrong with the data folder in words that help."""
+    try:
+        yield
+    except PermissionError as error:
+        raise InvalidInput(f"{wanted.data} cannot be written ({error.strerror}); choose a folder of yours with --data DIR") from error
+    except (NotADirectoryError, FileNotFoundError) as error:
+        raise InvalidInput(f"{wanted.data} is no folder that can be made ({error.strerror}); choose another with --data DIR") from error
+
+
+def leave(settings: Config, *, keep_applications: bool, force: bool) -> Left:
+    """Tell the parent, end what runs here, forget who this was. StoreInUse while the controller runs: it has to be stopped first.
+
+    Volumes and the model cache stay: they are the site's.
+    """
+    from cluster_controller.identity import load
+
+    identity = load(settings.identity_folder)
+    if identity.is_root:
+        raise Forbidden(f"{identity.name} is the root of its tree, there is nobody to leave; to end the tree remove {settings.data}")
+    told = asyncio.run(_take_leave(settings, keep_applications=keep_applications, force=force))
+    shutil.rmtree(settings.identity_folder)
+    for path in (*settings.data.glob("store.db*"), settings.admin_kubeconfig, settings.data / config.FILE_NAME):
+        path.unlink(missing_ok=True)
+    return Left(identity.name, identity.saved.parent_name, told)
+
+
+async def _take_leave(settings: Config, *, keep_applications: bool, force: bool) -> bool:
+    """Whether the parent was told. Nothing is ended before it was, unless forced."""
+    from cluster_controller.app import Controller
+
+    controller = Controller(structs.replace(settings, tunnel_listen=""), None, version=installed(DISTRIBUTION))
+    await controller.start()
+    told = True
+    try:
+        async with asyncio.timeout(LEAVE_SECONDS):
+            while controller.tunnel.parent is None:  # noqa: ASYNC110 (a one-shot command may look twenty times a second)
+                await asyncio.sleep(0.05)
+            await controller.membership.leave()
+    except (TimeoutError, Unreachable) as error:
+        if not force:
+            why = controller.tunnel.dial_error or error
+            raise Unreachable(
+                f"the parent cannot be told that {controller.name} leaves ({why}); nothing was changed. Try again when it is in reach,"
+                " or leave with --force and remove the name there with `banyan cluster remove`"
+            ) from error
+        told = False
+    finally:
+        await controller.stop()
+    if settings.shim == "process" and not keep_applications:
+        from cluster_shim.process import client
+
+        await asyncio.to_thread(client.end, settings.process_folder, None)
+    return told
+
+
+# --- the long-lived process ---
+
+
+def run(settings: Config) -> int:
+    """Run the controller until SIGTERM or SIGINT; returns the exit code. Raises what keeps it from starting."""
+    import uvloop
+
+    from banyanctl.events import configure
+
+    if not (settings.identity_folder / "identity.json").exists():
+        raise NotFound(f"no cluster lives in {settings.data}: create a root with `banyan init`, or a member with `banyan join`")
+    configure(settings.log_format, settings.log_level)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(settings))
+    return 0
+
+
+async def _serve(settings: Config) -> None:
+    from cluster_controller.app import Controller
+    from openapi.serving import Serving
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    controller = Controller(settings, _shim(settings), version=installed(DISTRIBUTION))
+    await controller.start()
+    serving = None
+    try:
+        serving = Serving(controller)
+        await serving.start()
+        await asyncio.to_thread(_write_admin, settings, controller, serving)
+        _announce(settings, controller, serving)
+        await stop.wait()
+    finally:
+        if serving is not None:
+            await serving.close()
+        await controller.stop()
+
+
+def _shim(settings: Config) -> "Shim | None":
+    """The adapter of this controller's own cluster."""
+    if settings.shim == "none":
+        return None
+    if settings.shim != "process":
+        raise InvalidInput(f"shim {settings.shim!r}: this version has process and none", "shim")
+    from cluster_controller.resources import quantity
+    from cluster_shim.process.shim import Capacity, ProcessShim
+
+    capacity = None
+    if settings.capacity:
+        unknown = sorted(set(settings.capacity) - {"cpu", "memory"})
+        if unknown or set(settings.capacity) != {"cpu", "memory"}:
+            raise InvalidInput("capacity: give both, as in cpu=2,memory=4Gi", "capacity")
+        capacity = Capacity(
+            cpu_millis=quantity.millis(settings.capacity["cpu"], "capacity.cpu"),
+            memory_bytes=quantity.units(settings.capacity["memory"], "capacity.memory"),
+        )
+    name = settings.node_name or os.uname().nodename.lower()
+    return ProcessShim(settings.process_folder, node_name=name, bind=settings.site_bind, capacity=capacity)
+
+
+def _write_admin(settings: Config, controller: "Controller", serving: "Serving") -> None:
+    """The on-site credential, for this machine and the port that is bound now."""
+    from cluster_controller.identity import folder
+
+    identity, admin = controller.identity(), controller.membership.loopback_admin()
+    endpoint = Endpoint(
+        server=_address(settings, serving), ca=identity.api_anchors.decode(), certificate=admin.certificate.decode(), key=admin.key.decode()
+    )
+    folder.write(settings.admin_kubeconfig, as_json(endpoint, controller.name, "admin"))
+
+
+def _address(settings: Config, serving: "Serving") -> str:
+    host, _ = config.split_address(settings.api_listen, "api_listen")
+    return url(host, serving.port)
+
+
+def _announce(settings: Config, controller: "Controller", serving: "Serving") -> None:
+    line = f"{controller.name} serves {_address(settings, serving)}"
+    if controller.tunnel_port:
+        line += f", children join at port {controller.tunnel_port}"
+    print(f"{line}; try: banyan --data {settings.data} tree", file=sys.stderr, flush=True)

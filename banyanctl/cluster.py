@@ -1,0 +1,88 @@
+"""`banyan cluster` and `banyan approve`: what a person decides about members of the tree."""
+
+from typing import Annotated, Any
+
+import typer
+
+from banyanctl import kinds, objects, output
+from banyanctl.cli import Command, application, examples, settings
+from banyanctl.client import Client
+
+app = application("Members of the tree: list, remove, revoke, keep.")
+KIND = kinds.find("clusters")
+
+Name = Annotated[str, typer.Argument(help="Name of the cluster, as `banyan tree` shows it.")]
+
+
+def keeper(client: Client, name: str) -> Client:
+    """The controller that decides about a member: its parent, reached through the tree when it is not the one that is asked."""
+    cluster = client.json("GET", kinds.path(KIND, "", name))
+    way = (cluster.get("status") or {}).get("path") or []
+    return client.at(way[-2]) if len(way) > 1 else client
+
+
+@app.command("list", cls=Command)
+@examples("banyan cluster list", "banyan cluster list -l tier=edge", "banyan cluster list -o wide")
+def list_clusters(selector: objects.Selector = "") -> None:
+    """Every cluster below the controller that is asked, with parent, state and when it was last heard."""
+    objects.get(["clusters"], selector=selector)
+
+
+@app.command(cls=Command)
+@examples("banyan cluster remove edge-3")
+def remove(name: Name) -> None:
+    """Take a cluster out of the tree. Its machine runs on with what it has; it can join again with a new token."""
+    with settings().client() as client:
+        gone = keeper(client, name).json("DELETE", kinds.path(KIND, "", name))
+    output.emit(gone, settings().output, lambda: print(f"cluster {name} removed; `banyan leave` on its machine ends what runs there"))
+
+
+@app.command(cls=Command)
+@examples("banyan cluster revoke edge-3 --reason 'stolen on 12 May'")
+def revoke(
+    name: Name, reason: Annotated[str, typer.Option("--reason", help="Kept with the revocation, and shown to the cluster.")] = ""
+) -> None:
+    """Cut a cluster off at once and for good: its key is refused by every parent that it may have."""
+    with settings().client() as client:
+        answer = keeper(client, name).json("POST", kinds.path(KIND, "", name, "revoke"), body={"reason": reason})
+    output.emit(
+        answer,
+        settings().output,
+        lambda: print(f"cluster {name} revoked; a new machine takes its place with `banyan token create --replace {name}`"),
+    )
+
+
+@app.command(cls=Command)
+@examples("banyan cluster keep edge-1 --instance 6f3k2mpa")
+def keep(
+    name: Name,
+    instance: Annotated[
+        str, typer.Option("--instance", metavar="ID", help="The copy that shall be the cluster; `banyan status` there shows its id.")
+    ],
+) -> None:
+    """Decide between two copies of one data folder: the one named goes on, the other is refused."""
+    with settings().client() as client:
+        answer = keeper(client, name).json("POST", kinds.path(KIND, "", name, "keep"), body={"instance": instance})
+    output.emit(answer, settings().output, lambda: print(f"instance {instance} is {name} now; any other copy is refused"))
+
+
+@examples("banyan approve", "banyan approve edge-4")
+def approve(name: Annotated[str, typer.Argument(help="Name of the cluster that waits. None: list those that wait.")] = "") -> None:
+    """Let in a cluster that joined with a token made with --approve."""
+    with settings().client() as client:
+        if name:
+            answer = keeper(client, name).json("POST", kinds.path(KIND, "", name, "approve"), body={})
+            output.emit(
+                answer, settings().output, lambda: print(f"cluster {name} approved; it is let in when it asks again, within seconds")
+            )
+            return
+        waiting = [item for item in client.items(kinds.path(KIND, "")) if (item.get("status") or {}).get("phase") == "Pending"]
+    output.emit({"apiVersion": "v1", "kind": "List", "items": waiting}, settings().output, lambda: _list(waiting))
+
+
+def _list(waiting: list[dict[str, Any]]) -> None:
+    rows = [
+        (item["metadata"]["name"], item["status"].get("parent", ""), item["status"].get("address", ""), item["status"].get("uid", ""))
+        for item in waiting
+    ]
+    output.table(("name", "parent", "address", "uid"), rows, empty="no cluster waits for approval")

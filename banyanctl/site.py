@@ -1,0 +1,149 @@
+"""`banyan init`, `join`, `run` and `leave`: what is done on the machine where a controller lives."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from banyanctl import arguments, output, service, systemd
+from banyanctl.cli import examples, settings
+from banyanctl.places import default_data
+from cluster_controller import config
+from cluster_controller.config import Config
+from cluster_controller.errors import InvalidInput
+
+ApiListen = Annotated[
+    str | None, typer.Option("--api-listen", metavar="HOST:PORT", help="Where people and kubectl connect.", show_default="127.0.0.1:8443")
+]
+TunnelListen = Annotated[
+    str | None,
+    typer.Option("--tunnel-listen", metavar="HOST:PORT", help="Where children dial in; '' for none.", show_default="0.0.0.0:10000"),
+]
+Advertise = Annotated[
+    str | None,
+    typer.Option("--tunnel-advertise", metavar="HOST:PORT,...", help="Addresses that children dial.", show_default="this host's name"),
+]
+Labels = Annotated[list[str] | None, typer.Option("--labels", metavar="K=V", help="Labels of this site, for placement; may be repeated.")]
+Shim = Annotated[str | None, typer.Option("--shim", help="process, none, or the address of a shim.", show_default="process")]
+
+
+def data_folder() -> Path:
+    return Path(settings().data or default_data()).absolute()
+
+
+def configuration(name: str, given: dict[str, Any]) -> Config:
+    """The configuration of a controller that is made now: what was given, over what a banyan.toml there says."""
+    chosen = {key: value for key, value in given.items() if value is not None}
+    if isinstance(chosen.get("tunnel_advertise"), str):
+        chosen["tunnel_advertise"] = [part.strip() for part in chosen["tunnel_advertise"].split(",") if part.strip()]
+    for field in ("api_listen", "tunnel_listen"):
+        if chosen.get(field):
+            config.split_address(chosen[field], f"--{field.replace('_', '-')}")
+    return config.load(data_folder(), overrides={"name": arguments.cluster_name(name, "--name"), **chosen})
+
+
+@examples("banyan init root", "banyan init hq --data /srv/banyan --tunnel-advertise hq.example.com:10000", "banyan init root --run")
+def init(
+    name: Annotated[str, typer.Argument(help="Name of the root cluster, a DNS label.")] = "root",
+    api_listen: ApiListen = None,
+    tunnel_listen: TunnelListen = None,
+    tunnel_advertise: Advertise = None,
+    labels: Labels = None,
+    shim: Shim = None,
+    start: Annotated[bool, typer.Option("--run", help="Run the controller in the foreground right away.")] = False,
+) -> None:
+    """Create the root of a new tree on this machine: its certificate authority, its identity, its settings."""
+    given = {"api_listen": api_listen, "tunnel_listen": tunnel_listen, "tunnel_advertise": tunnel_advertise, "shim": shim}
+    wanted = configuration(name, {**given, "labels": arguments.labels(labels) if labels else None})
+    made = service.init(wanted)
+    told = {"name": wanted.name, "uid": made.uid, "data": str(wanted.data), "treeCa": made.tree_ca_digest}
+    if start:
+        output.note(f"created the tree of {wanted.name} in {wanted.data}")
+        run_controller(wanted.data)
+    output.emit(told, settings().output, lambda: _initialised(wanted))
+
+
+def _initialised(made: Config) -> None:
+    print(f"created the tree of {made.name} in {made.data}")
+    flag = "" if made.data == default_data().absolute() else f" --data {made.data}"
+    print(f"run it:       banyan run{flag}")
+    print(f"let one join: banyan{flag} token create")
+
+
+@examples(
+    "banyan join banyan1… --name edge-1",
+    "banyan join banyan1… --name edge-1 --labels tier=edge,zone=north --install",
+    "banyan join banyan1… --name edge-1 --proxy http://proxy.example.com:3128",
+)
+def join(
+    token: Annotated[str, typer.Argument(help="The token that `banyan token create` printed; - reads it from standard input.")],
+    name: Annotated[str, typer.Option("--name", help="Name of this cluster, a DNS label.")],
+    labels: Labels = None,
+    proxy: Annotated[
+        str | None, typer.Option("--proxy", metavar="URL", help="HTTP(S) CONNECT proxy towards the parent.", show_default="HTTPS_PROXY")
+    ] = None,
+    api_listen: ApiListen = None,
+    tunnel_listen: TunnelListen = None,
+    tunnel_advertise: Advertise = None,
+    shim: Shim = None,
+    install: Annotated[
+        bool, typer.Option("--install", help="Write, enable and start a systemd unit instead of running in the foreground.")
+    ] = False,
+    start: Annotated[bool, typer.Option("--run/--no-run", help="Run the controller once joined.")] = True,
+) -> None:
+    """Make this machine a member of a tree, and run its controller.
+
+    Keys are made here and never leave; running the same command twice is safe.
+    """
+    given = {"proxy": proxy, "api_listen": api_listen, "tunnel_listen": tunnel_listen, "tunnel_advertise": tunnel_advertise, "shim": shim}
+    wanted = configuration(name, {**given, "labels": arguments.labels(labels) if labels else None})
+    word = sys.stdin.readline() if token == "-" else token  # noqa: S105 (no password: the word for standard input)
+    if not word.strip():
+        raise InvalidInput("the token is empty; give the word that `banyan token create` printed", "TOKEN")
+    with output.progress("asking the parent") as say:
+        joined = service.join(wanted, word, say)
+    _joined(wanted, joined, install=install)
+    if start and not install:
+        run_controller(wanted.data)
+
+
+def _joined(wanted: Config, joined: service.Joined, *, install: bool) -> None:
+    told = {"name": joined.name, "uid": joined.uid, "parent": joined.parent, "data": str(wanted.data), "unit": ""}
+    lines = [
+        f"{joined.name} is a member below {joined.parent} ({'joined now' if joined.new else 'as before'}); its data is in {wanted.data}"
+    ]
+    if install:
+        unit = systemd.install(joined.name, wanted.data)
+        told["unit"] = str(unit)
+        lines.append(f"its controller runs as {unit.name}; see: systemctl status {unit.name}, journalctl -u {unit.name} -f")
+    say: Callable[[str], None] = print if install else output.note
+    output.emit(told, settings().output, lambda: say("\n".join(lines)))
+
+
+def run() -> NoReturn:
+    """Run this machine's controller in the foreground. (Help is that of `banyan run --help`; see `banyanctl.run`.)"""
+    run_controller(data_folder())
+
+
+def run_controller(data: Path) -> NoReturn:
+    """Become `banyan run`: a fresh interpreter, without all that this command has loaded."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "banyanctl", "run", "--data", str(data)])
+
+
+@examples("banyan leave", "banyan leave --keep-applications --data /srv/banyan")
+def leave(
+    keep: Annotated[bool, typer.Option("--keep-applications", help="What runs here goes on running, on its own.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Leave even when the parent cannot be told.")] = False,
+) -> None:
+    """Take this machine out of its tree: the parent is told, applications end, the identity is destroyed."""
+    data = data_folder()
+    with output.progress("telling the parent"):
+        left = service.leave(config.load(data), keep_applications=keep, force=force)
+    told = {"name": left.name, "parent": left.parent, "told": left.told, "data": str(data)}
+    warning = "" if left.told else "; it was not told: run `banyan cluster remove` there"
+    output.emit(told, settings().output, lambda: print(f"{left.name} has left {left.parent}{warning}"))

@@ -1,0 +1,127 @@
+"""`banyan status`: how a controller is, or how one application is, on one screen."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from banyanctl import application, kinds, objects, output
+from banyanctl.cli import examples, settings
+from banyanctl.client import Client
+from banyanctl.tree import read_rows
+from cluster_controller.errors import BanyanError
+
+WORST = 20
+
+
+@examples("banyan status", "banyan status emotion", "banyan --at edge-1 status -o json")
+def status(
+    which: Annotated[str, typer.Argument(metavar="[APPLICATION]", help="An application.", show_default="the controller itself")] = "",
+    namespace: objects.Namespace = "",
+) -> None:
+    """The state of a controller and of what is below it, or of one application everywhere."""
+    with settings().client() as client:
+        if which:
+            document = client.json("GET", kinds.path(application.KIND, namespace or client.endpoint.namespace, application.name_of(which)))
+            output.emit(document, settings().output, lambda: _application(document))
+            return
+        found = controller(client)
+    output.emit(found, settings().output, lambda: _controller(found))
+
+
+def controller(client: Client) -> dict[str, Any]:
+    """What a controller says of itself and of what is below it."""
+    pages = client.pages(kinds.path(kinds.find("clusters"), ""), {"includeObject": "Object"}, objects.AS_TABLE)
+    rows = read_rows(pages)
+    own = next((row for row in rows if not row["path"]), None)
+    below = [row for row in rows if row["path"]]
+    columns, cells = objects.read_table(
+        client.pages(kinds.path(application.KIND, ""), {"includeObject": "Metadata"}, objects.AS_TABLE), namespaces=True
+    )
+    return {
+        "name": own["name"] if own else "",
+        "uid": own["uid"] if own else "",
+        "parent": own["parent"] if own else "",
+        "status": own["status"] if own else "",
+        "server": client.endpoint.server,
+        "version": _version(client),
+        "checks": _checks(client),
+        "clusters": {"below": len(below), "ready": sum(row["status"] == "Ready" for row in below)},
+        "notReady": [{key: row[key] for key in ("name", "status", "heard", "brokenHop")} for row in below if row["status"] != "Ready"][
+            :WORST
+        ],
+        "applications": [dict(zip((column.lower() for column in columns), row, strict=False)) for row in cells],
+    }
+
+
+def _version(client: Client) -> str:
+    try:
+        return str(client.json("GET", "/version").get("gitVersion", ""))
+    except BanyanError:
+        return ""
+
+
+def _checks(client: Client) -> dict[str, str]:
+    """The lines of /readyz?verbose: `[+]name ok` or `[-]name failed: reason`."""
+    answer = client.request("GET", "/readyz", {"verbose": "1"})
+    checks: dict[str, str] = {}
+    for line in answer.body.decode("utf-8", "replace").splitlines():
+        if line.startswith(("[+]", "[-]")):
+            name, _, rest = line[3:].partition(" ")
+            checks[name] = "ok" if line.startswith("[+]") else rest
+    return checks or {"ready": "ok" if answer.status == 200 else f"answered {answer.status}"}
+
+
+def _controller(found: Mapping[str, Any]) -> None:
+    parent = f"below {found['parent']}" if found["parent"] else "a root"
+    print(f"{found['name'] or 'controller'}  {parent}  {found['status']}")
+    print(f"  server    {found['server']}  version {found['version'] or 'unknown'}")
+    for name, state in found["checks"].items():
+        print(f"  {name:<9} {state}")
+    print(f"  clusters  {found['clusters']['below']} below, {found['clusters']['ready']} ready")
+    if found["notReady"]:
+        print()
+        rows = [(row["name"], row["status"], row["heard"], row["brokenHop"]) for row in found["notReady"]]
+        output.table(("not ready", "status", "heard", "broken"), rows)
+    print()
+    applications = found["applications"]
+    columns = list(applications[0]) if applications else []
+    output.table(columns, [list(row.values()) for row in applications], empty="no applications")
+
+
+def _application(document: Mapping[str, Any]) -> None:
+    metadata, state = document["metadata"], document.get("status") or {}
+    ready = f"{state.get('ready', 0)} of {state.get('desired', 0)} ready"
+    print(f"{metadata['namespace']}/{metadata['name']}  {state.get('phase') or 'Pending'}  {ready}")
+    print()
+    rows = [
+        (
+            each["name"],
+            each.get("desired", 0),
+            each.get("ready", 0),
+            each.get("updated", 0),
+            each.get("unplaced", 0),
+            each.get("reason", ""),
+            each.get("message", ""),
+        )
+        for each in state.get("components") or []
+    ]
+    output.table(("component", "wanted", "ready", "updated", "unplaced", "reason", "message"), rows, empty="not placed yet")
+    places = [
+        (
+            each.get("name") or each.get("cluster", ""),
+            " → ".join(each.get("path") or []),
+            f"{each.get('ready', 0)}/{each.get('desired', 0)}",
+            each.get("port", ""),
+            each.get("reason", ""),
+            each.get("message", ""),
+        )
+        for each in state.get("clusters") or []
+    ]
+    if places:
+        print()
+        output.table(("cluster", "way", "ready", "site port", "reason", "message"), places)
+    if (count := state.get("clusterCount", 0)) > len(places):
+        output.note(f"the {len(places)} that need attention most, of {count} clusters")
+    if left := state.get("withdrawing"):
+        output.note(f"withdrawing; not yet confirmed by: {', '.join(left)}")
