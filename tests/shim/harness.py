@@ -2,23 +2,19 @@
 
 import asyncio
 import contextlib
-import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from cluster_shim.contract import Component, Desired, File, Observed, ObservedWork, Shim, Work
+from cluster_shim import verify
+from cluster_shim.contract import Component, File, ObservedWork, Probe, Shim, Work
 from cluster_shim.process import client
 from cluster_shim.process.shim import ProcessShim
 from tests.shim.programs import COMMAND, SERVER
 
+free_port = verify.free_port
+READY = Probe(http_path="/ready", period_seconds=0.2, failure_threshold=2)
 PATIENCE = 30.0  # seconds until a test gives up; nothing is asserted about time
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def server(name: str = "serve", version: str = "v1", *, port: int = 0, replicas: int = 1, **fields: Any) -> Component:
@@ -32,6 +28,7 @@ def server(name: str = "serve", version: str = "v1", *, port: int = 0, replicas:
         files=(File(path="server.py", content=SERVER.encode()), *fields.pop("files", ())),
         port=port,
         grace_seconds=fields.pop("grace_seconds", 5.0),
+        readiness=fields.pop("readiness", READY if port else None),
         **fields,
     )
 
@@ -40,69 +37,14 @@ def work(*components: Component, uid: str = "uid-1", name: str = "app", version:
     return Work(uid=uid, name=name, namespace="default", origin="root", version=version, components=components)
 
 
-class Driver:
-    """The controller's side of a reconciliation: states what is desired, keeps what was observed."""
+class Driver(verify.Driver):
+    """The contract suite's controller, with this module's patience and default uid."""
 
     def __init__(self, shim: Shim) -> None:
-        self.shim = shim
-        self.works: dict[str, ObservedWork] = {}
-        self.history: list[Observed] = []
-        self._desired: asyncio.Queue[Desired | None] = asyncio.Queue()
-        self._changed = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> "Driver":
-        self._task = asyncio.create_task(self._run())
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._desired.put(None)
-        assert self._task is not None
-        async with asyncio.timeout(PATIENCE):
-            await self._task
-
-    async def _states(self) -> AsyncIterator[Desired]:
-        while (desired := await self._desired.get()) is not None:
-            yield desired
-
-    async def _run(self) -> None:
-        async for observed in self.shim.reconcile(self._states()):
-            self.history.append(observed)
-            if observed.full:
-                self.works.clear()
-            self.works.update({work.uid: work for work in observed.works})
-            for uid in observed.removed:
-                self.works.pop(uid, None)
-            self._changed.set()
-
-    def want(self, *works: Work, full: bool = True, removed: tuple[str, ...] = ()) -> None:
-        self._desired.put_nowait(Desired(works=works, full=full, removed=removed))
-
-    async def until(self, condition: Callable[[dict[str, ObservedWork]], object]) -> dict[str, ObservedWork]:
-        try:
-            async with asyncio.timeout(PATIENCE):
-                while not (self.history and condition(self.works)):
-                    self._changed.clear()
-                    assert self._task is not None
-                    waiting = asyncio.create_task(self._changed.wait())
-                    await asyncio.wait({waiting, self._task}, return_when=asyncio.FIRST_COMPLETED)
-                    waiting.cancel()
-                    if self._task.done():
-                        self._task.result()
-                        raise AssertionError("the reconciliation ended")
-        except TimeoutError:
-            raise AssertionError(f"did not come: {self.works}") from None
-        return self.works
+        super().__init__(shim, PATIENCE)
 
     async def until_ready(self, uid: str = "uid-1", count: int = 1, revision: str = "") -> ObservedWork:
-        def condition(works: dict[str, ObservedWork]) -> bool:
-            seen = works.get(uid)
-            if seen is None:
-                return False
-            instances = [i for i in seen.instances if not revision or i.revision == revision]
-            return len(instances) == len(seen.instances) == count and all(i.ready for i in instances)
-
-        return (await self.until(condition))[uid]
+        return await super().until_ready(uid, count, revision)
 
 
 @contextlib.asynccontextmanager

@@ -1,0 +1,99 @@
+"""One contract suite against the process shim, in the controller's process and over gRPC."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from cluster_shim import verify
+from cluster_shim.contract import ShimError
+from cluster_shim.grpc.client import GrpcShim
+from cluster_shim.grpc.server import SUPERSEDED, ShimServer
+from tests.shim.harness import Driver, cluster, server, work
+
+
+@asynccontextmanager
+async def over_grpc(folder: Path) -> AsyncIterator[GrpcShim]:
+    async with cluster(folder) as shim:
+        address = f"unix:{folder}/shim.sock"
+        offered = ShimServer(shim, address)
+        await offered.start()
+        remote = GrpcShim(address)
+        try:
+            yield remote
+        finally:
+            await remote.close()
+            await offered.close()
+
+
+@pytest.mark.parametrize("wanted", verify.CHECKS, ids=lambda wanted: wanted.__name__)
+@pytest.mark.parametrize("way", ["in-process", "grpc"])
+def test_contract(tmp_path: Path, way: str, wanted: object) -> None:
+    async def scenario() -> None:
+        async with (cluster if way == "in-process" else over_grpc)(tmp_path) as shim:
+            result = await verify.check(shim, wanted)  # type: ignore[arg-type]
+            assert result.ok, result.message
+
+    asyncio.run(scenario())
+
+
+def test_a_controller_that_comes_later_takes_over(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with over_grpc(tmp_path) as shim:
+            first = Driver(shim)
+            await first.__aenter__()
+            first.want(work(server()))
+            await first.until_ready()
+            async with Driver(shim) as second:
+                second.want(work(server()))
+                await second.until_ready()
+                assert first._task is not None
+                with pytest.raises(ShimError, match=SUPERSEDED):
+                    await first._task
+
+    asyncio.run(scenario())
+
+
+def test_a_shim_that_is_gone_is_an_error_not_an_empty_cluster(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        shim = GrpcShim(f"unix:{tmp_path}/nobody.sock")
+        with pytest.raises(ShimError, match="see whether it runs"):
+            await shim.describe()
+        driver = Driver(shim)
+        await driver.__aenter__()
+        driver.want()
+        assert driver._task is not None
+        with pytest.raises(ShimError):
+            await driver._task
+        await shim.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_suite_that_finds_nothing_wrong_with_a_broken_shim_would_be_worthless() -> None:
+    class Broken:
+        async def describe(self) -> object:
+            raise ShimError("out of order")
+
+        async def open(self, target: object) -> object:
+            raise ShimError("")
+
+        async def reconcile(self, desired: object) -> AsyncIterator[object]:
+            return
+            yield
+
+    async def scenario() -> None:
+        results = await verify.verify(Broken())  # type: ignore[arg-type]
+        assert [result.name for result in results if result.ok] == []
+
+    asyncio.run(scenario())
+
+
+def test_the_process_shim_loads_no_grpc() -> None:
+    program = "import sys, cluster_shim.process.shim; print([m for m in ('grpc', 'google.protobuf', 'numpy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
