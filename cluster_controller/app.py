@@ -333,4 +333,4 @@ def own_hosts() -> list[str]:
     return hosts
 
 
-__all__ = ["Controller", "own_hosts", "timestamp"]
+__all__ = ["ANY_HOST", "Controller", "own_hosts", "timestamp"]

@@ -92,13 +92,18 @@ def load(data: Path, environment: Mapping[str, str] = os.environ, overrides: Map
             raise InvalidInput(f"{path} is not valid TOML: {error}; mend that line or write the file anew with `banyan join`") from error
     merged.update(_from_environment(environment))
     merged.update({key: value for key, value in (overrides or {}).items() if value is not None})
-    merged["data"] = str(data)
+    merged["data"] = data
     if "name" not in merged:
         raise InvalidInput(f"no cluster lives in {data}: create a root with `banyan init` or a member with `banyan join`", "name")
     try:
-        return msgspec.convert(merged, Config, strict=False)
+        return msgspec.convert(merged, Config, strict=False, dec_hook=_path)
     except msgspec.ValidationError as error:
         raise InvalidInput(f"configuration of {data} ({FILE_NAME}, BANYAN_… variables, flags): {error}") from error
+
+
+def _path(wanted: type, given: Any) -> Any:
+    """msgspec knows no paths."""
+    return Path(given) if wanted is Path else given
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def cluster_facts(
         requested=requested,
         architectures=sorted({node.architecture for node in nodes}),
         applications=len(store.list("local", "Work")),
-        instances=len(store.list("own", "Pod")),
+        instances=len(store.list("observed", "Pod")),
     )
 
 

@@ -148,7 +148,8 @@ class Route(Struct, frozen=True):
     """The nearest ready instance of an application."""
 
     cluster: str  # uid
-    component: str
+    component: str  # "": any
+    application: str = ""  # uid
     path: tuple[str, ...] = field(default_factory=tuple)  # names of the hops
 
 

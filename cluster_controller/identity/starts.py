@@ -38,10 +38,10 @@ class Record(Struct, frozen=True):
 
 def decide(record: Record, starts: Sequence[str], live: bool) -> Decision:
     """``starts`` is the child's list, oldest first, its present start last; ``live``: a link of that uid stands."""
-    if set(record.excluded) & set(starts):
-        return Decision.EXCLUDED
     if record.start in starts or not record.start:
         return Decision.SUPERSEDE if live else Decision.ADMIT
+    if not set(record.excluded).isdisjoint(starts):
+        return Decision.EXCLUDED
     return Decision.PROBE if live else Decision.FULL_RESYNC
 
 

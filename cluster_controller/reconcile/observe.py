@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from cluster_controller.resources import kinds, quantity
+from cluster_controller.resources.registry import LABEL_APPLICATION_UID, LABEL_COMPONENT
 from cluster_shim import contract
 
 NAMES_PER_CLASS = 20
@@ -75,7 +76,8 @@ def pod(work: contract.ObservedWork, application: kinds.ApplicationReference, in
     ready = "True" if instance.ready else "False"
     labels = {
         "banyan.dev/application": application.name,
-        "banyan.dev/component": instance.component,
+        LABEL_APPLICATION_UID: application.uid,
+        LABEL_COMPONENT: instance.component,
         "banyan.dev/origin": application.origin_name,
         "banyan.dev/revision": instance.revision,
     }

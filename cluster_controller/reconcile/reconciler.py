@@ -6,7 +6,7 @@ no parent in reach starts everything that ran, from its own disk (ARCHITECTURE l
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Protocol
 
 import msgspec
@@ -76,8 +76,8 @@ class Reconciler:
         self._fetching: dict[str, asyncio.Task[None]] = {}
         self._pods: dict[str, set[Key]] = {}
         self._tasks = Tasks("reconcile")
+        self._seen: dict[str, contract.ObservedWork] = {}
         self.nodes: tuple[contract.Node, ...] = ()
-        self.restarts = 0
 
     def changed(self, events: Sequence[Event]) -> None:
         """Called after each commit; only marks."""
@@ -88,17 +88,34 @@ class Reconciler:
             elif kind in {"Model", "ConfigMap", "Secret"} and space in {"own", "desired"}:
                 self._mark_users(kind, event.stored.uid)
 
+    def instances(self) -> Iterator[tuple[str, contract.Instance]]:
+        """(application's name, instance) of all that runs here, for /metrics."""
+        for uid, seen in self._seen.items():
+            stored = self._store.get(Key("local", "Work", "", uid))
+            name = self._documents.read(stored, kinds.Work).spec.application.name if stored is not None else uid
+            for instance in seen.instances:
+                yield name, instance
+
     async def run(self) -> None:
         """Until cancelled, or until the shim is lost."""
         self._load_pods()
         try:
             async for observed in self._shim.reconcile(self._desired()):
                 await self._store.commit(lambda tx, observed=observed: self._write(tx, observed))  # type: ignore[misc]
+                self._remember(observed)
                 if observed.nodes is not None:
                     self.nodes = observed.nodes
                     self._nodes_changed(observed.nodes)
         finally:
             await self._tasks.close()
+
+    def _remember(self, observed: contract.Observed) -> None:
+        if observed.full:
+            self._seen.clear()
+        for seen in observed.works:
+            self._seen[seen.uid] = seen
+        for uid in observed.removed:
+            self._seen.pop(uid, None)
 
     # --- down: what the shim is told ---
 
@@ -261,7 +278,7 @@ class Reconciler:
     # --- up: what the shim saw ---
 
     def _load_pods(self) -> None:
-        for stored in self._store.list("own", "Pod"):
+        for stored in self._store.list("observed", "Pod"):
             application = stored.uid[: -len(stored.key.name) - 1]
             self._pods.setdefault(application, set()).add(stored.key)
 
@@ -287,7 +304,7 @@ class Reconciler:
         pods = {}
         for instance in seen.instances:
             pod = observe.pod(seen, application, instance)
-            pods[Key("own", "Pod", application.namespace, instance.id)] = pod
+            pods[Key("observed", "Pod", application.namespace, instance.id)] = pod
         for key in self._pods.get(seen.uid, set()) - set(pods):
             tx.delete(key)
         for key, pod in pods.items():
@@ -329,9 +346,9 @@ class Reconciler:
     def _write_nodes(self, tx: Tx, nodes: Sequence[contract.Node]) -> None:
         keys = set()
         for item in nodes:
-            key = Key("own", "Node", "", item.name)
+            key = Key("observed", "Node", "", item.name)
             keys.add(key)
             put_changed(tx, key, observe.node(item, ""), f"node-{item.name}")
-        for stored in tx.list("own", "Node"):
+        for stored in tx.list("observed", "Node"):
             if stored.key not in keys:
                 tx.delete(stored.key)

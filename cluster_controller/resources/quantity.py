@@ -11,7 +11,7 @@ from decimal import ROUND_CEILING, Decimal
 from cluster_controller.errors import InvalidInput
 
 LARGEST = 2**63 - 1
-_GRAMMAR = re.compile(r"([+-]?)(\d{1,32}(?:\.\d{0,32})?|\.\d{1,32})(?:([numkMGTPE]|[KMGTPE]i)|[eE]([+-]?\d{1,4}))?")
+_GRAMMAR = re.compile(r"([+-]?)(\d{1,32}(?:\.\d{0,32})?|\.\d{1,32})(?:([numkMGTPE]|[KMGTPE]i)|[eE]([+-]?\d{1,4}))?", re.ASCII)
 _SUFFIXES = {
     "n": Decimal("1e-9"), "u": Decimal("1e-6"), "m": Decimal("1e-3"),
     "k": Decimal(10**3), "M": Decimal(10**6), "G": Decimal(10**9), "T": Decimal(10**12), "P": Decimal(10**15), "E": Decimal(10**18),

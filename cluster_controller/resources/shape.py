@@ -4,6 +4,7 @@ msgspec skips unknown fields when it reads (a neighbour may be newer), so refusi
 the document beside the struct's types. A shape is made once per struct.
 """
 
+from difflib import get_close_matches
 from typing import Any
 
 from msgspec import Struct, inspect
@@ -105,7 +106,7 @@ def _walk(value: object, shape: Shape, path: str, found: list[Problem]) -> None:
 
 
 def _unknown(key: str, fields: dict[str, Shape]) -> str:
-    close = [name for name in fields if name.lower() == key.lower() or (len(key) > 3 and name.startswith(key[:-1]))]
+    close = get_close_matches(key[:80], fields, 1)
     hint = f"; did you mean {close[0]}?" if close else f"; it may be {', '.join(sorted(fields)[:30])}"
     return f"unknown field{hint}"
 

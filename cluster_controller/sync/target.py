@@ -77,6 +77,11 @@ class Target:
         self._reset()
         return self._resume()
 
+    @property
+    def in_step(self) -> bool:
+        """The replica is exactly what the sender held at the cursor: its history is the sender's, and no snapshot is half here."""
+        return self._in_step and self._snapshot is None
+
     def expects(self, chunk: Chunk) -> bool:
         """Has its snapshot been announced? Chunks on a stream of their own may overtake the announcement."""
         return chunk.epoch != self._epoch or chunk.snapshot <= self._announced
@@ -139,7 +144,7 @@ class Target:
         return None
 
     def _batch(self, tx: Tx, batch: Batch) -> "Outcome":
-        if not self._in_step or self._snapshot is not None or batch.after > self.cursor[1]:
+        if not self.in_step or batch.after > self.cursor[1]:
             return self._again()
         if batch.through[1] > self.cursor[1]:
             for item in batch.items:

@@ -103,7 +103,7 @@ class Census:
                 self._settler.mark(event.stored.uid)
             elif kind == "ClusterOverlay" and space == "desired":
                 self._settler.mark(self._documents.read(event.stored, kinds.ClusterOverlay).spec.cluster)
-            elif (kind == "Work" and space == "local") or (kind == "Pod" and space == "own"):
+            elif (kind == "Work" and space == "local") or (kind == "Pod" and space == "observed"):
                 self._settler.mark(self._uid)
             elif event.kind_of == "delete" and (
                 (kind == "Work" and space.startswith("down/")) or (kind == "WorkStatus" and space.startswith("up/"))

@@ -252,6 +252,7 @@ class Wire(asyncio.BufferedProtocol):
         if plain:
             self._websocket.receive_data(plain)
             self._handle_events()
+            self._note_partial()
         if self._tls.ended:
             self._websocket.receive_eof()
         self._flush()
@@ -266,15 +267,22 @@ class Wire(asyncio.BufferedProtocol):
             elif isinstance(event, Response) and self._websocket.state is State.OPEN:
                 self._handle_response()
 
+    def _note_partial(self) -> None:
+        if not self._websocket.reader.buffer and not self._fragments:
+            self._partial_since = None
+        elif self._partial_since is None:
+            self._partial_since = asyncio.get_running_loop().time()
+
     def _handle_frame(self, event: Frame) -> None:
         if event.opcode is Opcode.BINARY and event.fin:
             if not self._code:
-                self.stats.messages_in += 1
+                self._partial_since = None
                 self._owner.wire_message(bytes(event.data))
         elif event.opcode in (Opcode.BINARY, Opcode.CONT):  # allowed by RFC 6455 section 5.4, never sent by this implementation
             self._fragments += event.data
             if event.fin and not self._code:
                 message, self._fragments = bytes(self._fragments), bytearray()
+                self._partial_since = None
                 self._owner.wire_message(message)
         elif event.opcode is Opcode.TEXT:
             raise ProtocolError("a text message; tunnels carry binary messages only", CloseCode.PROTOCOL)

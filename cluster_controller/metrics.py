@@ -1,0 +1,129 @@
+"""The Prometheus text of one controller, made when it is asked for; counting costs nothing in between but an addition.
+
+Names follow the Prometheus conventions: `banyan_…_total` for counters, base units in the name.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from cluster_controller import clock
+from cluster_controller.app import Controller
+from cluster_controller.tunnel.link import Link
+
+
+class FrontNumbers(Protocol):
+    """What the front counts (`openapi.front.metrics`)."""
+
+    @property
+    def requests(self) -> Mapping[tuple[str, int], int]: ...
+
+    @property
+    def in_flight(self) -> int: ...
+
+    @property
+    def connections(self) -> int: ...
+
+
+def exposition(controller: Controller, front: FrontNumbers | None) -> bytes:
+    """The text format, version 0.0.4."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Collector(controller, front))
+    return generate_latest(registry)
+
+
+class _Collector(Collector):
+    def __init__(self, controller: Controller, front: FrontNumbers | None) -> None:
+        self._controller = controller
+        self._front = front
+
+    def collect(self) -> Iterator[Metric]:
+        controller = self._controller
+        info = GaugeMetricFamily("banyan_info", "Version of this controller.", labels=["cluster", "version"])
+        info.add_metric([controller.name, controller.version], 1)
+        yield info
+        yield from self._store()
+        yield from self._links()
+        yield from self._clusters()
+        yield from self._instances()
+        yield CounterMetricFamily("banyan_placements", "Placement decisions taken.", value=controller.engine.settled)
+        if self._front is not None:
+            yield from self._requests(self._front)
+
+    def _store(self) -> Iterator[Metric]:
+        store = self._controller.store
+        yield GaugeMetricFamily("banyan_store_revision", "Newest revision on the disk.", value=store.revision)
+        objects = GaugeMetricFamily("banyan_store_objects", "Objects by space.", labels=["space"])
+        for space in store.spaces():
+            objects.add_metric([space], store.size(space))
+        yield objects
+
+    def _links(self) -> Iterator[Metric]:
+        controller = self._controller
+        links: list[Link] = list(controller.tunnel.links.values())
+        if controller.tunnel.parent is not None:
+            links.append(controller.tunnel.parent)
+        received = CounterMetricFamily("banyan_link_received_bytes", "Bytes received, before TLS.", labels=["peer"])
+        sent = CounterMetricFamily("banyan_link_sent_bytes", "Bytes sent, before TLS.", labels=["peer"])
+        frames_in = CounterMetricFamily("banyan_link_received_frames", "Frames received.", labels=["peer"])
+        frames_out = CounterMetricFamily("banyan_link_sent_frames", "Frames sent.", labels=["peer"])
+        rtt = GaugeMetricFamily("banyan_link_round_trip_seconds", "Measured round trip.", labels=["peer"])
+        heard = GaugeMetricFamily("banyan_link_heard_seconds", "Since the last byte was heard.", labels=["peer"])
+        now = clock.boottime()
+        for link in links:
+            peer = [link.peer_name or link.peer_uid]
+            received.add_metric(peer, link.stats.bytes_in)
+            sent.add_metric(peer, link.stats.bytes_out)
+            frames_in.add_metric(peer, link.stats.frames_in)
+            frames_out.add_metric(peer, link.stats.frames_out)
+            heard.add_metric(peer, now - link.last_heard)
+            if link.rtt is not None:
+                rtt.add_metric(peer, link.rtt)
+        yield from (received, sent, frames_in, frames_out, rtt, heard)
+        yield GaugeMetricFamily("banyan_links", "Links that stand.", value=len(links))
+
+    def _clusters(self) -> Iterator[Metric]:
+        controller = self._controller
+        age = GaugeMetricFamily(
+            "banyan_cluster_heard_seconds", "Age of what is known of a cluster below.", labels=["cluster", "broken_hop"]
+        )
+        for stored in controller.store.list("own", "Cluster"):
+            heard = controller.heard(stored.uid)
+            if heard is not None:
+                age.add_metric([stored.key.name, heard.broken_hop], heard.seconds)
+        yield age
+
+    def _instances(self) -> Iterator[Metric]:
+        reconciler = self._controller.reconciler
+        if reconciler is None:
+            return
+        used_cpu = GaugeMetricFamily("banyan_node_cpu_used_cores", "Measured use of a node.", labels=["node"])
+        used_memory = GaugeMetricFamily("banyan_node_memory_used_bytes", "Measured use of a node.", labels=["node"])
+        for node in reconciler.nodes:
+            if node.used_cpu_millis >= 0:
+                used_cpu.add_metric([node.name], node.used_cpu_millis / 1000)
+            if node.used_memory_bytes >= 0:
+                used_memory.add_metric([node.name], node.used_memory_bytes)
+        labels = ["application", "component", "instance"]
+        restarts = CounterMetricFamily("banyan_instance_restarts", "Restarts of an instance.", labels=labels)
+        memory = GaugeMetricFamily("banyan_instance_memory_bytes", "Measured use of an instance.", labels=labels)
+        cpu = GaugeMetricFamily("banyan_instance_cpu_cores", "Measured use of an instance.", labels=labels)
+        for application, instance in reconciler.instances():
+            values = [application, instance.component, instance.id]
+            restarts.add_metric(values, instance.restarts)
+            if instance.memory_bytes >= 0:
+                memory.add_metric(values, instance.memory_bytes)
+            if instance.cpu_millis >= 0:
+                cpu.add_metric(values, instance.cpu_millis / 1000)
+        yield from (used_cpu, used_memory, restarts, memory, cpu)
+
+    def _requests(self, front: FrontNumbers) -> Iterator[Metric]:
+        requests = CounterMetricFamily("banyan_requests", "Requests served by the front.", labels=["route", "code"])
+        for (route, code), count in front.requests.items():
+            requests.add_metric([route, str(code)], count)
+        yield requests
+        yield GaugeMetricFamily("banyan_requests_in_flight", "Requests being served.", value=front.in_flight)
+        yield GaugeMetricFamily("banyan_connections", "Connections of people and programs.", value=front.connections)

@@ -1,0 +1,209 @@
+"""The API of one running controller: services for the ASGI application and the front, and the streams that lead to them.
+
+Everything here is glue between `cluster_controller.app.Controller` and this room; decisions are elsewhere.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime
+
+import msgspec
+import structlog
+
+from cluster_controller import clock
+from cluster_controller.app import ANY_HOST, Controller, own_hosts
+from cluster_controller.config import split_address
+from cluster_controller.errors import Conflict, InvalidInput
+from cluster_controller.identity import users
+from cluster_controller.metrics import exposition
+from cluster_controller.resources.tables import Heard
+from cluster_controller.routes import Routes
+from cluster_controller.tasks import Tasks
+from cluster_controller.tunnel.messages import Lane
+from cluster_controller.tunnel.stream import Stream
+from cluster_shim.contract import ByteStream, OpenTarget, ShimError
+from openapi.app import create_app
+from openapi.front.auth import decode_user
+from openapi.front.connection import NoRoutes
+from openapi.front.server import Front
+from openapi.front.splice import splice
+from openapi.hooks.application import ApplicationHooks
+from openapi.hooks.dispatch import Hooks
+from openapi.hooks.members import ClusterHooks, TokenHooks, UserHooks
+from openapi.services import Blob, Grant, KindHooks, Route, User
+
+log = structlog.get_logger()
+
+HTTP = "http"
+APPLICATION = "application"
+API_PORT = "app/api-port"  # fact: the port that was bound last, taken again when any will do
+RENEW_SECONDS = 24 * 3600.0  # between two API certificates; they live for longer
+
+
+class ApplicationTarget(msgspec.Struct, frozen=True):
+    """Metadata of a stream of service `application`."""
+
+    uid: str
+    component: str = ""
+
+
+class Services:
+    """Implements `openapi.services.ApiServices` and `RouteServices` over one controller."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+        self.store = controller.store
+        self.uid = controller.uid
+        self.name = controller.name
+        self.version = controller.version
+        by_kind: dict[str, KindHooks] = {
+            "Application": ApplicationHooks(controller.store, controller.engine.explain),
+            "Cluster": ClusterHooks(controller.store, controller.membership, controller.uid, lambda uid: uid in controller.tunnel.links),
+            "JoinToken": TokenHooks(controller.membership),
+            "User": UserHooks(controller.membership),
+        }
+        self.kinds: KindHooks = Hooks(by_kind)
+        self._routes = Routes(controller.store, controller.uid, controller.name, self._distance)
+        self.front: Front | None = None
+
+    def now(self) -> datetime:
+        return clock.wall()
+
+    def heard(self, uid: str) -> Heard | None:
+        found = self._controller.heard(uid)
+        return Heard(found.seconds, found.at_least, found.broken_hop) if found is not None else None
+
+    def ready(self) -> Mapping[str, str]:
+        return self._controller.ready()
+
+    def metrics(self) -> bytes:
+        return exposition(self._controller, self.front.metrics if self.front is not None else None)
+
+    async def open_local(self, target: OpenTarget) -> ByteStream:
+        return await self._controller.open_local(target)
+
+    async def put_blob(self, digest: str, size: int, chunks: AsyncIterator[bytes]) -> None:
+        await self._controller.library.blobs.write(digest, size, chunks)
+
+    async def get_blob(self, digest: str, offset: int = 0) -> Blob:
+        blobs = self._controller.library.blobs
+        return Blob(size=blobs.size(digest), chunks=blobs.chunks(digest, offset))
+
+    # --- routes ---
+
+    def cluster_uid(self, name: str) -> str:
+        return self._controller.cluster_uid(name)
+
+    async def open(self, uid: str, service: str, metadata: bytes, lane: int = Lane.INTERACTIVE) -> ByteStream:
+        return await self._controller.open(uid, service, metadata, Lane(lane))
+
+    def application_route(self, namespace: str, name: str) -> Route:
+        target = self._routes.nearest(namespace, name)
+        return Route(cluster=target.cluster, application=target.application, component="", path=target.path)
+
+    def application_routes(self, namespace: str, name: str) -> Sequence[Route]:
+        return [
+            Route(cluster=target.cluster, application=target.application, component="", path=target.path)
+            for target in self._routes.all(namespace, name)
+        ]
+
+    def _distance(self, child: str) -> float | None:
+        link = self._controller.tunnel.links.get(child)
+        return None if link is None else link.rtt or 0.0
+
+
+class Authentication:
+    """`openapi.front.auth.Authenticator` over the membership."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._membership = controller.membership
+
+    def certificate(self, chain: Sequence[bytes]) -> User:
+        return _user(self._membership.authenticate_certificate(chain, clock.wall()))
+
+    def bearer(self, token: str) -> User:
+        return _user(self._membership.authenticate_bearer(token, clock.wall()))
+
+    def again(self, user: User) -> User:
+        known = _known(user)
+        return _user(self._membership.authenticate_again(known, clock.wall()))
+
+
+class Serving:
+    """`start` binds the port and takes streams from the parent; `close` lets requests in flight finish."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+        self.services = Services(controller)
+        self._app = create_app(self.services)
+        self.front = Front(self._app, Authentication(controller), NoRoutes())
+        self.services.front = self.front
+        self._tasks = Tasks("serving")
+        self.port = 0
+        controller.tunnel.handle(HTTP, self._serve_http)
+        controller.tunnel.handle(APPLICATION, self._serve_application)
+
+    async def start(self) -> int:
+        """The bound port. Conflict when it is taken."""
+        controller = self._controller
+        await self._app.start()
+        host, port = split_address(controller.config.api_listen, "api_listen")
+        identity = controller.identity()
+        context = identity.api_context(self._hosts(host), clock.wall())
+        remembered = int(controller.store.fact(API_PORT) or b"0") if not port else 0
+        try:
+            self.port = await self.front.serve(host, remembered or port, context)
+        except OSError as error:
+            if not remembered:
+                raise Conflict(
+                    f"the API cannot listen on {controller.config.api_listen}: {error.strerror or error}; choose another port"
+                ) from error
+            self.port = await self.front.serve(host, 0, context)
+        await controller.store.commit(lambda tx: tx.set_fact(API_PORT, str(self.port).encode()))
+        self._tasks.keep("renew-certificate", lambda: self._renew(host))
+        return self.port
+
+    async def close(self, deadline_seconds: float = 5.0) -> None:
+        await self._tasks.close()
+        await self._app.close()
+        await self.front.close(deadline_seconds)
+
+    def _hosts(self, host: str) -> list[str]:
+        advertised = list(self._controller.config.api_advertise)
+        return [*([host] if host not in ANY_HOST else own_hosts()), *advertised]
+
+    async def _renew(self, host: str) -> None:
+        while True:
+            await asyncio.sleep(RENEW_SECONDS)
+            self.front.replace_context(self._controller.identity().api_context(self._hosts(host), clock.wall()))
+
+    # --- streams that end here ---
+
+    async def _serve_http(self, stream: Stream) -> None:
+        """A request that entered the tree above: the user in the metadata is the parent's word."""
+        self._controller.links.require_parent(stream)
+        await self.front.adopt(stream, decode_user(stream.metadata))
+
+    async def _serve_application(self, stream: Stream) -> None:
+        self._controller.links.require_parent(stream)
+        try:
+            target = msgspec.json.decode(stream.metadata, type=ApplicationTarget)
+        except msgspec.DecodeError as error:
+            raise InvalidInput(f"the target of an application stream cannot be read: {error}") from error
+        try:
+            instance = await self._controller.open_local(OpenTarget(kind="application", uid=target.uid, component=target.component))
+        except ShimError as error:
+            stream.abort(str(error))
+            return
+        await splice(stream, instance)
+
+
+def _user(known: users.User) -> User:
+    """From the identity room's words into the API's."""
+    grants = tuple(Grant(grant.role, grant.namespace) for grant in known.grants)
+    return User(name=known.name, groups=known.groups, entry=known.entry, grants=grants)
+
+
+def _known(user: User) -> users.User:
+    grants = tuple(users.Grant(grant.role, grant.namespace) for grant in user.grants)
+    return users.User(name=user.name, groups=user.groups, entry=user.entry, grants=grants)
