@@ -16,7 +16,7 @@ from openapi.errors import ApiError
 from openapi.services import ApiServices
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_RANGE = re.compile(r"bytes=(\d{1,16})-")
+_RANGE = re.compile(r"bytes=([0-9]{1,16})-")
 
 
 async def respond(services: ApiServices, request: Request, model: Mapping[str, Any], rest: list[str]) -> Response:

@@ -8,6 +8,7 @@ from cluster_controller.errors import InvalidInput
 from cluster_controller.resources import patch, validate
 from cluster_controller.resources.registry import ResourceType
 from cluster_controller.resources.shape import depth_problem, without_nulls
+from openapi import protobuf
 from openapi.errors import ApiError
 
 LARGEST_BODY = validate.LARGEST_DOCUMENT
@@ -33,10 +34,16 @@ async def read_body(request: Request, limit: int = LARGEST_BODY) -> bytes:
 
 async def read_document(request: Request) -> dict[str, Any]:
     """The JSON object of a POST or PUT."""
+    return parse_document(request, await read_body(request))
+
+
+def parse_document(request: Request, body: bytes) -> dict[str, Any]:
     media = media_type(request)
+    if media == protobuf.MEDIA:
+        return protobuf.decode(body)
     if media not in ("", "application/json"):
         raise ApiError(415, f"the body is {media[:80]}; send application/json")
-    return validate.parse(await read_body(request))
+    return validate.parse(body)
 
 
 def media_type(request: Request) -> str:

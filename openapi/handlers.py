@@ -20,13 +20,13 @@ from cluster_controller.resources.shape import without_nulls
 from cluster_controller.resources.tables import Context
 from cluster_controller.store import Key, Stored
 from openapi import access, blobs, errors, lists, logs, watch
-from openapi.bodies import LARGEST_BODY, read_body, read_document, read_patch
+from openapi.bodies import LARGEST_BODY, parse_document, read_body, read_document, read_patch
 from openapi.errors import ApiError, encode, method_not_allowed, not_found
 from openapi.present import Printer, document_of
 from openapi.query import ListOptions, list_options, negotiate, write_options
 from openapi.scale import rescaled, scale_of
 from openapi.services import ApiServices, Ask, User
-from openapi.writes import DeleteOptions, Target, Writer, Written, decode_delete_options
+from openapi.writes import DeleteOptions, Target, Writer, Written, delete_options
 
 ITEM_VERBS = {"GET": "get", "HEAD": "get", "PUT": "update", "PATCH": "patch", "DELETE": "delete", "POST": "create"}
 MOST_DELETED = 10_000
@@ -148,7 +148,8 @@ class Handlers:
         return _written(await self._writer.update(target, change, subresource=subresource))
 
     async def _delete_options(self, request: Request) -> tuple[DeleteOptions, bool]:
-        options = decode_delete_options(await read_body(request, 64 * 1024), request.query_params)
+        body = await read_body(request, 64 * 1024)
+        options = delete_options(parse_document(request, body) if body.strip() else {}, request.query_params)
         dry_run = write_options(request.query_params).dry_run
         if options.dry_run not in (None, [], ["All"]):
             raise InvalidInput("dryRun may be [All]", "dryRun")

@@ -117,7 +117,7 @@ class Writer:
             write = self._write(tx, target, document, None)
             shown = _hooked(write, self._services.kinds.prepare_create)
             stored = tx.put(target.key, msgspec.json.encode(write.document), uid=metadata["uid"])
-            return Written(_merged(document_of(resource, stored), shown), created=True, uid=stored.uid)
+            return Written(_merged(_shown(target, stored, None), shown), created=True, uid=stored.uid)
 
         return await self._commit(work, target.dry_run)
 
@@ -158,20 +158,22 @@ class Writer:
         if not metadata.get("finalizers"):
             tx.delete(target.key)
             metadata.pop("finalizers", None)
-            return Written({**current, "metadata": {**current["metadata"]}}, gone=True, uid=stored.uid)
+            return Written(current, gone=True, uid=stored.uid)
         metadata["deletionTimestamp"] = timestamp(self._services.now())
         metadata["deletionGracePeriodSeconds"] = 0
         if resource.generation:
             metadata["generation"] = _generation(current) + 1
         marked = tx.put(target.key, msgspec.json.encode(write.document), uid=stored.uid)
-        return Written(document_of(resource, marked), uid=stored.uid)
+        return Written(_shown(target, marked, stored), uid=stored.uid)
 
     async def _commit(self, work: Callable[[Tx], T], dry_run: bool) -> T:
         def trial(tx: Tx) -> T:
             raise _DryRun(work(tx))
 
+        if not dry_run:
+            return await self._services.store.commit(work)
         try:
-            return await self._services.store.commit(trial if dry_run else work)
+            return await self._services.store.commit(trial)
         except _DryRun as end:
             return end.result  # type: ignore[no-any-return]
 
@@ -217,7 +219,7 @@ class Writer:
         if write.document == _stored_form(current):
             return Written(_merged(current, shown), uid=stored.uid)
         after = tx.put(target.key, msgspec.json.encode(write.document), uid=stored.uid)
-        return Written(_merged(document_of(resource, after), shown), uid=stored.uid)
+        return Written(_merged(_shown(target, after, stored), shown), uid=stored.uid)
 
     def _propagate(self, tx: Tx, target: Target, stored: Stored, metadata: Json, options: DeleteOptions) -> None:
         policy = _policy(options)
@@ -252,11 +254,12 @@ class Writer:
         )  # fmt: skip
 
 
-def decode_delete_options(body: bytes, query: Mapping[str, str]) -> DeleteOptions:
+def delete_options(document: Json, query: Mapping[str, str]) -> DeleteOptions:
+    """``document`` is the body of the request, {} when it has none."""
     options = DeleteOptions()
-    if body.strip():
+    if document:
         try:
-            options = msgspec.convert(validate.parse(body), DeleteOptions)
+            options = msgspec.convert(document, DeleteOptions)
         except msgspec.ValidationError as error:
             raise InvalidInput(f"the DeleteOptions cannot be read: {error}") from None
         if options.kind not in ("", "DeleteOptions"):
@@ -409,6 +412,14 @@ def _stored_form(document: Json) -> Json:
     """A document as it is stored: without the revision, which is only known once it is."""
     metadata = {key: value for key, value in document["metadata"].items() if key != "resourceVersion"}
     return {**document, "metadata": metadata}
+
+
+def _shown(target: Target, after: Stored, before: Stored | None) -> Json:
+    """The object as it is now; a dry run has made no new revision."""
+    document = document_of(target.resource, after)
+    if target.dry_run:
+        document["metadata"]["resourceVersion"] = str(before.revision) if before is not None else ""
+    return document
 
 
 def _merged(document: Json, shown: Mapping[str, Any]) -> Json:
