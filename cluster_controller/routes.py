@@ -45,7 +45,8 @@ class Routes:
                 continue
             for row in rows:
                 if row.ready and row.reason != "Unreachable" and row.cluster != self._uid:
-                    found.append((distance, Target(application, row.cluster, (self._name, *row.path))))
+                    path = (self._name, self._child_name(child), *row.path)
+                    found.append((distance, Target(application, row.cluster, path)))
         found.sort(key=lambda item: (item[0], len(item[1].path), item[1].path))
         return [target for _, target in found]
 
@@ -89,6 +90,10 @@ class Routes:
                 document = self._documents.read(written, kinds.SubtreeApplication)
                 found.append((child, document.status.clusters))
         return found
+
+    def _child_name(self, child: str) -> str:
+        stored = self._store.find("own", "Cluster", child)
+        return stored.key.name if stored is not None else child
 
     def _status(self, space: str, application: str) -> kinds.WorkStatusStatus | None:
         stored = self._store.get(Key(space, "WorkStatus", "", application))

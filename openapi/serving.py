@@ -24,7 +24,7 @@ from cluster_controller.tunnel.stream import Stream
 from cluster_shim.contract import ByteStream, OpenTarget, ShimError
 from openapi.app import create_app
 from openapi.front.auth import decode_user
-from openapi.front.connection import NoRoutes
+from openapi.front.raw import ProxyRoutes
 from openapi.front.server import Front
 from openapi.front.splice import splice
 from openapi.hooks.application import ApplicationHooks
@@ -136,7 +136,7 @@ class Serving:
         self._controller = controller
         self.services = Services(controller)
         self._app = create_app(self.services)
-        self.front = Front(self._app, Authentication(controller), NoRoutes())
+        self.front = Front(self._app, Authentication(controller), ProxyRoutes(self.services))
         self.services.front = self.front
         self._tasks = Tasks("serving")
         self.port = 0

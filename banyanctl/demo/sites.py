@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -13,8 +14,9 @@ from typing import Any
 from msgspec import Struct
 
 from banyanctl.client import Client
+from banyanctl.credential import Endpoint
 from banyanctl.demo.wire import Wire
-from banyanctl.endpoint import ADMIN_KUBECONFIG, Endpoint, read
+from banyanctl.endpoint import ADMIN_KUBECONFIG, read
 from cluster_controller.errors import BanyanError, Unreachable
 
 START_SECONDS = 60.0
@@ -62,7 +64,7 @@ class Site:
     def launch(self, arguments: list[str]) -> None:
         """Start in the background; what it logs goes to a file beside its data."""
         with (self.folder.parent / f"{self.name}.log").open("ab") as log:
-            self.process = subprocess.Popen(  # noqa: S603: our own interpreter and module
+            self.process = subprocess.Popen(
                 arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment(), start_new_session=True
             )
 
@@ -139,7 +141,8 @@ class Site:
 
         def ask() -> tuple[int, bytes]:
             with Client(self.endpoint, timeout) as client:
-                answer = client.request(method, path, body=body)
+                data = None if body is None else json.dumps(body).encode()
+                answer = client.request(method, path, body=data, headers={"Content-Type": "application/json"} if data else None)
                 return answer.status, answer.body
 
         return await asyncio.to_thread(ask)

@@ -43,7 +43,8 @@ def place(demand: Demand, clusters: Sequence[ClusterRecord], given: Mapping[str,
                 for cluster in passed
                 if not cluster.cordoned
                 and room(component, cluster) == 0
-                and (division.unplaced or not (cluster.running.get(component.name) or decided.get(cluster.via)))
+                and (division.unplaced or not cluster.running.get(component.name))
+                and not (cluster.via == cluster.uid and decided.get(cluster.uid) and not division.unplaced)
             ]
         for target, share in decided.items():
             shares.setdefault(target, {})[component.name] = share
