@@ -38,13 +38,17 @@ def main(arguments: list[str]) -> int:
             print(help_text())
             return 0
         flags = parse(arguments)
-        # structlog loads rich wherever it is installed, 6 MiB that no log line needs.
-        sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
+        keep_out()
         from banyanctl import service
 
         return service.run(config.load(folder(flags), overrides=flags))
     except BanyanError as error:
         return fail(error)
+
+
+def keep_out() -> None:
+    """structlog loads rich wherever it is installed: 6 MiB that no log line needs. Before structlog is imported."""
+    sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
 
 
 def folder(flags: dict[str, Any]) -> Path:
@@ -78,25 +82,31 @@ def _value(info: msgspec.structs.FieldInfo, text: str, flag: str) -> Any:
     return text
 
 
-def help_text() -> str:
-    """The usage, with each field's own documentation from `config.py`."""
+def documented() -> dict[str, str]:
+    """What `config.py` says of each field."""
     import ast
     import inspect
     import textwrap
 
-    documented: dict[str, str] = {}
+    found: dict[str, str] = {}
     body = ast.parse(textwrap.dedent(inspect.getsource(Config))).body[0]
     assert isinstance(body, ast.ClassDef)
     for statement, following in zip(body.body, body.body[1:], strict=False):
         if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
-            documented[ast.unparse(statement.target)] = str(following.value.value)
-    lines = [USAGE, "Options:"]
-    width = min(100, _columns())
+            found[ast.unparse(statement.target)] = str(following.value.value)
+    return found
+
+
+def help_text(columns: int = 0) -> str:
+    """The usage, with each field's own documentation."""
+    import textwrap
+
+    lines, texts = [USAGE, "Options:"], documented()
+    width = columns or min(100, _columns())
     for info in msgspec.structs.fields(Config):
-        shown = f"  --{info.name.replace('_', '-')} {_metavar(info)}"
         default = "" if info.default in (msgspec.NODEFAULT, "", ()) else f"  [default: {info.default}]"
-        text = textwrap.wrap(documented.get(info.name, "") + default, width - 10) or [""]
-        lines += [shown, *(" " * 10 + line for line in text)]
+        text = textwrap.wrap(texts.get(info.name, "") + default, width - 10) or [""]
+        lines += [f"  --{info.name.replace('_', '-')} {_metavar(info)}", *(" " * 10 + line for line in text)]
     return "\n".join([*lines, "  -h, --help", " " * 10 + "Show this message and exit."]) + "\n" + EXAMPLES.rstrip()
 
 

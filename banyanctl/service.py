@@ -190,8 +190,14 @@ def _shim(settings: Config) -> "Shim | None":
     """The adapter of this controller's own cluster."""
     if settings.shim == "none":
         return None
+    if settings.shim.startswith("unix:"):
+        try:
+            from cluster_shim.grpc.client import GrpcShim
+        except ImportError as error:
+            raise InvalidInput("a shim outside this process needs gRPC: pip install 'banyan-edge[shim]'", "shim") from error
+        return GrpcShim(settings.shim)
     if settings.shim != "process":
-        raise InvalidInput(f"shim {settings.shim!r}: this version has process and none", "shim")
+        raise InvalidInput(f"shim {settings.shim!r}: it is process, none or unix:/PATH", "shim")
     from cluster_controller.resources import quantity
     from cluster_shim.process.shim import Capacity, ProcessShim
 

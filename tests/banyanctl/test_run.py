@@ -1,0 +1,105 @@
+"""`banyan run` as a process of its own: what it loads, how it starts and stops, what it says when it cannot."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from banyanctl import run
+from banyanctl.endpoint import read
+from cluster_controller.config import Config
+from cluster_controller.errors import InvalidInput
+from cluster_shim.process import client as supervisor
+
+FORBIDDEN = {"kubernetes", "grpc", "numpy", "onnxruntime", "alembic", "rich", "typer", "click", "yaml"}
+START_SECONDS = 30
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "root"
+    banyan("init", "root", "--data", str(folder), "--api-listen", "127.0.0.1:0", "--tunnel-listen", "127.0.0.1:0").check_returncode()
+    yield folder
+    if (folder / "process").exists():
+        supervisor.end(folder / "process", 0)
+
+
+def banyan(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "banyanctl", *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+
+def lines_until(process: "subprocess.Popen[str]", wanted: str) -> list[str]:
+    """Standard error up to the line that says ``wanted``; the whole of it, as a failure, when that never comes."""
+    seen = []
+    assert process.stderr is not None
+    for line in process.stderr:
+        seen.append(line)
+        if wanted in line:
+            return seen
+    pytest.fail("".join(seen))
+
+
+def test_the_real_process_loads_nothing_that_an_edge_has_no_use_for(data: Path) -> None:
+    argv = [sys.executable, "-X", "importtime", "-m", "banyanctl", "run", "--data", str(data)]
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            said = lines_until(process, "root serves https://")
+            endpoint = read(data / "admin.kubeconfig")
+            assert (data / "admin.kubeconfig").stat().st_mode & 0o777 == 0o600
+            assert endpoint.address[0] == "127.0.0.1"
+            assert banyan("--data", str(data), "get", "namespaces", "-o", "name").stdout == "namespace/default\n"
+            process.send_signal(signal.SIGTERM)
+            _, rest = process.communicate(timeout=START_SECONDS)
+        finally:
+            process.kill()
+        code = process.returncode
+    assert code == 0
+    loaded = {found[1].partition(".")[0] for found in re.finditer(r"^import time:.*\|\s*([\w.]+)$", "".join(said) + rest, re.MULTILINE)}
+    assert {"cluster_controller", "openapi", "uvloop"} <= loaded
+    assert not loaded & (FORBIDDEN - {"rich"})
+    assert "rich.console" not in "".join(said)
+
+
+def test_it_says_what_keeps_it_from_starting(tmp_path: Path, data: Path) -> None:
+    nobody = banyan("run", "--data", str(tmp_path / "nothing"))
+    assert (nobody.returncode, nobody.stdout) == (2, "")
+    assert "no cluster lives in" in nobody.stderr
+    assert "banyan init" in nobody.stderr
+    wrong = banyan("run", "--data", str(data), "--api-listen", "nonsense")
+    assert wrong.returncode == 2
+    assert "HOST:PORT" in wrong.stderr
+    assert "Traceback" not in nobody.stderr + wrong.stderr
+
+
+def test_help_documents_every_field_of_the_configuration() -> None:
+    text = run.help_text(columns=100)
+    documented = run.documented()
+    for name in Config.__struct_fields__:
+        assert f"--{name.replace('_', '-')} " in text
+        assert documented[name]
+
+
+def test_flags_become_fields() -> None:
+    assert run.parse(["--log-level", "debug", "--labels=a=b,c=d", "--api-advertise", "one, two"]) == {
+        "log_level": "debug",
+        "labels": {"a": "b", "c": "d"},
+        "api_advertise": ["one", "two"],
+    }
+
+
+@pytest.mark.parametrize("arguments", [["--nothing", "1"], ["--log-level"], ["word"], ["-x", "1"], ["--labels", "a"]])
+def test_a_wrong_flag_is_named(arguments: list[str]) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        run.parse(arguments)
+    assert arguments[0] in str(refused.value)
+
+
+def test_rich_is_kept_out_even_where_it_is_installed() -> None:
+    code = "import sys; from banyanctl import run; run.keep_out(); import structlog; print(sys.modules['rich'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True, env=dict(os.environ))
+    assert done.stdout == "None\n"
