@@ -6,7 +6,7 @@ at the next request or closed.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
@@ -42,6 +42,16 @@ class RawRoutes(Protocol):
     def match(self, head: RequestHead) -> RawRoute | None:
         """The raw route that this request belongs to; None: the application's. Cheap, and free of effects."""
         ...
+
+    def attach(self, adopt: "Callable[[ByteStream, User], Awaitable[None]]") -> None:
+        """Told once by the front: the way to serve a stream by this front itself."""
+        ...
+
+    async def http2(self, stream: ByteStream, credentials: "CredentialSource", shared: "Shared") -> None:
+        """Serve a connection that speaks HTTP/2, until it closes."""
+        ...
+
+    async def close(self) -> None: ...
 
 
 class CredentialSource(Protocol):
@@ -227,3 +237,12 @@ class NoRoutes:
 
     def match(self, head: RequestHead) -> RawRoute | None:
         return None
+
+    def attach(self, adopt: "Callable[[ByteStream, User], Awaitable[None]]") -> None:
+        return
+
+    async def http2(self, stream: ByteStream, credentials: CredentialSource, shared: Shared) -> None:
+        stream.abort("HTTP/2 is not spoken here")
+
+    async def close(self) -> None:
+        return

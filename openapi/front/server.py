@@ -68,6 +68,7 @@ class Front:
         self.limits = limits
         self._authenticator = authenticate
         self._shared = Shared(app, raw or NoRoutes(), limits, self.metrics)
+        self._shared.routes.attach(self.adopt)
         self._context: ssl.SSLContext | None = None
         self._listeners: list[socket.socket] = []
         self._tasks = Tasks("front")
@@ -118,6 +119,7 @@ class Front:
             log.info("front.connection.broken_off", client=peer.client, after_s=deadline_seconds)
             self._drop(peer)
         await self._tasks.close()
+        await self._shared.routes.close()
         self._listeners.clear()
 
     # connections
@@ -210,7 +212,11 @@ class Front:
 
     async def _speak(self, peer: Peer) -> None:
         assert peer.stream is not None
-        credentials = Credentials(self._authenticator, peer_chain(peer.stream.transport_info("ssl_object")))
+        tls = peer.stream.transport_info("ssl_object")
+        credentials = Credentials(self._authenticator, peer_chain(tls))
+        if tls.selected_alpn_protocol() == "h2":
+            await self._shared.routes.http2(peer.stream, credentials, self._shared)
+            return
         server = _address(peer.stream.transport_info("sockname"))
         peer.connection = Connection(peer.stream, credentials, self._shared, peer.client, server)
         peer.connection.used = partial(self._used, peer)

@@ -39,7 +39,25 @@ REASONS = {
     505: "BadRequest",
 }
 
+
+class BadGateway(BanyanError):
+    """What stands behind the front did not answer, or not in HTTP."""
+
+    exit_code = 8
+
+
+class GatewayTimeout(BadGateway):
+    """What stands behind the front did not answer in time."""
+
+
+class NotImplementedHere(BanyanError):
+    """The path exists, but nothing here serves it."""
+
+
 _CODES: tuple[tuple[type[BanyanError], int], ...] = (
+    (GatewayTimeout, 504),
+    (BadGateway, 502),
+    (NotImplementedHere, 501),
     (InvalidInput, 400),
     (NotFound, 404),
     (AlreadyExists, 409),

@@ -36,6 +36,7 @@ class SocketStream(asyncio.Protocol):
         self._chunks: deque[bytes] = deque()
         self._buffered = 0
         self._eof = False
+        self._write_ended = False
         self._error: Exception | None = None
         self._reading_paused = False
         self._writing_paused = False
@@ -60,8 +61,8 @@ class SocketStream(asyncio.Protocol):
     def eof_received(self) -> bool | None:
         self._eof = True
         self._wake_reader()
-        # Keep the other direction where that is possible; TLS in asyncio closes both.
-        return self._transport is not None and self._transport.can_write_eof()
+        # Keep the other direction, if it is open, where that is possible; TLS in asyncio closes both.
+        return not self._write_ended and self._transport is not None and self._transport.can_write_eof()
 
     def connection_lost(self, error: Exception | None) -> None:
         self.lost = True
@@ -119,7 +120,8 @@ class SocketStream(asyncio.Protocol):
         """Plain TCP closes its sending half; asyncio's TLS has no half-close, so what was written is flushed and both end."""
         if self._transport is None or self._transport.is_closing():
             return
-        if self._transport.can_write_eof():
+        self._write_ended = True
+        if self._transport.can_write_eof() and not self._eof:
             self._transport.write_eof()
         else:
             self._transport.close()

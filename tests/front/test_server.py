@@ -1,6 +1,5 @@
 """The front on a real TLS port, asked by clients that are not ours."""
 
-import asyncio
 import hashlib
 import json
 import subprocess
