@@ -39,7 +39,7 @@ class GrpcShim:
         self._stub: ShimServiceAsyncStub = ShimServiceStub(self._channel)
 
     async def close(self) -> None:
-        await self._channel.close()
+        await self._channel.close(None)
 
     async def describe(self) -> Description:
         try:
@@ -74,7 +74,7 @@ class GrpcShim:
             call.cancel()
 
     async def open(self, target: OpenTarget) -> "GrpcStream":
-        call = self._stub.Open()  # type: ignore[call-arg] - without an iterator the call is written to
+        call = self._stub.Open()  # type: ignore[call-arg]  # the stubs do not know of calls that are written to
         stream = GrpcStream(call)
         try:
             async with asyncio.timeout(OPEN_SECONDS):
