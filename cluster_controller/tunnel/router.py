@@ -22,7 +22,7 @@ MAX_ROUTES = 100_000
 class Verdict(Enum):
     ADDED = "added"
     KNOWN = "known"  # nothing changed
-    STALE = "stale"  # an older attach than the one that is known
+    STALE = "a newer attach, or the same one by another way, is known"
     NOT_YOURS = "not below the child that announced it"
     UNSIGNED = "the signature does not match"
     FULL = "the route table is full"

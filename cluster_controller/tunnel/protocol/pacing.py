@@ -42,8 +42,9 @@ class Pacer:
             self._update(now, sample)
         frame = max(MIN_FRAME, int(self.rate * FRAME_TIME))
         room = self.window - sample.unacknowledged
-        if room < min(frame, self.window // 4):
+        if room < frame:
             self._limited = True
+        if room < min(frame, self.window // 4):
             return 0
         return min(room, frame)
 
