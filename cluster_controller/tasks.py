@@ -30,6 +30,7 @@ class Tasks:
         task = asyncio.create_task(self._once(name, coroutine), name=f"{self.owner}/{name}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: coroutine.close())  # one cancelled before its first step was never begun
         return task
 
     def keep(self, name: str, factory: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:

@@ -199,11 +199,12 @@ class Child:
                 attempt = 0
                 await asyncio.sleep(min(pause, MAX_CHECK_SECONDS))
                 continue
-            if not await self._renew_once(ask, wait):
+            if not await self.renew_once(ask, wait):
                 await asyncio.sleep(renewal.retry(attempt).total_seconds())
                 attempt += 1
 
-    async def _renew_once(self, ask: Callable[[RenewRequest], bool], wait: float) -> bool:
+    async def renew_once(self, ask: Callable[[RenewRequest], bool], wait: float) -> bool:
+        """Ask, and wait up to ``wait`` seconds for the answer to be in use."""
         if self._identity().is_root:
             return await self._renew_root()
         self._asked = asyncio.get_running_loop().create_future()

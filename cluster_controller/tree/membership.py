@@ -78,11 +78,11 @@ class Membership(Decisions):
         self._heeded: RefusedByParent | None = None  # the last refusal that was acted on
         self.child = Child(store, identity, settings, wall=wall, addresses=addresses)
         self.names = Reservations(store, identity, boottime=boottime)
-        self._barring = Barring(store, identity, wall)
-        self.people = People(store, identity, self._barring.revoked)
-        self._joins = Joins(store, identity, names=self.names, barring=self._barring, links=self._links, wall=wall)
+        self.barring = Barring(store, identity, wall)
+        self.people = People(store, identity, self.barring.revoked)
+        self._joins = Joins(store, identity, names=self.names, barring=self.barring, links=self._links, wall=wall)
         self._gate = Gate(
-            store, identity, settings, barring=self._barring, links=self._links, path=self.path, wall=wall, addresses=addresses
+            store, identity, settings, barring=self.barring, links=self._links, path=self.path, wall=wall, addresses=addresses
         )
         self._unsubscribe = store.subscribe(self._changed)
 
@@ -94,7 +94,7 @@ class Membership(Decisions):
     async def start(self) -> None:
         """Commit this start and begin to renew. Before the tunnel dials."""
         await self.child.begin()
-        self._tasks.keep("renew", lambda: self.child.keep_renewed(self._links.ask_renewal))
+        self._tasks.keep("renew", lambda: self.child.keep_renewed(self.ask_renewal))
 
     async def close(self) -> None:
         self._unsubscribe()
@@ -203,6 +203,10 @@ class Membership(Decisions):
         self.child.path, self.child.path_names = message.uids, message.names
         self._links.tell_path()
 
+    def ask_renewal(self, request: RenewRequest) -> bool:
+        """Over the parent link; False when there is none."""
+        return self._links.ask_renewal(request)
+
     def path(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """uids and names from the root down to this controller, as far as they are known."""
         identity = self._identity()
@@ -229,13 +233,13 @@ class Membership(Decisions):
     def _changed(self, events: Sequence[Event]) -> None:
         if any(event.stored.key.kind == "User" and event.stored.key.space == records.OWN for event in events):
             self.people.changed()
-        if self._barring.changed(events):
+        if self.barring.changed(events):
             self._cut_barred()
-            self._tasks.spawn("revocations", self._barring.spread())
+            self._tasks.spawn("revocations", self.barring.spread())
 
     def _cut_barred(self) -> None:
         for link in self._links.children():
-            reason = self._barring.link(link.peer) if link.peer is not None else ""
+            reason = self.barring.link(link.peer) if link.peer is not None else ""
             if reason:
                 self._links.cut(link.peer_uid, CloseCode.REVOKED, reason)
 

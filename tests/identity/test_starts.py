@@ -53,7 +53,7 @@ class OneTree(RuleBasedStateMachine):
         super().__init__()
         self.record = Record()
         self.live: Folder | None = None
-        self.frozen = False  # the live link's process does not answer
+        self.held: list[str] = []
         self.counter = 0
         self.first = True
         self.copied = False
@@ -95,6 +95,8 @@ class OneTree(RuleBasedStateMachine):
             decision = starts.after_probe(answers)
         if decision in (Decision.HOLD, Decision.EXCLUDED):
             assert self.copied, "nobody is held who was never copied"
+            if decision is Decision.HOLD and folder.running not in self.held:
+                self.held.append(folder.running)
             return
         if decision is Decision.FULL_RESYNC:
             assert self.copied
@@ -104,12 +106,15 @@ class OneTree(RuleBasedStateMachine):
 
     @rule(folder=folders)
     def keep(self, folder: Folder) -> None:
-        if not folder.running or set(self.record.excluded) & set(folder.listed):
+        """A person may keep what is connected or held."""
+        if not folder.running or folder.running not in (self.record.start, *self.held):
             return
-        others = [self.record.start]
-        self.record = starts.keep(self.record, folder.running, others)
+        self.record = starts.keep(self.record, folder.running, [self.record.start, *self.held])
+        self.held = []
         if self.live is not None and self.live is not folder:
             self.live = None
+        decision = starts.decide(self.record, folder.listed, self.live is not None)
+        assert decision in (Decision.ADMIT, Decision.SUPERSEDE), "whoever is kept comes in"
 
     @rule(folder=consumes(folders))
     def delete(self, folder: Folder) -> None:
