@@ -151,6 +151,7 @@ class Server:
         self.services = services
         self.store = services.store
         self.api = api
+        self.draining = asyncio.Event()  # of the front that would carry it
         self.admin = self.client(ADMIN)
 
     def client(self, user: User | None) -> httpx.AsyncClient:
