@@ -167,21 +167,29 @@ class Tree:
         self.watch()
 
     async def quiet(self) -> None:
-        """Until nothing changes any more."""
-        for _ in range(60):
+        """Until nothing changes any more, in three rounds in a row."""
+        still = 0
+        for _ in range(120):
             before = [site.store.revision for site in self.sites.values()]
             for site in self.sites.values():
                 await site.shim()
                 if site.parent is not None and site.name not in self.cut:
                     await copy(site.store, "report", site.parent.store, f"up/{site.uid}")
                     await copy(site.parent.store, f"down/{site.uid}", site.store, "desired")
-            for site in self.sites.values():
-                await site.store.commit(lambda tx: None)
-                await asyncio.sleep(0.001)
+            await self.settled()
             self.watch()
-            if before == [site.store.revision for site in self.sites.values()]:
+            still = still + 1 if before == [site.store.revision for site in self.sites.values()] else 0
+            if still == 3:
                 return
         raise AssertionError("the tree does not come to rest")
+
+    async def settled(self) -> None:
+        """Let every room look at what was marked, and every commit end."""
+        for _ in range(4):
+            for _ in range(10):
+                await asyncio.sleep(0)
+            for site in self.sites.values():
+                await site.store.commit(lambda tx: None)
 
     async def close(self) -> None:
         for task in self._tasks:
