@@ -172,6 +172,9 @@ class Wire(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
         self._wires.open.add(self)
+        if self._code:  # closed before it was connected
+            transport.abort()
+            return
         transport.set_write_buffer_limits(high=0)
         peer = transport.get_extra_info("peername")
         self.address = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else str(peer or "")
