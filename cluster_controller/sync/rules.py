@@ -38,14 +38,12 @@ def on_put(held: Stored | None, item: Item, contains: Contains, *, follow: bool)
 
 
 def on_delete(held: Stored | None, item: Item, contains: Contains) -> Verdict:
-    """A journal entry deletes the object with its uid in any history; another object under the same name it leaves alone."""
+    """Within one history a deletion ends whatever was under the name before it; in another, only the object with its uid."""
     if held is None:
         return Verdict.SAME
-    if held.uid != item.uid:
-        return Verdict.STALE
-    if held.delivered is not None and contains(held.delivered) and item.delivered[1] < held.delivered[1]:
-        return Verdict.STALE
-    return Verdict.APPLY
+    if held.delivered is not None and contains(held.delivered):
+        return Verdict.STALE if item.delivered[1] < held.delivered[1] else Verdict.APPLY
+    return Verdict.APPLY if held.uid == item.uid else Verdict.STALE
 
 
 def on_absence(held: Stored, contains: Contains, *, follow: bool) -> Verdict:

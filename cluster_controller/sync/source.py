@@ -152,7 +152,7 @@ class Source:
 
     def _batch(self, events: Sequence[Event]) -> Batch:
         """The last change of each object, oldest first, as many as fit; a deletion stays even when the name is used again."""
-        chosen: dict[tuple[Key, bool], Event] = {}
+        chosen: dict[tuple[Key, str], Event] = {}  # deletions apart, one for each uid that had the name
         size = 0
         for count, event in enumerate(events):
             cost = ITEM_BYTES + len(event.stored.document)
@@ -160,16 +160,16 @@ class Source:
                 break
             size += cost
             key = event.stored.key
-            deleted = event.kind_of == "delete"
-            chosen.pop((key, False), None)
-            chosen.pop((key, deleted), None)
-            chosen[key, deleted] = event
+            chosen.pop((key, ""), None)
+            gone = event.stored.uid if event.kind_of == "delete" else ""
+            chosen.pop((key, gone), None)
+            chosen[key, gone] = event
             through = event.revision
         after, self._sent = self._sent, through
         self._unacked.append((through, size))
         self._unacked_bytes += size
         history = self._history()
-        items = tuple(self._item(history, event.stored, deleted) for (_, deleted), event in chosen.items() if self._fits(event.stored))
+        items = tuple(self._item(history, event.stored, bool(gone)) for (_, gone), event in chosen.items() if self._fits(event.stored))
         return Batch(self._epoch, after, history.origin(through), items)
 
     def _snapshot(self, mask: bytes) -> Plan:

@@ -64,6 +64,7 @@ class Target:
         self._zstd = zstd
         self._epoch = epoch
         self._begin: Begin | None = None
+        self._spans: dict[str, tuple[int, int]] = {}  # of the sender's history, as far as is known in this epoch
         self._in_step = False  # the cursor is of the sender's history, so changes can follow it
         self._snapshot: Snapshot | None = None  # whose chunks are awaited
         self._announced = 0  # the newest snapshot's id in this epoch
@@ -133,6 +134,7 @@ class Target:
             case Begin():
                 self._begin = message
                 self._in_step = message.known
+                self._spans = dict(message.spans)
             case Batch():
                 return self._batch(tx, message)
             case Snapshot():
@@ -183,6 +185,7 @@ class Target:
     # --- one object
 
     def _item(self, tx: Tx, item: Item) -> None:
+        self._learn(item.delivered)
         key = self._key(item)
         held = tx.get(key)
         mark = conflicts.read(tx.get(mark_key(key)))
@@ -290,13 +293,16 @@ class Target:
     # --- the sender's history, the digest
 
     def _contains(self, pair: Pair) -> bool:
-        begin = self._begin
-        if begin is None:
-            return False
-        if pair[0] == begin.history:
+        if self._begin is not None and pair[0] == self._begin.history:
             return True  # given since its last opening: it cannot have forgotten those
-        span = begin.spans.get(pair[0])
+        span = self._spans.get(pair[0])
         return span is not None and span[0] <= pair[1] <= span[1]
+
+    def _learn(self, pair: Pair) -> None:
+        """The sender named this pair itself; an opening's revisions follow on each other, so all between two known ones are known."""
+        history, revision = pair
+        first, last = self._spans.get(history, (revision, revision))
+        self._spans[history] = min(first, revision), max(last, revision)
 
     def _compare(self, check: Check) -> list[ToSender]:
         if check.epoch != self._epoch or self._snapshot is not None or check.revision != self.cursor[1]:
