@@ -14,14 +14,18 @@ from cluster_controller.identity.certificates import PeerCertificate
 
 
 class Revocation(Struct, frozen=True):
-    """``id`` is a cluster's uid or a user's credential id. ``through`` is the child that reported it; "" for ours and those from above."""
+    """``id`` is a cluster's uid or a user's credential id.
+
+    ``via``: the clusters that passed it up to here, nearest first; empty for our own and for those from above. Each hop writes
+    down whom it heard it from, so nobody can pass for another.
+    """
 
     subject: Literal["cluster", "user"]
     id: str
     name: str = ""
     reason: str = ""
     time: str = ""
-    through: str = ""
+    via: tuple[str, ...] = ()
 
 
 Revoked = Mapping[str, Sequence[Revocation]]
@@ -40,12 +44,12 @@ def cluster(revoked: Revoked, peer: PeerCertificate) -> Revocation | None:
     above = (peer.uid, *peer.issuers)
     for position, uid in enumerate(above):
         for one in revoked.get(uid, ()):
-            # A child may bar only what stands below it: its own uid must come further up the same chain.
-            if one.subject == "cluster" and (not one.through or one.through in above[position + 1 :]):
+            # A cluster may bar only what stands below it: all that passed it on must come further up the same chain.
+            if one.subject == "cluster" and set(above[position + 1 :]).issuperset(one.via):
                 return one
     return None
 
 
 def user(revoked: Revoked, credential: str) -> Revocation | None:
     """The revocation that bars a person's credential. Those reported from below do not count: people are granted from above."""
-    return next((one for one in revoked.get(credential, ()) if one.subject == "user" and not one.through), None)
+    return next((one for one in revoked.get(credential, ()) if one.subject == "user" and not one.via), None)

@@ -118,7 +118,7 @@ def judge_join(token: Token, applicant: Applicant, names: Names, members: Mappin
 
 def _again(token: Token, applicant: Applicant, known: Member | None) -> Admitted | Refused:
     """The same key with the same token: its answer was lost, or it asks whether it was approved."""
-    if known is None or known.state not in STANDING_STATES:
+    if known is None or known.state not in STANDING_STATES or known.token_id != token.id:
         return Refused(Cause.USED, f"join token {token.id} was used, and its cluster is no member any more; make another token")
     if known.state == "pending":
         return Admitted(known, waiting=True)

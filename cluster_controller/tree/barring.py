@@ -78,7 +78,7 @@ class Barring:
         def work(tx: Tx) -> None:
             standing = [uid for uid, one in records.members(tx).items() if one.state == "member"]
             for one in records.revocations(tx, standing):
-                if one.through:
+                if one.via:
                     records.put_revocation(tx, records.REPORT, one)
                     continue
                 for uid in standing:

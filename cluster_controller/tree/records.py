@@ -29,6 +29,8 @@ DESIRED = "desired"
 REPORT = "report"
 MAX_REVOCATIONS = 10_000
 MAX_MEMBERS = 10_000
+MAX_HOPS = 16
+VIA = "banyan.dev/via"
 FACT_START = "membership/starts"
 FACT_ATTACH = "membership/attach"
 FACT_STANDING = "membership/standing"
@@ -178,29 +180,38 @@ def revoke(tx: Writer, revocation: Revocation) -> None:
 
 
 def put_revocation(tx: Writer, space: str, revocation: Revocation) -> None:
-    key = revocation_key(space, revocation.id)
+    """Once is enough. What was heard from below has a name of its own, so a lie never stands in a true one's place."""
+    key = revocation_key(space, ".".join((revocation.id, *revocation.via[:1])))
     if tx.get(key) is not None:
         return
     document = kinds.Revocation(
-        metadata=Metadata(name=revocation.id, uid=revocation.id, creation_timestamp=revocation.time),
+        metadata=Metadata(
+            name=key.name,
+            uid=key.name,
+            creation_timestamp=revocation.time,
+            annotations={VIA: ",".join(revocation.via)} if revocation.via else {},
+        ),
         spec=kinds.RevocationSpec(
             subject=revocation.subject, id=revocation.id, name=revocation.name, reason=revocation.reason, time=revocation.time
         ),
     )
-    tx.put(key, encode(document), uid=revocation.id)
+    tx.put(key, encode(document), uid=key.name)
 
 
 def revocations(view: View, children: Iterable[str]) -> list[Revocation]:
     """All that count here: our own, those from above, and those that children report of what stands below them."""
-    found = [_revocation(stored, "") for space in (OWN, DESIRED) for stored in view.list(space, "Revocation")]
+    found = [_revocation(stored) for space in (OWN, DESIRED) for stored in view.list(space, "Revocation")]
     for child in children:
         found += [_revocation(stored, child) for stored in view.list(f"up/{child}", "Revocation")[:MAX_REVOCATIONS]]
     return found
 
 
-def _revocation(stored: Stored, through: str) -> Revocation:
-    spec = decode(stored.document, kinds.Revocation).spec
-    return Revocation(spec.subject, spec.id, spec.name, spec.reason, spec.time, through)
+def _revocation(stored: Stored, child: str = "") -> Revocation:
+    """``child``: in whose report it stands; from above, or our own, it came via nobody."""
+    found = decode(stored.document, kinds.Revocation)
+    spec, passed = found.spec, found.metadata.annotations.get(VIA, "")
+    via = (child, *passed.split(",")[:MAX_HOPS]) if child and passed else (child,) if child else ()
+    return Revocation(spec.subject, spec.id, spec.name, spec.reason, spec.time, via)
 
 
 # --- this cluster's own facts ---

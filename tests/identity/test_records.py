@@ -130,20 +130,21 @@ def test_a_revocation_bars_the_cluster_and_all_below_it() -> None:
 
 
 def test_a_child_bars_only_what_stands_below_it() -> None:
-    assert bars(edge().peer, Revocation("cluster", edge().uid, through=region().uid))
-    assert bars(edge().peer, Revocation("cluster", region().uid, through=root().uid))
+    assert bars(edge().peer, Revocation("cluster", edge().uid, via=(region().uid,)))
+    assert bars(edge().peer, Revocation("cluster", region().uid, via=(root().uid,)))
     for lie in (
-        Revocation("cluster", edge().uid, through="a-sibling"),
-        Revocation("cluster", region().uid, through=region().uid),
-        Revocation("cluster", root().uid, through=region().uid),
-        Revocation("cluster", edge().uid, through=edge().uid),
+        Revocation("cluster", edge().uid, via=("a-sibling",)),
+        Revocation("cluster", region().uid, via=(region().uid,)),
+        Revocation("cluster", root().uid, via=(region().uid,)),
+        Revocation("cluster", edge().uid, via=(edge().uid,)),
+        Revocation("cluster", edge().uid, via=(region().uid, "its-sibling")),
         Revocation("user", edge().uid),
     ):
         assert not bars(edge().peer, lie), lie
 
 
 def test_people_are_revoked_from_above_only() -> None:
-    known = revocation.index([Revocation("user", "c1"), Revocation("user", "c2", through="child"), Revocation("cluster", "c3")])
+    known = revocation.index([Revocation("user", "c1"), Revocation("user", "c2", via=("child",)), Revocation("cluster", "c3")])
     assert revocation.user(known, "c1") is not None
     assert revocation.user(known, "c2") is None and revocation.user(known, "c3") is None
 

@@ -126,7 +126,7 @@ async def member(parent: Site, folder: Path, name: str, **given: Any) -> AsyncIt
     """Join under ``parent``, run, and wait until connected."""
     await join(await parent.token(), folder, name, parent.clock, **given)
     async with running(folder, parent.clock) as site:
-        await until(lambda: site.uid in parent.tunnel.links)
+        await until(lambda: site.uid in parent.tunnel.links and site.tunnel.parent is not None)
         yield site
 
 
