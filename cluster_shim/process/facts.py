@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from msgspec import Struct, structs
+from msgspec import Struct
 
 from cluster_controller.clock import boot_id
 from cluster_shim.contract import Node
@@ -107,17 +107,24 @@ def _group_usage(groups: list[str]) -> Usage | None:
     return None  # v1: cpuacct may be mounted elsewhere, and memory counts the page cache
 
 
-def _tree_usage(pid: int, depth: int = 8) -> Usage | None:
+def tree(pid: int, depth: int = 8) -> list[int]:
+    """``pid`` and what it started, as far as the kernel still knows who started whom."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split() if depth else []
     except OSError:
-        return None
-    total = Usage((int(fields[11]) + int(fields[12])) / _TICKS, int(fields[21]) * _PAGE)
-    for child in children:
-        below = _tree_usage(int(child), depth - 1)
-        if below is not None:
-            total = structs.replace(
-                total, cpu_seconds=total.cpu_seconds + below.cpu_seconds, memory_bytes=total.memory_bytes + below.memory_bytes
-            )
-    return total
+        children = []
+    return [pid, *(below for child in children for below in tree(int(child), depth - 1))]
+
+
+def _tree_usage(pid: int) -> Usage | None:
+    seconds, memory = 0.0, 0
+    for each in tree(pid):
+        try:
+            fields = Path(f"/proc/{each}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        except OSError:
+            if each == pid:
+                return None
+            continue
+        seconds += (int(fields[11]) + int(fields[12])) / _TICKS
+        memory += int(fields[21]) * _PAGE
+    return Usage(seconds, memory)

@@ -1,8 +1,14 @@
 """Ask instances whether they live and are ready, each in person.
 
-The site port is shared, so a connection to it reaches some instance. Whom a probe asks, in this order: the port that the probe
-names; the private socket of the instance (a model worker's ``--control``; a command's LISTEN_FDS descriptor named ``probe``);
-the site port. Without a readiness probe a command is ready once it has run for a second.
+The site port is shared, so a connection to it reaches some instance. Whom a probe asks, in this order:
+
+- the port that the probe names, or the port that a command without a socket bound by itself;
+- the private socket of the instance: a model worker's ``--control``, a command's LISTEN_FDS descriptor named ``probe``;
+- for a command that does not serve that one: the site port. When other instances share it, the answer counts only if the
+  kernel shows that the connection ended up in this instance; an answer of another one leaves the verdict as it was.
+
+Without a readiness probe a command is ready once it has run for a second. A TCP probe of a shared or private socket says only
+that the process runs, since the kernel completes those connections.
 
 While no controller runs nobody probes; what exits is restarted by the supervisor all the same.
 """
@@ -10,7 +16,7 @@ While no controller runs nobody probes; what exits is restarted by the superviso
 import asyncio
 import os
 import socket
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,13 +26,16 @@ from msgspec import Struct
 
 from cluster_controller.clock import boottime
 from cluster_shim.contract import Probe, ShimError
-from cluster_shim.process import client
+from cluster_shim.process import client, facts
 from cluster_shim.process.client import InstanceView, SupervisorClient
 from cluster_shim.process.command import CONTROL, PRIVATE, Setting
+from cluster_shim.process.supervisor import proc
 
 MODEL_READINESS = Probe(http_path="/v2/health/ready", period_seconds=10.0, timeout_seconds=1.0)
-EAGER_SECONDS = 0.2  # between probes of a model worker until it is ready for the first time
+EAGER_SECONDS = 0.1  # between questions to an instance that is awaited, and the least between any two
 STEADY_SECONDS = 1.0  # a command without a readiness probe is ready after this
+ACCEPT_POLL_SECONDS = 0.01
+ATTEMPTS = 4  # to reach one instance over a shared port
 MAX_CONCURRENT = 16
 _HEAD = 4096
 
@@ -38,6 +47,7 @@ class Count(Struct):
     good: bool
     streak: int = 0  # answers in a row that contradict ``good``
     due: float = 0.0
+    asking: bool = False
 
     def observe(self, ok: bool) -> bool:
         """True when this answer turns the verdict."""
@@ -49,26 +59,33 @@ class Count(Struct):
         return True
 
 
+def pause(count: Count, *, waiting: bool, age: float) -> float:
+    """Seconds until the next question. An instance that is awaited is asked often at first, ever less often as it ages."""
+    period = max(count.probe.period_seconds, EAGER_SECONDS)
+    return min(max(age / 10, EAGER_SECONDS), period) if waiting else period
+
+
 class _Subject:
     """One run of one instance."""
 
     def __init__(self, view: InstanceView, now: float, age: float) -> None:
         self.view = view
+        self.began = now - age
         labels = view.labels
         liveness = _probe(labels.get("liveness"))
         readiness = _probe(labels.get("readiness")) or (MODEL_READINESS if labels.get("model") else None)
         self.readiness = Count(readiness, good=False, due=now + _initial(readiness, age)) if readiness else None
         self.liveness = Count(liveness, good=True, due=now + _initial(liveness, age)) if liveness else None
         self.steady_at = now + max(STEADY_SECONDS - age, 0.0)
-        self.eager = bool(labels.get("model"))
         self.steady = self.steady_at <= now
+        self.private: bool | None = None  # whether it serves its private socket; None: not found out yet
 
     @property
     def ready(self) -> bool:
         return self.readiness.good if self.readiness else self.steady
 
     def due(self) -> float:
-        times = [count.due for count in (self.readiness, self.liveness) if count]
+        times = [count.due for count in (self.readiness, self.liveness) if count and not count.asking]
         if not self.readiness and not self.steady:
             times.append(self.steady_at)
         return min(times, default=float("inf"))
@@ -93,6 +110,7 @@ class Prober:
         self._subjects: dict[str, _Subject] = {}
         self._wake = asyncio.Event()
         self._slots = asyncio.Semaphore(MAX_CONCURRENT)
+        self._asks: set[asyncio.Task[None]] = set()
 
     def ready(self, name: str) -> bool:
         subject = self._subjects.get(name)
@@ -111,104 +129,165 @@ class Prober:
                 self._wake.set()
 
     async def run(self) -> None:
-        while True:
-            self._wake.clear()
-            due = min((subject.due() for subject in self._subjects.values()), default=float("inf"))
-            if due == float("inf"):
-                await self._wake.wait()
-            elif (wait := due - boottime()) > 0:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(wait):
-                        await self._wake.wait()
-            await self.round()
+        try:
+            while True:
+                self._wake.clear()
+                due = min((subject.due() for subject in self._subjects.values()), default=float("inf"))
+                if due == float("inf"):
+                    await self._wake.wait()
+                elif (wait := due - boottime()) > 0:
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(wait):
+                            await self._wake.wait()
+                self._ask_due()
+        finally:
+            for ask in self._asks:
+                ask.cancel()
 
     async def round(self) -> None:
-        """Ask everybody who is due, all at once."""
+        """Ask everybody who is due and wait for the answers."""
+        self._ask_due()
+        if self._asks:
+            await asyncio.wait(self._asks)
+
+    def _ask_due(self) -> None:
         now = boottime()
-        asks: list[Awaitable[None]] = []
         for name, subject in self._subjects.items():
             if not subject.readiness and not subject.steady and subject.steady_at <= now:
                 subject.steady = True
                 self._changed(name)
-            if subject.readiness and subject.readiness.due <= now:
-                asks.append(self._ask_ready(name, subject, subject.readiness))
-            if subject.liveness and subject.liveness.due <= now:
-                asks.append(self._ask_alive(name, subject, subject.liveness))
-        await asyncio.gather(*asks)
+            for count in (subject.readiness, subject.liveness):
+                if count and count.due <= now and not count.asking:
+                    count.asking = True
+                    ask = asyncio.create_task(self._put(name, subject, count), name=f"shim/process/probe/{name}")
+                    self._asks.add(ask)
+                    ask.add_done_callback(self._asks.discard)
 
-    async def _ask_ready(self, name: str, subject: _Subject, count: Count) -> None:
-        turned = count.observe(await self._ask(subject, count.probe))
-        eager = subject.eager and not count.good
-        count.due = boottime() + (EAGER_SECONDS if eager else count.probe.period_seconds)
-        if turned and self._subjects.get(name) is subject:
+    async def _put(self, name: str, subject: _Subject, count: Count) -> None:
+        try:
+            answer = await self._ask(subject, count.probe)
+            turned = answer is not None and count.observe(answer)
+        finally:
+            count.asking = False
+            waiting = count is subject.readiness and not count.good
+            now = boottime()
+            count.due = now + pause(count, waiting=waiting, age=now - subject.began)
+            self._wake.set()
+        if not turned or self._subjects.get(name) is not subject:
+            return
+        if count is subject.readiness:
             self._changed(name)
-
-    async def _ask_alive(self, name: str, subject: _Subject, count: Count) -> None:
-        turned = count.observe(await self._ask(subject, count.probe))
-        count.due = boottime() + count.probe.period_seconds
-        if turned and not count.good and self._subjects.get(name) is subject:
+        elif not count.good:
             message = f"the liveness probe failed {count.probe.failure_threshold} times in a row"
             with suppress(ShimError):  # no supervisor now: the next failures ask again
                 await self._supervisor.call("restart", instance=name, reason="Unhealthy", message=message)
 
-    async def _ask(self, subject: _Subject, probe: Probe) -> bool:
+    async def _ask(self, subject: _Subject, probe: Probe) -> bool | None:
+        """None: somebody else answered, nothing is known."""
         async with self._slots:
             try:
                 async with asyncio.timeout(probe.timeout_seconds):
                     if probe.command:
-                        return await self._run(subject.view, probe.command)
-                    return await self._http(await self._reach(subject.view, probe), probe)
+                        return await _run(self._setting.folder / "instances" / subject.view.id, probe.command)
+                    return await self._connect(subject, probe)
             except (OSError, TimeoutError):
                 return False
 
-    async def _reach(self, view: InstanceView, probe: Probe) -> socket.socket:
-        """A connection to this instance in person where there is a way, else to its port."""
+    async def _connect(self, subject: _Subject, probe: Probe) -> bool | None:
+        view = subject.view
         home = self._setting.folder / "instances" / view.id
-        if probe.port:
-            return await dial(self._setting.bind, probe.port)
-        if view.labels.get("model"):
-            return await client.connect(home / CONTROL)
-        if view.labels.get("shared"):
-            return await client.connect(home / PRIVATE)
-        return await dial(self._setting.bind, int(view.labels["port"]))
+        if view.labels.get("model") and not probe.port:
+            return await _http(await client.connect(home / CONTROL), probe)
+        if probe.port or not view.labels.get("shared"):
+            return await _http(await dial(self._setting.bind, probe.port or int(view.labels["port"])), probe)
+        if subject.private is not False and not probe.tcp:
+            try:
+                # Half of the time: a program that does not serve this socket leaves the question unheard.
+                async with asyncio.timeout(None if subject.private else probe.timeout_seconds / 2):
+                    answer = await _http(await client.connect(home / PRIVATE), probe)
+            except TimeoutError:
+                if subject.private:
+                    raise  # it has answered there before: now it hangs
+            else:
+                subject.private = True
+                return answer
+        shared = await self._over_site_port(view, probe)
+        if shared and subject.private is None:
+            subject.private = False
+        return shared
 
-    async def _http(self, sock: socket.socket, probe: Probe) -> bool:
-        loop = asyncio.get_running_loop()
-        try:
-            if probe.tcp:
-                return True
-            await loop.sock_sendall(sock, f"GET {probe.http_path} HTTP/1.1\r\nHost: probe\r\nConnection: close\r\n\r\n".encode())
-            head = b""
-            while b"\r\n" not in head and len(head) < _HEAD:
-                data = await loop.sock_recv(sock, _HEAD)
-                if not data:
-                    break
-                head += data
-            words = head.split(b" ", 2)
-            return len(words) > 1 and words[0].startswith(b"HTTP/1.") and b"200" <= words[1] < b"400"
-        finally:
+    async def _over_site_port(self, view: InstanceView, probe: Probe) -> bool | None:
+        key = (view.labels["uid"], view.labels["component"])
+        sharing = [other for other in self._supervisor.instances.values() if (other.labels["uid"], other.labels["component"]) == key]
+        alone = len(sharing) == 1
+        for _ in range(ATTEMPTS):
+            sock = await dial(self._setting.bind, int(view.labels["port"]))
+            if alone or await _accepted_by(view.pid, sock):
+                return await _http(sock, probe)
             sock.close()
+        return None
 
-    async def _run(self, view: InstanceView, command: tuple[str, ...]) -> bool:
-        """With the instance's own environment, in its folder."""
-        home = self._setting.folder / "instances" / view.id
-        document = await asyncio.to_thread(_environment, home)
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            cwd=home / "work",
-            env=document,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        try:
-            return await process.wait() == 0
-        finally:
-            if process.returncode is None:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, 9)
-                await process.wait()
+
+async def _http(sock: socket.socket, probe: Probe) -> bool:
+    """Whether it answers well."""
+    loop = asyncio.get_running_loop()
+    with sock:
+        if probe.tcp:
+            return True
+        await loop.sock_sendall(sock, f"GET {probe.http_path} HTTP/1.1\r\nHost: probe\r\n\r\n".encode())
+        head = b""
+        while b"\r\n" not in head and len(head) < _HEAD:
+            data = await loop.sock_recv(sock, _HEAD)
+            if not data:
+                break
+            head += data
+        words = head.split(b" ", 2)
+        return len(words) > 1 and words[0].startswith(b"HTTP/1.") and b"200" <= words[1] < b"400"
+
+
+async def _accepted_by(pid: int, sock: socket.socket) -> bool:
+    """Wait until somebody accepts our connection (bounded by the probe's timeout); whether that is ``pid`` or what it started."""
+    try:
+        while (inode := _peer_inode(sock)) == 0:  # noqa: ASYNC110 - the kernel tells nobody when a connection is accepted
+            await asyncio.sleep(ACCEPT_POLL_SECONDS)
+    except BaseException:
+        sock.close()
+        raise
+    return any(proc.socket_descriptors(each, inode) for each in facts.tree(pid))
+
+
+def _peer_inode(sock: socket.socket) -> int:
+    """Inode of the other end of a connection within this machine; 0 as long as nobody has accepted it."""
+    local, remote = sock.getsockname(), sock.getpeername()
+    table = "/proc/net/tcp6" if ":" in local[0] else "/proc/net/tcp"
+    ends = (f":{remote[1]:04X}", f":{local[1]:04X}")
+    with open(table, encoding="ascii") as file:  # noqa: PTH123 - read line by line
+        for line in file:
+            words = line.split()
+            if words[1].endswith(ends[0]) and words[2].endswith(ends[1]):
+                return int(words[9])
+    return 0
+
+
+async def _run(home: Path, command: tuple[str, ...]) -> bool:
+    """With the instance's own environment, in its folder."""
+    environment = await asyncio.to_thread(_environment, home)
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        cwd=home / "work",
+        env=environment,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        return await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, 9)
+            await process.wait()
 
 
 def _environment(home: Path) -> dict[str, str]:

@@ -107,6 +107,7 @@ class ProcessShim:
             staging = self._setting.folder / "staging"
             shutil.rmtree(staging, ignore_errors=True)  # of a controller that died before it said "start"
             staging.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._setting.folder.chmod(0o700)
             self._supervisor.start()
 
     async def _connected(self) -> None:

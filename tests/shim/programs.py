@@ -44,7 +44,7 @@ async def main():
     count = int(os.environ.get("LISTEN_FDS", "0"))
     if count:
         assert os.environ["LISTEN_PID"] == str(os.getpid())
-    for fd in range(3, 3 + count):
+    for fd in range(3, 4 if "ONLY_SITE" in os.environ else 3 + count):
         sock = socket.socket(fileno=fd)
         start = asyncio.start_unix_server if sock.family == socket.AF_UNIX else asyncio.start_server
         servers.append(await start(client, sock=sock))

@@ -94,6 +94,7 @@ class Folder:
     def make(self) -> None:
         for path in (self.path, self.instances, self.staging, self.trash, self.volumes):
             os.makedirs(path, mode=0o700, exist_ok=True)
+        os.chmod(self.path, 0o700)  # whoever made it may have been less careful
 
     def of(self, name: str) -> str:
         return os.path.join(self.instances, name)

@@ -1,0 +1,61 @@
+"""The systemd unit of a controller with the process shim.
+
+``KillMode=process``: stopping or restarting the unit ends the controller alone. The supervisor and the instances live in the
+same control group, and any other mode would kill them with it. ``Delegate=`` lets the supervisor limit cpu and memory of
+instances. A failed controller comes back for ever; to stop the applications of a site, ``banyan leave`` or `client.end`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cluster_shim.contract import ShimError
+
+_TEMPLATE = """\
+# Written by banyan; stopping this unit stops the controller, not the applications that run on this site.
+[Unit]
+Description=Banyan cluster controller{name}
+Documentation=https://github.com/banyan-edge/banyan
+After=network-online.target time-sync.target
+Wants=network-online.target
+StartLimitIntervalSec=0
+
+[Service]
+Type=exec
+ExecStart={command}
+{user}Restart=always
+RestartSec=1
+KillMode=process
+Delegate=cpu memory
+TimeoutStopSec=30
+OOMScoreAdjust=-500
+UMask=0077
+NoNewPrivileges=yes
+LimitNOFILE=65536
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+def unit(command: Sequence[str], *, name: str = "", user: str = "") -> str:
+    """The unit's text. ``command``: an absolute program and its arguments, for instance ``banyan run --data-dir /var/lib/banyan``."""
+    if not command or not Path(command[0]).is_absolute():
+        raise ShimError(f"systemd wants the program's absolute path, not {command[0] if command else 'nothing'!r}")
+    for word in (*command, name, user):
+        if any(ord(letter) < 32 for letter in word):
+            raise ShimError(f"{word!r} cannot be written into a systemd unit: it has control characters")
+    return _TEMPLATE.format(
+        name=f" {_escape(name)}" if name else "",
+        command=" ".join(_quote(word) for word in command),
+        user=f"User={_escape(user)}\n" if user else "",
+    )
+
+
+def _escape(text: str) -> str:
+    return text.replace("%", "%%")
+
+
+def _quote(word: str) -> str:
+    """As systemd.syntax(7) and systemd.service(5) want it: quotes, backslashes, specifiers and variables are literal."""
+    text = _escape(word).replace("\\", "\\\\").replace('"', '\\"').replace("$", "$$")
+    return f'"{text}"' if not text or any(letter in text for letter in " \t;'\"\\") else text

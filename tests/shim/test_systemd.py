@@ -1,0 +1,42 @@
+"""The unit is one that systemd accepts, and it does not kill what must survive."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cluster_shim.contract import ShimError
+from cluster_shim.process.systemd import unit
+
+
+def test_it_ends_the_controller_alone_and_delegates_its_group() -> None:
+    lines = unit(["/usr/bin/env", "run"], name="edge-1").splitlines()
+    assert "KillMode=process" in lines
+    assert "Delegate=cpu memory" in lines
+    assert "Restart=always" in lines
+
+
+def test_systemd_accepts_it(tmp_path: Path) -> None:
+    tool = shutil.which("systemd-analyze")
+    if tool is None:
+        if os.environ.get("CI"):
+            pytest.fail("systemd-analyze is missing: apt-get install systemd")
+        pytest.skip("systemd-analyze is missing: apt-get install systemd")
+    path = tmp_path / "banyan.service"
+    path.write_text(unit(["/usr/bin/env", "banyan", "run", "--data-dir", '/srv/a "b" $HOME %h\\x'], name="100% edge"))
+    done = subprocess.run([tool, "verify", "--man=no", str(path)], capture_output=True, text=True, check=False)
+    assert "banyan.service" not in done.stderr, done.stderr
+    assert done.returncode == 0, done.stderr
+
+
+def test_words_reach_the_program_as_they_were_given() -> None:
+    (line,) = (line for line in unit(["/bin/x", "a b", "%h", "$HOME", '"', "\\"]).splitlines() if line.startswith("ExecStart="))
+    assert line == 'ExecStart=/bin/x "a b" %%h $$HOME "\\"" "\\\\"'
+
+
+@pytest.mark.parametrize("command", [[], ["banyan", "run"], ["/bin/x", "a\nExecStartPre=/bin/evil"]])
+def test_what_cannot_be_written_is_refused(command: list[str]) -> None:
+    with pytest.raises(ShimError):
+        unit(command)
