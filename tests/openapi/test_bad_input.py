@@ -105,8 +105,12 @@ def test_media_types_methods_and_addresses(tmp_path: Path) -> None:
         failed(await client.post(f"{GROUP}/clusters", json={}), 405, "MethodNotAllowed")
         failed(await client.delete("/api/v1/nodes/n"), 405, "MethodNotAllowed")
         failed(await client.post("/version"), 405, "MethodNotAllowed")
-        for path in ("/none", "/api/v2", "/apis/none", "/apis/none/v1", "/apis/banyan.dev/v9", f"{GROUP}/rockets", f"{GROUP}/namespaces/d/clusters",
-                     f"{GROUP}/applications/x", f"{APPS}/x", f"{APPS}/x/y/z", "/api/v1/namespaces/none", "/openapi/v3/apis/none/v1", "/api/v1/watch/pods"):  # fmt: skip
+        unknown = (
+            "/none", "/api/v2", "/apis/none", "/apis/none/v1", "/apis/banyan.dev/v9", f"{GROUP}/rockets", f"{GROUP}/namespaces/d/clusters",
+            f"{GROUP}/applications/x", f"{APPS}/x", f"{APPS}/x/y/z", "/api/v1/namespaces/none", "/openapi/v3/apis/none/v1",
+            "/api/v1/watch/pods",
+        )  # fmt: skip
+        for path in unknown:
             failed(await client.get(path), 404, "NotFound")
 
     run(tmp_path, body)
@@ -121,6 +125,6 @@ def test_deep_patches_cannot_nest_without_bound(tmp_path: Path) -> None:
         step = [{"op": "add", "path": "/spec/components/0/helm" + "/x" * (44 * times), "value": deep} for times in range(3)]
         for content in (step, step[:1]):
             answer = await server.admin.patch(f"{APPS}/emotion", json=content, headers={"content-type": "application/json-patch+json"})
-            failed(answer, 422 if content is step else 422, "Invalid")
+            failed(answer, 422, "Invalid")
 
     run(tmp_path, body)

@@ -30,8 +30,9 @@ class Client:
         self.gone = asyncio.Event()
         self._rest = b""
         scope = {
-            "type": "http", "method": "GET", "path": path, "raw_path": path.encode(), "query_string": query.encode(), "root_path": "", "scheme": "https",
-            "headers": [(b"accept", accept), (b"host", b"banyan")], "banyan.user": user, "banyan.draining": server.draining, "server": ("banyan", 443),
+            "type": "http", "method": "GET", "path": path, "raw_path": path.encode(), "query_string": query.encode(), "root_path": "",
+            "headers": [(b"accept", accept), (b"host", b"banyan")], "scheme": "https", "server": ("banyan", 443),
+            "banyan.user": user, "banyan.draining": server.draining,
         }  # fmt: skip
         self.task = asyncio.create_task(self._run(server, scope))
 
