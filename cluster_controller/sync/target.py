@@ -65,12 +65,12 @@ class Target:
         self._epoch = epoch
         self._begin: Begin | None = None
         self._spans: dict[str, tuple[int, int]] = {}  # of the sender's history, as far as is known in this epoch
+        self._gone: dict[Key, Stored] | None = None  # what was deleted here, as of the epoch; read when first needed
         self._in_step = False  # the cursor is of the sender's history, so changes can follow it
         self._snapshot: Snapshot | None = None  # whose chunks are awaited
         self._announced = 0  # the newest snapshot's id in this epoch
         self._chunks = 0  # of it that have come
         self._seen: set[Key] = set()
-        self._deleted: dict[Key, Stored] | None = None  # what the journal remembers as deleted; read when first needed
         self.cursor = _decode(view.fact(cursor_fact(space)))
 
     def resume(self) -> Resume:
@@ -115,7 +115,8 @@ class Target:
         return found
 
     def _resume(self) -> Resume:
-        histories = {stored.delivered[0]: None for stored in self._view.scan(self.space) if stored.delivered is not None}
+        known = (*self._view.scan(self.space), *self._deleted().values())
+        histories = {stored.delivered[0]: None for stored in known if stored.delivered is not None}
         return Resume(self._epoch, self.cursor, tuple(histories), self._zstd)
 
     def _reset(self) -> None:
@@ -132,9 +133,7 @@ class Target:
     def _receive(self, tx: Tx, message: ToReceiver) -> "Outcome | None":
         match message:
             case Begin():
-                self._begin = message
-                self._in_step = message.known
-                self._spans = dict(message.spans)
+                self._start_epoch(message)
             case Batch():
                 return self._batch(tx, message)
             case Snapshot():
@@ -144,6 +143,14 @@ class Target:
             case Check():
                 return message if self._in_step and message.revision == self.cursor[1] else None
         return None
+
+    def _start_epoch(self, begin: Begin) -> None:
+        if self._begin is not None:
+            return  # a repetition
+        self._begin = begin
+        self._in_step = begin.known
+        self._spans = dict(begin.spans)
+        self._gone = None
 
     def _batch(self, tx: Tx, batch: Batch) -> "Outcome":
         if not self.in_step or batch.after > self.cursor[1]:
@@ -158,6 +165,8 @@ class Target:
     def _start(self, snapshot: Snapshot) -> "Outcome | None":
         if self._begin is None or (snapshot.buckets and not self._in_step):
             return self._again()
+        if snapshot.id <= self._announced:
+            return None  # a repetition
         self._snapshot = snapshot
         self._announced = snapshot.id
         self._chunks = 0
@@ -280,15 +289,18 @@ class Target:
             conflicts.write(tx, key, Mark(mark.ours, None, mark.decision))
 
     def _was_deleted(self, key: Key, item: Item) -> bool:
-        """Would this bring back what was deleted here? Within one history the order of its journal has answered that."""
-        if self._deleted is None:
-            floor = self._view.floor(self.space)
-            events = self._view.since(floor, self.space)
-            self._deleted = {event.stored.key: event.stored for event in events if event.kind_of == "delete"}
-        gone = self._deleted.get(key)
-        if gone is None or gone.uid != item.uid or gone.delivered is None or self._contains(gone.delivered):
+        """Would a sender with another history bring back what was deleted here? In one history its journal has answered that."""
+        if self._follow or self._begin is None or self._begin.known:
             return False
-        return not self._follow
+        if self._gone is None:
+            self._gone = self._deleted()
+        gone = self._gone.get(key)
+        return gone is not None and gone.uid == item.uid and gone.delivered is not None and not self._contains(gone.delivered)
+
+    def _deleted(self) -> dict[Key, Stored]:
+        """The last state of what the journal remembers as deleted."""
+        events = self._view.since(self._view.floor(self.space), self.space)
+        return {event.stored.key: event.stored for event in events if event.kind_of == "delete"}
 
     # --- the sender's history, the digest
 
