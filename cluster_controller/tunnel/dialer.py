@@ -134,8 +134,8 @@ class Dialer:
             link.close(CloseCode.GOING_AWAY, "this controller stops")
             raise
         finally:
-            if not handshake.outcome.done():
-                handshake.outcome.cancel()
+            if not handshake.outcome.cancel() and not handshake.outcome.cancelled():
+                handshake.outcome.exception()  # seen: it is what was raised, or the dialling was cancelled
 
 
 Reply = TypeVar("Reply", JoinReply, RenewReply)

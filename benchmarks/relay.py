@@ -1,0 +1,485 @@
+"""How many 256-byte frames a controller relays a second, on one core, over TLS.
+
+Three processes: a source (the parent of the relay), the relay (a tunnel as every controller has it, pinned to one core) and a sink
+that holds all children (pinned with the source to the other cores). The source fills its messages by hand, so that it costs
+little and can put one frame for each child in turn; it obeys credit like any peer. The sink compares every byte with what it
+must be at that place, so a frame lost, doubled or out of order is an error, and counts frames. Beside it, in the same run,
+the bare `websockets` library forwards the same payloads, one message each.
+
+    python benchmarks/relay.py [--seconds 5] [--children 100] [--skip-peer]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import platform
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import structlog
+import uvloop
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from cluster_controller.identity import Identity, PeerCertificate, create_root, keys, load, save  # noqa: E402
+from cluster_controller.identity.certificates import request  # noqa: E402
+from cluster_controller.identity.folder import create  # noqa: E402
+from cluster_controller.identity.holder import member  # noqa: E402
+from cluster_controller.tunnel import (  # noqa: E402
+    AttachRecord,
+    ControlMessage,
+    Hello,
+    JoinReply,
+    JoinRequest,
+    Lane,
+    Link,
+    Refusal,
+    RenewReply,
+    RenewRequest,
+    Router,
+    Routes,
+    Stream,
+    Tunnel,
+    Welcome,
+)
+from cluster_controller.tunnel.protocol import frames  # noqa: E402
+
+PAYLOAD = 256
+CYCLE = 241  # distinct payloads; a prime, so that no cycle of messages or children hides a swap
+PATTERN = b"".join(number.to_bytes(4, "big") * (PAYLOAD // 4) for number in range(CYCLE))
+DOUBLED = PATTERN * 10
+WARM_UP = 1.0
+
+
+class Open:
+    """A membership that lets in whoever belongs to the tree; routes are believed (signatures are not what is measured here)."""
+
+    def __init__(self, identity: Identity) -> None:
+        self.identity = identity
+        self.router = Router(identity.uid, lambda record: True)
+        self.tunnel = Tunnel(lambda: identity, self, self.router)
+        self.attach = 0
+
+    def hello(self) -> Hello:
+        self.attach += 1
+        record = AttachRecord(uid=self.identity.uid, parent_uid=self.identity.parent_uid, attach=self.attach)
+        return Hello(name=self.identity.name, attach=record)
+
+    async def welcome(self, hello: Hello, peer: PeerCertificate) -> Welcome | Refusal:
+        return Welcome(path=(self.identity.uid,))
+
+    async def join(self, request: JoinRequest, address: str) -> JoinReply:
+        raise NotImplementedError
+
+    async def renew(self, request: RenewRequest, peer: PeerCertificate) -> RenewReply:
+        raise NotImplementedError
+
+    def link_up(self, link: Link) -> None:
+        if link.is_parent:
+            link.send_control(self.router.announcement())
+        elif link.hello is not None and link.hello.attach is not None:
+            self.tell(self.router.attach(link.hello.attach))
+
+    def link_down(self, link: Link, reason: str) -> None: ...
+
+    def control(self, link: Link, message: ControlMessage) -> None:
+        if isinstance(message, Routes):
+            self.tell(self.router.apply(link.peer_uid, message).onward)
+
+    def tell(self, routes: Routes | None) -> None:
+        if routes is not None and self.tunnel.parent is not None:
+            self.tunnel.parent.send_control(routes)
+
+
+class Source:
+    """Fills every message of the link to the relay with frames for the streams in turn, within their credit."""
+
+    def __init__(self, link: Link, streams: list[Stream]) -> None:
+        self.states = [stream._state for stream in streams]
+        self.sent = [0] * len(streams)
+        self.turn = 0
+        self.connection = link.connection
+        self.plain = link.connection.message
+        self.stopped = False
+        self.counted = 0
+        link.connection.message = self.message  # type: ignore[method-assign]
+        receive = link.connection.receive
+
+        def receive_and_go_on(message: bytes, now: float) -> None:
+            receive(message, now)
+            link._wake()
+
+        link.connection.receive = receive_and_go_on  # type: ignore[method-assign]
+        link._wake()
+
+    def message(self, now: float, bulk: int = frames.MAX_PAYLOAD) -> bytearray:
+        made = self.plain(now, bulk)
+        if self.stopped:
+            return made
+        size = PAYLOAD + frames.HEADER_SIZE
+        room = (frames.MAX_PAYLOAD - len(made)) // size
+        pack, states, sent, turn = frames.HEADER.pack, self.states, self.sent, self.turn
+        if len(states) == 1:
+            room = min(room, states[0].credit // size)
+        for _ in range(room):
+            state = states[turn]
+            if state.credit < size:
+                break
+            state.credit -= size
+            at = sent[turn] % CYCLE * PAYLOAD
+            made += pack(frames.DATA, 0, 0, state.id, PAYLOAD)
+            made += PATTERN[at : at + PAYLOAD]
+            sent[turn] += 1
+            turn = turn + 1 if turn + 1 < len(states) else 0
+        self.turn = turn
+        return made
+
+
+class Sink:
+    """Reads one child's stream and compares it."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.wrong = 0
+
+    async def drain(self, stream: Stream) -> None:
+        while data := await stream.read(1 << 20):
+            at = self.received % len(PATTERN)
+            view = memoryview(data)
+            while view:
+                piece = DOUBLED[at : at + len(view)]
+                self.wrong += view[: len(piece)] != piece
+                view = view[len(piece) :]
+                at = (at + len(piece)) % len(PATTERN)
+            self.received += len(data)
+
+
+# -- the processes ----------------------------------------------------------------------------------------------------------
+
+
+def say(**values: Any) -> None:
+    sys.stdout.write(json.dumps(values) + "\n")
+    sys.stdout.flush()
+
+
+async def told() -> dict[str, Any]:
+    line = await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+    found: dict[str, Any] = json.loads(line or '{"stop": true}')
+    return found
+
+
+async def source(folder: Path, children: int) -> None:
+    me = Open(load(folder / "root"))
+    say(port=await me.tunnel.serve("127.0.0.1", 0))
+    await told()  # all children are up
+    uids = [load(folder / f"child-{number}").uid for number in range(children)]
+    while any(me.router.next_hop(uid) is None for uid in uids):
+        await asyncio.sleep(0.05)
+    streams = [await me.tunnel.open(uid, "sink", lane=Lane.SYNC) for uid in uids]
+    filling = Source(next(iter(me.tunnel.links.values())), streams)
+    await told()
+    filling.stopped = True
+    say(sent=sum(filling.sent), message=filling.states[0].window)
+    await told()
+    await me.tunnel.close()
+
+
+async def relay(folder: Path, port: int) -> None:
+    me = Open(load(folder / "relay"))
+    dialling = asyncio.create_task(me.tunnel.dial([f"127.0.0.1:{port}"], ""))
+    say(port=await me.tunnel.serve("127.0.0.1", 0))
+    while not (order := await told()).get("stop"):
+        assert order["stats"]
+        assert me.tunnel.parent is not None
+        parent = me.tunnel.parent.stats
+        below = [link.stats for link in me.tunnel.links.values()]
+        say(
+            at=time.monotonic(), cpu=time.process_time(), relayed=parent.relayed,
+            messages_in=parent.messages_in, frames_in=parent.frames_in,
+            messages_out=sum(one.messages_out for one in below), frames_out=sum(one.frames_out for one in below),
+        )  # fmt: skip
+    dialling.cancel()
+    await me.tunnel.close()
+
+
+async def sink(folder: Path, port: int, children: int) -> None:
+    members, sinks, tasks = [], [], []
+    for number in range(children):
+        child, drain = Open(load(folder / f"child-{number}")), Sink()
+        child.tunnel.handle("sink", drain.drain)
+        tasks.append(asyncio.create_task(child.tunnel.dial([f"127.0.0.1:{port}"], "")))
+        members.append(child)
+        sinks.append(drain)
+    while any(child.tunnel.parent is None for child in members):
+        await asyncio.sleep(0.05)
+    say(up=True)
+    while not (await told()).get("stop"):
+        received = [one.received for one in sinks]
+        say(at=time.monotonic(), frames=sum(received) / PAYLOAD, wrong=sum(one.wrong for one in sinks), least=min(received) / PAYLOAD)
+    for task in tasks:
+        task.cancel()
+    for child in members:
+        await child.tunnel.close()
+
+
+# -- the peer: the bare library ---------------------------------------------------------------------------------------------
+
+
+async def peer_relay(folder: Path, children: int) -> None:
+    """Forwards every message of the source to the next child in turn, with the library's own asyncio server."""
+    from websockets.asyncio.server import ServerConnection, serve
+
+    context = load(folder / "relay").server_context()
+    connected: list[ServerConnection] = []
+    forwarded = 0
+
+    async def handle(connection: ServerConnection) -> None:
+        nonlocal forwarded
+        assert connection.request is not None
+        if connection.request.path == "/child":
+            connected.append(connection)
+            await connection.wait_closed()
+            return
+        turn = 0
+        async for message in connection:
+            await connected[turn].send(message)
+            forwarded += 1
+            turn = (turn + 1) % children
+
+    async with serve(handle, "127.0.0.1", 0, ssl=context, compression=None, max_size=65536, ping_interval=None) as server:
+        say(port=next(iter(server.sockets)).getsockname()[1])
+        while not (await told()).get("stop"):
+            say(at=time.monotonic(), cpu=time.process_time(), relayed=forwarded)
+
+
+async def peer_ends(folder: Path, port: int, children: int) -> None:
+    from websockets.asyncio.client import ClientConnection, connect
+
+    context: ssl.SSLContext = load(folder / "root").client_context()
+    options: dict[str, Any] = {
+        "ssl": context,
+        "server_hostname": "x",
+        "compression": None,
+        "max_size": 65536,
+        "ping_interval": None,
+        "proxy": None,
+    }
+
+    async def drain(connection: ClientConnection) -> None:
+        async for _ in connection:
+            pass
+
+    async with contextlib.AsyncExitStack() as stack:
+        ends = [await stack.enter_async_context(connect(f"wss://127.0.0.1:{port}/child", **options)) for _ in range(children)]
+        draining = [asyncio.create_task(drain(end)) for end in ends]
+        source = await stack.enter_async_context(connect(f"wss://127.0.0.1:{port}/source", **options))
+        say(up=True)
+        payload = PATTERN[:PAYLOAD]
+
+        async def fill() -> None:
+            while True:
+                await source.send(payload)
+
+        filling = asyncio.create_task(fill())
+        await told()
+        for task in (filling, *draining):
+            task.cancel()
+
+
+# -- the conductor ----------------------------------------------------------------------------------------------------------
+
+
+class Process:
+    """One role in a process of its own, pinned, that answers a line with a line."""
+
+    def __init__(self, core: int, role: str, *arguments: object) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--role", role, *map(str, arguments)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        os.sched_setaffinity(self.process.pid, {core})
+
+    def read(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.process.args!r} ended with {self.process.wait()}")
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def tell(self, **values: Any) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(values) + "\n")
+        self.process.stdin.flush()
+
+    def ask(self, **values: Any) -> dict[str, Any]:
+        self.tell(**values)
+        return self.read()
+
+    def stop(self) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self.tell(stop=True)
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def make_tree(folder: Path, children: int) -> None:
+    now = datetime.now(UTC)
+    root = create_root(folder / "root", "root", now)
+
+    def below(above: Identity, name: str) -> Identity:
+        assert above.authority is not None
+        key, issuing = keys.generate(), keys.generate()
+        issued = above.authority.issue(name=name, identity_request=request(key), issuing_request=request(issuing), home=above.uid, now=now)
+        made = member(
+            name=name, key=key, issuing_key=issuing if issued.issuing else None, issued=issued, tree_ca=root.tree_ca,
+            parent_uid=above.uid, parent_name=above.name, parent_addresses=(), token_id="", labels={}, now=now,
+        )  # fmt: skip
+        create(folder / name)
+        save(folder / name, made)
+        return made
+
+    middle = below(root, "relay")
+    for number in range(children):
+        below(middle, f"child-{number}")
+
+
+def measure(folder: Path, children: int, seconds: float, cores: list[int]) -> dict[str, float]:
+    processes: list[Process] = []
+    try:
+        top = Process(cores[-1], "source", folder, children)
+        processes.append(top)
+        middle = Process(cores[0], "relay", folder, top.read()["port"])
+        processes.append(middle)
+        bottom = Process(cores[-1], "sink", folder, middle.read()["port"], children)
+        processes.append(bottom)
+        bottom.read()
+        top.tell(go=True)
+        time.sleep(WARM_UP)
+        relay_before, sink_before = middle.ask(stats=True), bottom.ask(stats=True)
+        time.sleep(seconds)
+        relay_after, sink_after = middle.ask(stats=True), bottom.ask(stats=True)
+        sent = top.ask(stop=True)["sent"]
+        deadline = time.monotonic() + 10
+        while (final := bottom.ask(stats=True))["frames"] < sent and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if final["frames"] != sent or final["wrong"]:
+            raise SystemExit(f"lost or out of order: sent {sent}, received {final['frames']}, wrong {final['wrong']}")
+        span = relay_after["at"] - relay_before["at"]
+        change = {name: relay_after[name] - relay_before[name] for name in relay_after}
+        return {
+            "rate": (sink_after["frames"] - sink_before["frames"]) / (sink_after["at"] - sink_before["at"]),
+            "cpu": change["cpu"] / span,
+            "in": change["frames_in"] / max(1, change["messages_in"]),
+            "out": change["frames_out"] / max(1, change["messages_out"]),
+            "sent": sent,
+        }
+    finally:
+        for process in processes:
+            process.stop()
+
+
+def measure_peer(folder: Path, children: int, seconds: float, cores: list[int]) -> float:
+    processes: list[Process] = []
+    try:
+        middle = Process(cores[0], "peer-relay", folder, children)
+        processes.append(middle)
+        ends = Process(cores[-1], "peer-ends", folder, middle.read()["port"], children)
+        processes.append(ends)
+        ends.read()
+        time.sleep(WARM_UP)
+        before = middle.ask(stats=True)
+        time.sleep(seconds)
+        after = middle.ask(stats=True)
+        rate: float = (after["relayed"] - before["relayed"]) / (after["at"] - before["at"])
+        return rate
+    finally:
+        for process in reversed(processes):
+            process.stop()
+
+
+def conduct(seconds: float, many: int, skip_peer: bool) -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_tree(folder, many)
+        for children, target in ((1, 200_000), (many, 80_000)):
+            found = measure(folder, children, seconds, cores)
+            peer = None if skip_peer else measure_peer(folder, children, seconds, cores)
+            whom = "1 child" if children == 1 else f"{children} children in turn"
+            rows.append(
+                {
+                    "what": f"relay of {PAYLOAD}-byte frames to {whom}, one core, TLS",
+                    "target": target,
+                    "measured": round(found["rate"]),
+                    "unit": "frames/s",
+                    "met": found["rate"] >= target,
+                    "peer": "websockets, bare, one message each",
+                    "peer_measured": None if peer is None else round(peer),
+                    "frames_per_message_in": round(found["in"], 1),
+                    "frames_per_message_out": round(found["out"], 1),
+                    "relay_cpu": round(found["cpu"], 2),
+                    "frames_sent": found["sent"],
+                    "lost": 0,
+                }
+            )  # fmt: skip
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
+    report = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.platform()}",
+        "versions": {"python": platform.python_version(), "uvloop": version("uvloop"), "openssl": ssl.OPENSSL_VERSION},
+        "commit": commit, "seed": None, "rows": rows,
+    }  # fmt: skip
+    build = HERE.parent / "build" / "bench"
+    build.mkdir(parents=True, exist_ok=True)
+    (build / "relay.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    for row in rows:
+        sys.stdout.write(
+            f"{row['what']}: {row['measured']:,}/s (target {row['target']:,}, {'met' if row['met'] else 'NOT met'}); "
+            f"frames per message in {row['frames_per_message_in']}, out {row['frames_per_message_out']}; "
+            f"relay {row['relay_cpu']:.0%} of a core; {row['frames_sent']:,} sent, none lost; websockets {row['peer_measured'] or 0:,}/s\n"
+        )
+
+
+ROLES: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {
+    "source": source,
+    "relay": relay,
+    "sink": sink,
+    "peer-relay": peer_relay,
+    "peer-ends": peer_ends,
+}
+
+
+def main() -> None:
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr), wrapper_class=structlog.make_filtering_bound_logger(40))
+    if sys.argv[1:2] == ["--role"]:
+        arguments: list[Any] = [Path(sys.argv[3]), *map(int, sys.argv[4:])]
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(ROLES[sys.argv[2]](*arguments))
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--children", type=int, default=100)
+    parser.add_argument("--skip-peer", action="store_true")
+    options = parser.parse_args()
+    conduct(options.seconds, options.children, options.skip_peer)
+
+
+if __name__ == "__main__":
+    main()
