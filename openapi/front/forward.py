@@ -259,10 +259,15 @@ async def _stop(task: asyncio.Task[Any]) -> None:
 
 async def _retire(stream: PushbackStream) -> None:
     """Both sides close in their own time; a side that does not is aborted."""
+    clean = False
     try:
         async with asyncio.timeout(RETIRE_SECONDS):
             await stream.close_write()
             while await stream.read():
                 pass
+        clean = True
     except (TimeoutError, *STREAM_ERRORS):
-        stream.abort("done")
+        return
+    finally:
+        if not clean:
+            stream.abort("done")

@@ -2,8 +2,8 @@
 
 The application is named by the authority (`NAME.NAMESPACE.application…`) or by the metadata `banyan-application: NS/NAME`, the
 user by the client's certificate or the metadata `authorization: Bearer …`; both are taken out before the instance sees the
-request. A connection belongs to the application and the user of its first request: a later request for another one ends the
-connection (gRPC clients then connect again), and each later request is authenticated again, so a revoked user is cut off.
+request. A connection belongs to the application and the user of its first request. Each later one is authenticated and checked
+again; one for another application or by another user is answered with a status by the front, and the others go on.
 
 The front speaks just enough itself: its own (empty) SETTINGS first, because gRPC clients send no request before them.
 """
@@ -21,7 +21,7 @@ from cluster_controller.errors import BanyanError, Forbidden, InvalidInput, NotF
 from cluster_shim.contract import ByteStream, ShimError
 from openapi.front import http2
 from openapi.front.head import RequestHead
-from openapi.front.http2 import ClientFrames, Http2Error, Pass, Request
+from openapi.front.http2 import ClientFrames, Dropped, Event, Http2Error, Pass, Request, ServerFrames
 from openapi.front.splice import splice
 from openapi.front.status import code_of
 from openapi.front.streams import STREAM_ERRORS
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 METADATA = b"banyan-application"
+MAX_OWN_ANSWERS = 65536  # bytes
 MAX_BEFORE_REQUEST = 65536  # bytes of frames that may come before the first request
 
 _AUTHORITY = re.compile(
@@ -98,11 +99,7 @@ async def _lead(client: "ClientSide", first: Request, open_application: OpenAppl
         user = client.user(first)
         namespace, name = application_of(first)
         upstream = await open_application(user, namespace, name)
-        try:
-            client.claim(Route(user.name, namespace, name))
-        except BanyanError:
-            upstream.abort("refused")
-            raise
+        await client.claim(Route(user.name, namespace, name))
     except BanyanError as error:
         raise _Refused(error) from error
     except ShimError as error:
@@ -117,16 +114,20 @@ class ClientSide:
         self._inner = inner
         self._credentials = credentials
         self._frames = ClientFrames()
-        self._held: list[Pass | Request] = []
+        self._held: list[Event] = []
         self._route: Route | None = None
         self._ready = b""
+        self._sent = ServerFrames()
+        self._writing = asyncio.Lock()
+        self._own_answers = b""  # refusals that wait for a place between two frames of the instance
 
     async def first(self) -> Request | None:
-        """The first request; what came with it is held until `claim`. None when the client closed before it."""
+        """The first request; what comes with it is held until `claim`. None when the client closes before it."""
         size = 0
         while data := await self._inner.read():
-            self._held += self._frames.feed(data)
-            for event in self._held:
+            self._frames.receive(data)
+            while (event := self._frames.next_event()) is not None:
+                self._held.append(event)
                 if isinstance(event, Request):
                     return event
             size += len(data)
@@ -134,11 +135,12 @@ class ClientSide:
                 raise Http2Error(f"more than {MAX_BEFORE_REQUEST} bytes came before the first request")
         return None
 
-    def claim(self, route: Route) -> None:
-        """From now on this connection belongs to ``route``. Raises when a request that already came belongs elsewhere."""
+    async def claim(self, route: Route) -> None:
+        """From now on this connection belongs to ``route``."""
         self._route = route
         held, self._held = self._held, []
-        self._ready = b"".join(self._translate(event) for event in held)
+        for event in held:
+            self._ready += await self._translate(event)
 
     def user(self, request: Request) -> "User":
         user = self._credentials.user(_head(request))
@@ -147,19 +149,31 @@ class ClientSide:
         return user
 
     async def read(self, limit: int = 65536) -> bytes:
-        while not self._ready:
-            data = await self._inner.read(limit)
-            if not data:
-                return b""
-            try:
-                self._ready = b"".join(self._translate(event) for event in self._frames.feed(data))
-            except Http2Error as error:
-                raise ConnectionAbortedError(str(error)) from error
+        try:
+            while not self._ready:
+                data = await self._inner.read(limit)
+                if not data:
+                    return b""
+                self._frames.receive(data)
+                pieces = []
+                while (event := self._frames.next_event()) is not None:
+                    pieces.append(await self._translate(event))
+                self._ready = b"".join(pieces)
+        except Http2Error as error:
+            raise ConnectionAbortedError(str(error)) from error
         data, self._ready = self._ready[:limit], self._ready[limit:]
         return data
 
     async def write(self, data: bytes) -> None:
-        await self._inner.write(data)
+        """From the instance; answers of our own go in where they fit."""
+        async with self._writing:
+            position = 0
+            if self._own_answers:
+                position = self._sent.advance(data, stop=True)
+                await self._inner.write(data[:position])
+                await self._put_own_answers()
+            self._sent.advance(data[position:])
+            await self._inner.write(data[position:])
 
     async def close_write(self) -> None:
         await self._inner.close_write()
@@ -167,18 +181,41 @@ class ClientSide:
     def abort(self, reason: str = "") -> None:
         self._inner.abort(reason)
 
-    def _translate(self, event: Pass | Request) -> bytes:
+    async def _translate(self, event: Event) -> bytes:
         if isinstance(event, Pass):
             return event.data
-        if not event.trailers:
-            self._check(event)
+        if isinstance(event, Dropped):
+            await self._answer(http2.window_update(event.length))
+            return b""
+        try:
+            if not event.trailers:
+                self._check(event)
+        except BanyanError as error:
+            self._frames.refuse(event.stream)
+            await self._answer(refusal(event.stream, grpc_status(error), str(error)) + http2.reset(event.stream))
+            return b""
         return self._frames.encode(event, _DROP)
+
+    async def _answer(self, frames: bytes) -> None:
+        self._own_answers += frames
+        if len(self._own_answers) > MAX_OWN_ANSWERS:
+            raise Http2Error("too many requests were refused while an answer is on its way")
+        async with self._writing:
+            await self._put_own_answers()
+
+    async def _put_own_answers(self) -> None:
+        if self._sent.between and self._own_answers:
+            answers, self._own_answers = self._own_answers, b""
+            await self._inner.write(answers)
 
     def _check(self, request: Request) -> None:
         mine = self._route
         assert mine is not None
         if Route(self.user(request).name, *application_of(request)) != mine:
-            raise Forbidden(f"this connection belongs to {mine.namespace}/{mine.name} and user {mine.user}; open another one")
+            raise Forbidden(
+                f"this connection belongs to application {mine.namespace}/{mine.name} and user {mine.user}; open another one for others "
+                "(in Python the channel option grpc.use_local_subchannel_pool)"
+            )
 
 
 def application_of(request: Request) -> tuple[str, str]:

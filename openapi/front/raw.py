@@ -24,7 +24,6 @@ from openapi.front import invoke
 from openapi.front.auth import encode_user, require
 from openapi.front.exchange import Exchange
 from openapi.front.forward import Forwarder, Target
-from openapi.front.grpc import serve_grpc
 from openapi.front.head import RequestHead
 from openapi.front.status import NotImplementedHere
 from openapi.front.streams import pair
@@ -80,6 +79,8 @@ class ProxyRoutes:
         return None
 
     async def http2(self, stream: ByteStream, credentials: "CredentialSource", shared: "Shared") -> None:
+        from openapi.front.grpc import serve_grpc  # with HPACK's tables; most controllers never see HTTP/2
+
         await serve_grpc(stream, credentials, shared, self.open_application)
 
     # ways to the other side

@@ -75,7 +75,7 @@ class Front:
         self._acceptors = Tasks("front")
         self._peers: dict[Peer, None] = {}  # in the order in which they were last used
         self._handshakes: dict[Peer, None] = {}
-        self._adopted: set[Connection] = set()
+        self._closing: set[SocketStream] = set()  # flushing what was written, and TLS's goodbye; bounded by drain_seconds
 
     async def serve(self, host: str, port: int, context: ssl.SSLContext) -> int:
         """Listen; returns the bound port. May be called again for another address. ``context`` should ask for client certificates."""
@@ -120,6 +120,11 @@ class Front:
             self._drop(peer)
         await self._tasks.close()
         await self._shared.routes.close()
+        goodbyes = [stream.closed for stream in self._closing]
+        if goodbyes:
+            await asyncio.wait(goodbyes, timeout=min(deadline_seconds, self.limits.drain_seconds))
+        for stream in list(self._closing):
+            stream.abort()
         self._listeners.clear()
 
     # connections
@@ -143,6 +148,7 @@ class Front:
         self._handshakes[peer] = None
         self.metrics.connections = len(self._peers)
         peer.task = self._tasks.spawn("connection", self._serve_peer(peer))
+        peer.task.add_done_callback(lambda _: self._ended(peer))
 
     def _make_room(self) -> bool:
         if len(self._handshakes) >= self.limits.handshakes:
@@ -163,11 +169,9 @@ class Front:
         self._forget(peer)
         if peer.task is not None:
             peer.task.cancel()
-        if peer.stream is None:
-            peer.accepted.close()
-        elif idle:
+        if peer.stream is not None and idle:
             peer.stream.close()
-        else:
+        elif peer.stream is not None:
             peer.stream.abort("the front closes")
 
     def _forget(self, peer: Peer) -> None:
@@ -176,17 +180,24 @@ class Front:
         self.metrics.connections = len(self._peers)
 
     async def _serve_peer(self, peer: Peer) -> None:
-        try:
-            if await self._secure(peer):
-                await self._speak(peer)
-        finally:
-            self._forget(peer)
-            if peer.stream is None:
-                peer.accepted.close()
-            else:
-                peer.stream.close()
-                self.metrics.bytes_in += peer.stream.bytes_in
-                self.metrics.bytes_out += peer.stream.bytes_out
+        if await self._secure(peer):
+            await self._speak(peer)
+
+    def _ended(self, peer: Peer) -> None:
+        """However the task ended, also when it was cancelled before it began."""
+        self._forget(peer)
+        if peer.stream is None:
+            peer.accepted.close()
+            return
+        peer.stream.close()
+        if not peer.stream.closed.done():
+            self._closing.add(peer.stream)
+            peer.stream.closed.add_done_callback(partial(self._said_goodbye, peer.stream))
+        self.metrics.bytes_in += peer.stream.bytes_in
+        self.metrics.bytes_out += peer.stream.bytes_out
+
+    def _said_goodbye(self, stream: SocketStream, _: object) -> None:
+        self._closing.discard(stream)
 
     async def _secure(self, peer: Peer) -> bool:
         """TLS on the accepted connection; False when the other side fails at it."""
@@ -229,21 +240,19 @@ class Front:
             self._peers[peer] = None
 
     async def _serve_adopted(self, stream: ByteStream, credentials: CredentialSource) -> None:
-        connection = Connection(stream, credentials, self._shared)
-        self._adopted.add(connection)
+        clean = False
         try:
-            await connection.run()
+            await Connection(stream, credentials, self._shared).run()
             async with asyncio.timeout(self.limits.drain_seconds):
                 await stream.close_write()
                 while await stream.read():
                     pass
+            clean = True
         except (TimeoutError, *STREAM_ERRORS) as error:
-            stream.abort(str(error))
-        except asyncio.CancelledError:
-            stream.abort("the controller shuts down")
-            raise
+            log.debug("front.stream.lost", reason=str(error))
         finally:
-            self._adopted.discard(connection)
+            if not clean:
+                stream.abort("the connection was broken off")
 
 
 def _tune(sock: socket.socket) -> None:

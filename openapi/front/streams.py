@@ -42,7 +42,7 @@ class SocketStream(asyncio.Protocol):
         self._writing_paused = False
         self._reader: asyncio.Future[None] | None = None
         self._writers: set[asyncio.Future[None]] = set()
-        self._closed = self._loop.create_future()
+        self.closed = self._loop.create_future()  # done once the transport is gone
 
     # what asyncio calls
 
@@ -71,8 +71,8 @@ class SocketStream(asyncio.Protocol):
         self._eof = True
         self._wake_reader()
         self.resume_writing()
-        if not self._closed.done():
-            self._closed.set_result(None)
+        if not self.closed.done():
+            self.closed.set_result(None)
 
     def pause_writing(self) -> None:
         self._writing_paused = True
@@ -145,9 +145,6 @@ class SocketStream(asyncio.Protocol):
         """Flush what was written, then close both directions."""
         if self._transport is not None:
             self._transport.close()
-
-    async def wait_closed(self) -> None:
-        await asyncio.shield(self._closed)
 
     def _pause_when_full(self) -> None:
         if self._buffered >= self._limit and not self._reading_paused and self._transport is not None and not self.lost:

@@ -158,6 +158,7 @@ class LoopThread:
         return self.run(inner())
 
     def close(self) -> None:
+        self.run(asyncio.sleep(0.02))  # aborted transports leave the loop in its next turns
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(10)
         self._runner.close()
