@@ -112,6 +112,8 @@ def _argv(setting: Setting, component: Component, home: Path) -> list[str]:
     if model is None:
         return list(component.command)
     worker = [setting.python, "-m", "edge_ai.serve", "--model-folder", model.folder, "--name", model.name, "--version", model.version]
+    for file in model.files:
+        worker += ["--digest", f"{file.path}={file.sha256}"]
     return [*worker, "--control", f"unix:{control_path(home)}"]
 
 

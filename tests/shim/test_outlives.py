@@ -117,6 +117,29 @@ def test_an_upgraded_supervisor_is_the_same_process_with_the_same_children(tmp_p
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("point", ["upgrade.written", "upgrade.exec"])
+def test_a_supervisor_that_dies_while_it_upgrades_disturbs_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str) -> None:
+    async def scenario() -> None:
+        port = free_port()
+        monkeypatch.setenv("BANYAN_CRASH_AT", point)
+        async with cluster(tmp_path) as shim, Driver(shim) as driver:
+            driver.want(work(server(port=port)))
+            before = await driver.until_ready()
+            old = supervisor_pid(driver)
+            monkeypatch.delenv("BANYAN_CRASH_AT")
+            async with Asker(port) as asker:
+                await shim.close()
+                monkeypatch.setattr(client, "program_version", lambda: "another")
+                async with SecondController(tmp_path) as (_, view):
+                    view.want(work(server(port=port)))
+                    after = await view.until_ready()
+                    assert supervisor_pid(view) != old
+            assert asker.failures == []
+            assert after.instances[0].pid == before.instances[0].pid
+
+    asyncio.run(scenario())
+
+
 class SecondController:
     """A second controller on the same folder, that leaves everything running."""
 

@@ -314,6 +314,20 @@ def test_an_idle_cluster_says_nothing_and_a_folder_without_a_supervisor_has_noth
     assert client.end(tmp_path / "process") is False
 
 
+def test_the_supervisor_stays_small(tmp_path: Path) -> None:
+    """Counted as if nobody else used the interpreter: resident, not proportional."""
+
+    async def scenario() -> None:
+        async with cluster(tmp_path) as shim, Driver(shim) as driver:
+            driver.want(*(work(server(port=free_port()), uid=f"uid-{number}") for number in range(5)))
+            await driver.until(lambda works: len(works) == 5 and all(seen.components[0].ready for seen in works.values()))
+            status = Path(f"/proc/{supervisor_pid(driver)}/status").read_text()
+            resident = int(status.partition("VmRSS:")[2].split()[0])
+            assert resident <= 12 * 1024
+
+    asyncio.run(scenario())
+
+
 def test_a_long_path_is_no_obstacle(tmp_path: Path) -> None:
     async def scenario() -> None:
         port = free_port()

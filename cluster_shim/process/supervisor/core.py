@@ -6,9 +6,9 @@ all policy (placement, swaps, probes) is the controller's, so this program seldo
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
+import zlib
 
 from cluster_shim.process.supervisor import control, crash, files, loop
 from cluster_shim.process.supervisor.instance import BACKOFF, Instance
@@ -27,14 +27,17 @@ IDLE_EXIT_SECONDS = 60.0  # with nothing to hold and nobody connected there is n
 
 
 def program_version() -> str:
-    """A digest of this package's source: another digest on disk means that another program is installed."""
+    """A checksum of this package's source: another one on disk means that another program is installed.
+
+    CRC-32, because hashlib would load OpenSSL into a process that must stay small.
+    """
     folder = os.path.dirname(os.path.abspath(__file__))
-    digest = hashlib.sha256()
+    checksum = 0
     for name in sorted(os.listdir(folder)):
         if name.endswith(".py"):
             with open(os.path.join(folder, name), "rb") as file:
-                digest.update(name.encode() + b"\0" + file.read())
-    return digest.hexdigest()[:16]
+                checksum = zlib.crc32(name.encode() + b"\0" + file.read(), checksum)
+    return f"{checksum:08x}"
 
 
 class Supervisor:
@@ -45,7 +48,7 @@ class Supervisor:
         self.version = program_version()
         self.loop = loop.Loop()
         self.watcher = Watcher(self.loop)
-        self.limits = detect(hashlib.sha256(folder.path.encode()).hexdigest()[:12])
+        self.limits = detect(f"{zlib.crc32(folder.path.encode()):08x}")
         self.ports = Ports(folder.path)
         self.instances: dict[str, Instance] = {}
         self._lock = lock

@@ -14,6 +14,7 @@ import time
 from cluster_shim.process.supervisor import crash, files, loop, proc
 from cluster_shim.process.supervisor.logfile import QUIET_SECONDS, LogFile
 from cluster_shim.process.supervisor.record import RUN, STOP, Spec, State
+from cluster_shim.process.supervisor.sockets import allow_fetching
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -184,6 +185,8 @@ class Instance:
         os.dup2(log, 2)
         for position, fd in enumerate(high):
             os.dup2(fd, LISTEN_FIRST + position)
+        if names:
+            allow_fetching()
         os.umask(0o022)
         os.chdir(self.spec.cwd)
         self._supervisor.limits.in_child(self.spec.memory_bytes)
