@@ -19,7 +19,9 @@ from edge_ai.serve.inference import Inference
 from edge_ai.serve.proto import open_inference_pb2 as pb
 
 SERVICE = "inference.GRPCInferenceService"
-MAX_STREAMS = 128  # concurrent calls on one connection; clients queue the rest
+# Calls at once on one connection. Far above what the queue takes: a client that comes with a burst gets RESOURCE_EXHAUSTED with a
+# sentence, and not the REFUSED_STREAM that HTTP/2 has for those who could not know the limit yet.
+MAX_STREAMS = 4096
 Context = aio.ServicerContext[Any, Any]
 Q = TypeVar("Q")
 A = TypeVar("A")

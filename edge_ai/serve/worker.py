@@ -23,7 +23,7 @@ from edge_ai.serve.errors import LoadFailed
 from edge_ai.serve.http import HttpServer, Limits
 from edge_ai.serve.inference import Inference
 from edge_ai.serve.metrics import Metrics
-from edge_ai.serve.pump import End
+from edge_ai.serve.pump import End, Inner
 from edge_ai.serve.repository import Repository
 from edge_ai.serve.rest import ControlApp, RestApp
 from edge_ai.serve.runner import Runner
@@ -66,7 +66,7 @@ class Worker:
         self._grpc: asyncio.Task[aio.Server] | None = None
         self._pumps: set[asyncio.Task[None]] = set()
         self._ends: set[End] = set()
-        self._pumped = asyncio.Event()
+        self._left = asyncio.Event()  # set when an HTTP/2 connection has ended
         self._stop = asyncio.Event()
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
@@ -90,6 +90,7 @@ class Worker:
                 self._settings.control.unlink(missing_ok=True)
             await self._control.drain(0.0)
             self._runner.close()
+            self._socket.close()
             if self._folder is not None:
                 self._folder.cleanup()
         events.info("worker.ended")
@@ -144,8 +145,7 @@ class Worker:
 
     def _forget(self, end: End) -> None:
         self._ends.discard(end)
-        if not self._ends:
-            self._pumped.set()
+        self._left.set()
 
     async def _join(self, outer: End) -> None:
         if self._grpc is None:
@@ -154,12 +154,14 @@ class Worker:
         try:
             await asyncio.shield(self._grpc)
             assert self._folder is not None
-            _, inner = await asyncio.get_running_loop().create_unix_connection(End, f"{self._folder.name}/grpc")
+            _, inner = await asyncio.get_running_loop().create_unix_connection(Inner, f"{self._folder.name}/grpc")
         except (OSError, ImportError) as error:
             events.error("grpc.failed", error=str(error))
             outer.close()
             return
         outer.join(inner)
+        if self._repository.draining:
+            inner.retire()
 
     async def _start_grpc(self, path: str) -> "aio.Server":
         module = await asyncio.to_thread(__import__, "edge_ai.serve.grpc_door", fromlist=["serve"])
@@ -193,17 +195,18 @@ class Worker:
                 await loop.connect_accepted_socket(self._public.connection, accepted)
 
     async def _drain_grpc(self) -> None:
+        """Tell each client to go, and wait until all are gone. Only then does the gRPC server itself stop."""
         if self._grpc is None:
             return
-        grpc_server = await self._grpc
-        await grpc_server.stop(self._settings.grace)
-        self._pumped.clear()
-        if self._ends:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._settings.limits.linger_seconds):
-                    await self._pumped.wait()
-        for end in list(self._ends):
-            end.close()
+        for outer in self._ends:
+            if isinstance(outer.other, Inner):
+                outer.other.retire()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.grace):
+                while self._ends:
+                    self._left.clear()
+                    await self._left.wait()
+        await (await self._grpc).stop(0)
 
 
 def _version() -> str:

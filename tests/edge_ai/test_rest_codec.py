@@ -214,7 +214,9 @@ def test_random_bytes_never_crash_the_decoder(body: bytes, length: int | None) -
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["name", "data", "shape", "parameters"]), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["name", "data", "shape", "parameters"]), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 

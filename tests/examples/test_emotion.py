@@ -127,7 +127,8 @@ def keras_file(path: Path, seed: int, side: int) -> None:
     x = layer("InputLayer", "input_1", [], batch_input_shape=[None, side, side, 2])
     x = conv("first", x, {"kernel": normal(3, 3, 2, 4)}, padding="valid")
     x = layer("Activation", "relu", [batch("norm", x, 4)], activation="relu")
-    y = conv("depth", x, {"depthwise_kernel": normal(3, 3, 4, 1), "pointwise_kernel": normal(1, 1, 4, 6)}, "SeparableConv2D", depth_multiplier=1)
+    kernels = {"depthwise_kernel": normal(3, 3, 4, 1), "pointwise_kernel": normal(1, 1, 4, 6)}
+    y = conv("depth", x, kernels, "SeparableConv2D", depth_multiplier=1)
     y = layer("MaxPooling2D", "pool", [y], pool_size=[3, 3], strides=[2, 2], padding="same", data_format="channels_last")
     z = conv("side", x, {"kernel": normal(1, 1, 4, 6), "bias": normal(6)}, strides=[2, 2])
     x = layer("Add", "add", [y, z])
