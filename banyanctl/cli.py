@@ -5,6 +5,7 @@ takes (`--at`, `--data`, `-o` …) are added by `Command` and kept in `Settings`
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -79,6 +80,7 @@ SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
     ),
 )
 ENTRIES = {entry.name: entry for _, entries in SECTIONS for entry in entries}
+COMPLETION_VARIABLE = "_BANYAN_COMPLETE"
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
 
@@ -249,6 +251,10 @@ def build() -> click.Command:
 
 def main(arguments: list[str]) -> int:
     """Parse, run, and turn errors into messages and exit codes."""
+    if COMPLETION_VARIABLE in os.environ:
+        from typer._completion_classes import completion_init
+
+        completion_init()  # the shells' formats, as `banyan completion` prints the scripts for them
     try:
         result = build().main(args=arguments, prog_name="banyan", standalone_mode=False)
     except click.UsageError as error:

@@ -4,11 +4,10 @@ from typing import Annotated
 
 import typer
 
-from banyanctl.cli import examples
+from banyanctl.cli import COMPLETION_VARIABLE, examples
 from cluster_controller.errors import InvalidInput
 
 SHELLS = ("bash", "zsh", "fish")
-VARIABLE = "_BANYAN_COMPLETE"
 
 
 @examples(
@@ -22,4 +21,4 @@ def completion(shell: Annotated[str, typer.Argument(help="bash, zsh or fish.")])
         raise InvalidInput(f"there is no completion for {shell!r}; there is for {', '.join(SHELLS)}")
     from typer._completion_shared import get_completion_script
 
-    print(get_completion_script(prog_name="banyan", complete_var=VARIABLE, shell=shell))
+    print(get_completion_script(prog_name="banyan", complete_var=COMPLETION_VARIABLE, shell=shell))

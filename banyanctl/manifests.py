@@ -15,6 +15,7 @@ from cluster_controller.errors import InvalidInput, NotFound
 
 FILE_LIMIT_BYTES = 16 * 1024 * 1024
 NODE_LIMIT = 1_000_000
+DEPTH_LIMIT = 100
 FILES_LIMIT = 1000
 SUFFIXES = (".yaml", ".yml", ".json")
 
@@ -53,18 +54,18 @@ def loads(text: str, where: str = "input") -> list[Any]:
     return found
 
 
-def _count(value: Any, budget: int, where: str) -> int:
+def _count(document: Any, budget: int, where: str) -> int:
     """What is left of the budget once every value, followed through aliases, is counted."""
-    waiting = [value]
+    waiting = [(document, 0)]
     while waiting:
-        each = waiting.pop()
+        value, depth = waiting.pop()
         budget -= 1
         if budget < 0:
             raise InvalidInput(f"{where} expands to more than {NODE_LIMIT} values; it cannot be a manifest")
-        if isinstance(each, dict):
-            waiting.extend(each.values())
-        elif isinstance(each, list):
-            waiting.extend(each)
+        if depth > DEPTH_LIMIT:
+            raise InvalidInput(f"{where} is nested too deeply (more than {DEPTH_LIMIT} levels)")
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        waiting.extend((each, depth + 1) for each in inner)
     return budget
 
 

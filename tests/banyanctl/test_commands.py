@@ -1,0 +1,299 @@
+"""The command tree: every command explains itself, and commands say the right thing to the API (a real HTTPS server)."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from banyanctl import cli
+from banyanctl.endpoint import read, render, write_private
+from tests.banyanctl.https import Asked, Authority, Reply, endpoint, serving
+
+CLUSTERS = "/apis/banyan.dev/v1alpha1/clusters"
+APPS = "/apis/banyan.dev/v1alpha1/namespaces/default/applications"
+
+
+def every_command() -> Iterator[tuple[str, click.Command]]:
+    for name, entry in cli.ENTRIES.items():
+        command = cli.load(entry)
+        if isinstance(command, click.Group):
+            yield from ((f"{name} {child}", found) for child, found in command.commands.items())
+        else:
+            yield name, command
+
+
+COMMANDS = dict(every_command())
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "run"])
+def test_every_command_has_help_examples_and_an_output_format(name: str) -> None:
+    command = COMMANDS[name]
+    with click.Context(command, info_name=name, parent=click.Context(cli.build(), info_name="banyan")) as context:
+        text = command.get_help(context)
+    assert command.help
+    assert f"banyan {name}" in text.partition("Examples:")[2], f"banyan {name} --help shows no example of itself"
+    assert "-o, --output" in text
+
+
+def test_help_loads_no_group_and_nothing_heavy() -> None:
+    code = "import sys; from banyanctl import cli; cli.main(['--help']); print(*sorted(sys.modules), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    loaded = set(done.stderr.split())
+    assert "banyanctl.output" in loaded
+    assert not loaded & {
+        "banyanctl.objects",
+        "banyanctl.client",
+        "http.client",
+        "ssl",
+        "asyncio",
+        "rich",
+        "yaml",
+        "cryptography",
+        "cluster_controller.resources",
+    }
+    for name in cli.ENTRIES:
+        assert f"\n  {name} " in done.stdout
+
+
+# --- as a process, against a real server ---
+
+
+class Banyan:
+    """Runs `banyan` against one server, as one user."""
+
+    def __init__(self, folder: Path, url: str, authority: Authority, asked: list[Asked]) -> None:
+        self.kubeconfig = folder / "kubeconfig"
+        write_private(self.kubeconfig, render(endpoint(url, authority, token="t"), "test", "me"))
+        self.asked = asked
+        self.folder = folder
+
+    def __call__(self, *arguments: str, code: int = 0, stdin: str = "") -> "subprocess.CompletedProcess[str]":
+        argv = [sys.executable, "-m", "banyanctl", "--kubeconfig", str(self.kubeconfig), *arguments]
+        done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=60, check=False, cwd=self.folder)
+        assert done.returncode == code, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        return done
+
+
+class Api:
+    """What the server answers: method and path → reply; 404 for everything else."""
+
+    def __init__(self) -> None:
+        self.replies: dict[str, Reply | list[Reply]] = {}
+
+    def __call__(self, asked: Asked) -> Reply:
+        path = asked.path.partition("?")[0]
+        found = self.replies.get(f"{asked.method} {path}")
+        if isinstance(found, list):
+            return found.pop(0)
+        return found or (404, {"kind": "Status", "reason": "NotFound", "message": f"{path} does not exist"})
+
+
+@pytest.fixture
+def api() -> Api:
+    return Api()
+
+
+@pytest.fixture
+def banyan(api: Api, tmp_path: Path) -> Iterator[Banyan]:
+    authority = Authority()
+    with serving(authority, api, tmp_path) as (url, asked):
+        yield Banyan(tmp_path, url, authority, asked)
+
+
+def cluster(name: str, uid: str, parent: str = "", path: tuple[str, ...] = (), phase: str = "Ready", **more: Any) -> dict[str, Any]:
+    cells = [name, parent or "<none>", phase, "3s" if path else "", more.get("broken", "")]
+    status = {"uid": uid, "parentUid": parent, "parent": parent, "path": list(path), "facts": {"applications": 1, "instances": 2}}
+    return {"cells": cells, "object": {"metadata": {"name": name}, "status": status}}
+
+
+def table(*rows: dict[str, Any]) -> dict[str, Any]:
+    names = ("Name", "Parent", "Status", "Heard", "Broken")
+    return {"kind": "Table", "columnDefinitions": [{"name": name, "type": "string", "priority": 0} for name in names], "rows": list(rows)}
+
+
+TREE = table(
+    cluster("root", "u0"),
+    cluster("region-a", "u1", "u0", ("region-a",), "Unknown", broken="root → region-a"),
+    cluster("edge-1", "u2", "u1", ("region-a", "edge-1"), "Unknown", broken="root → region-a"),
+    cluster("edge-2", "u3", "u0", ("edge-2",)),
+)
+
+
+def test_the_tree_is_drawn_with_health_age_and_the_broken_hop(banyan: Banyan, api: Api) -> None:
+    api.replies[f"GET {CLUSTERS}"] = (200, TREE)
+    drawn = banyan("tree").stdout.splitlines()
+    assert [line.split("●")[0].split("○")[0].rstrip() for line in drawn] == ["root", "├── edge-2", "└── region-a", "    └── edge-1"]
+    assert "heard 3s ago" in drawn[2]
+    assert "broken: root → region-a" in drawn[3]
+    assert "broken" not in drawn[1]
+    only = banyan("tree", "--broken").stdout
+    assert "edge-2" not in only
+    assert "edge-1" in only
+    nested = json.loads(banyan("tree", "-o", "json").stdout)
+    assert nested[0]["children"][1]["children"][0]["name"] == "edge-1"
+
+
+def test_two_reports_that_contradict_each_other_lose_no_cluster(banyan: Banyan, api: Api) -> None:
+    api.replies[f"GET {CLUSTERS}"] = (200, table(cluster("a", "ua", "ub", ("a",)), cluster("b", "ub", "ua", ("b",))))
+    drawn = banyan("tree").stdout
+    assert "a " in drawn
+    assert "b " in drawn
+
+
+APP = "apiVersion: banyan.dev/v1alpha1\nkind: Application\nmetadata: {name: shop}\nspec: {components: []}\n"
+
+
+def test_apply_creates_then_leaves_alone_then_changes(banyan: Banyan, api: Api) -> None:
+    (banyan.folder / "app.yaml").write_text(APP)
+    api.replies[f"POST {APPS}"] = (201, {"metadata": {"name": "shop"}})
+    assert banyan("apply", "-f", "app.yaml").stdout == "application/shop created\n"
+    made = banyan.asked[-1].json
+    stored = {**made, "metadata": {**made["metadata"], "resourceVersion": "7", "uid": "u"}, "status": {"phase": "Running"}}
+    api.replies[f"GET {APPS}/shop"] = (200, stored)
+    assert banyan("apply", "-f", "app.yaml").stdout == "application/shop unchanged\n"
+    conflict = (409, {"kind": "Status", "reason": "Conflict", "message": "somebody was faster"})
+    api.replies[f"PATCH {APPS}/shop"] = [conflict, (200, stored)]
+    changed = APP.replace("components: []", "components: [{name: web}]")
+    assert banyan("apply", "-f", "-", stdin=changed).stdout == "application/shop changed\n"
+    patch = banyan.asked[-1]
+    assert patch.headers["content-type"] == "application/merge-patch+json"
+    assert patch.json["spec"] == {"components": [{"name": "web"}]}
+    assert patch.json["metadata"]["resourceVersion"] == "7"
+    assert "status" not in patch.json
+
+
+def test_a_refused_manifest_is_named_with_file_and_field(banyan: Banyan, api: Api) -> None:
+    (banyan.folder / "app.yaml").write_text(APP)
+    api.replies[f"POST {APPS}"] = (422, {"kind": "Status", "reason": "Invalid", "message": "spec.components: at least one"})
+    said = banyan("apply", "-f", "app.yaml", code=2).stderr
+    assert said == "error: app.yaml, document 1: application/shop: spec.components: at least one\n"
+    (banyan.folder / "app.yaml").write_text(APP.replace("v1alpha1", "v9"))
+    assert "did you mean apiVersion: banyan.dev/v1alpha1" in banyan("apply", "-f", "app.yaml", code=2).stderr
+
+
+def test_get_prints_the_servers_table_or_the_objects(banyan: Banyan, api: Api) -> None:
+    api.replies[f"GET {CLUSTERS}"] = (200, TREE)
+    lines = banyan("get", "cl").stdout.splitlines()
+    assert lines[0].split() == ["NAME", "PARENT", "STATUS", "HEARD", "BROKEN"]
+    assert len(lines) == 5
+    api.replies[f"GET {APPS}/shop"] = (200, {"kind": "Application", "metadata": {"name": "shop"}})
+    assert banyan("get", "app/shop", "-o", "name").stdout == "application/shop\n"
+    assert json.loads(banyan("get", "app", "shop", "-o", "json").stdout)["metadata"]["name"] == "shop"
+    assert "kind: Application" in banyan("get", "app/shop", "-o", "yaml").stdout
+    assert "there is no kind 'nonsense'; there are: applications" in banyan("get", "nonsense", code=2).stderr
+    assert "does not exist" in banyan("get", "app/other", code=3).stderr
+
+
+def test_a_decision_about_a_member_is_taken_where_its_parent_is(banyan: Banyan, api: Api) -> None:
+    document = {"metadata": {"name": "edge-1"}, "status": {"path": ["region-a", "edge-1"]}}
+    api.replies[f"GET {CLUSTERS}/edge-1"] = (200, document)
+    api.replies[f"POST {CLUSTERS}/region-a/banyan{CLUSTERS}/edge-1/revoke"] = (200, {"state": "revoked"})
+    assert "edge-1 revoked" in banyan("cluster", "revoke", "edge-1", "--reason", "lost").stdout
+    assert banyan.asked[-1].json == {"reason": "lost"}
+
+
+def test_a_token_is_made_at_its_parent_and_printed_alone(banyan: Banyan, api: Api) -> None:
+    tokens = "/apis/banyan.dev/v1alpha1/jointokens"
+    api.replies[f"POST {CLUSTERS}/region-a/banyan{tokens}"] = (201, {"metadata": {"name": "join-1"}, "status": {"token": "banyan1abc"}})
+    done = banyan("token", "create", "--parent", "region-a", "--expires", "1h30m", "--approve", "--labels", "a=b")
+    assert done.stdout == "banyan1abc\n"
+    assert "shown once" in done.stderr
+    assert banyan.asked[-1].json["spec"] == {"expiresAfterSeconds": 5400, "approve": True, "labels": {"a": "b"}}
+    assert "is no duration" in banyan("token", "create", "--expires", "soon", code=2).stderr
+
+
+def test_a_user_gets_a_kubeconfig_that_is_private(banyan: Banyan, api: Api) -> None:
+    api.replies["POST /apis/banyan.dev/v1alpha1/users"] = (201, {"metadata": {"name": "ann"}, "status": {"token": "bnyu_x"}})
+    banyan("user", "create", "ann", "--group", "edit", "-n", "shop", "--credential", "token", "--kubeconfig-out", "ann.kubeconfig")
+    written = banyan.folder / "ann.kubeconfig"
+    assert written.stat().st_mode & 0o777 == 0o600
+    assert (read(written).token, read(written).namespace) == ("bnyu_x", "shop")
+    assert "'boss' is not one of" in banyan("user", "create", "ann", "--group", "boss", code=2).stderr
+
+
+def test_a_kubeconfig_for_a_descendant_goes_through_the_tree(banyan: Banyan, api: Api) -> None:
+    api.replies[f"GET {CLUSTERS}/edge-1"] = (200, {"metadata": {"name": "edge-1"}, "status": {"facts": {"shim": "process"}}})
+    banyan("kubeconfig", "edge-1", "--banyan", "--write", "edge.kubeconfig")
+    assert read(banyan.folder / "edge.kubeconfig").path == f"{CLUSTERS}/edge-1/banyan"
+    assert "--banyan" in banyan("kubeconfig", "edge-1", code=2).stderr
+
+
+def test_one_cluster_that_fails_does_not_spoil_the_others(banyan: Banyan, api: Api) -> None:
+    api.replies[f"GET {CLUSTERS}"] = (200, TREE)
+    api.replies["GET /healthz"] = (200, b"ok", {"Content-Type": "text/plain"})
+    api.replies[f"GET {CLUSTERS}/edge-2/banyan/healthz"] = (200, b"ok", {"Content-Type": "text/plain"})
+    api.replies[f"GET {CLUSTERS}/edge-1/banyan/healthz"] = (503, {"kind": "Status", "message": "root → region-a is cut"})
+    api.replies[f"GET {CLUSTERS}/region-a/banyan/healthz"] = (503, {"kind": "Status", "message": "cut"})
+    done = json.loads(banyan("invoke", "--clusters", "", "/healthz", "-o", "json", code=1).stdout)
+    assert {each["cluster"]: each["code"] for each in done["items"]} == {"root": 200, "region-a": 503, "edge-1": 503, "edge-2": 200}
+    assert all("heard" in each and each["milliseconds"] > 0 for each in done["items"])
+
+
+def test_an_application_is_invoked_through_its_proxy(banyan: Banyan, api: Api) -> None:
+    api.replies[f"POST {APPS}/shop/proxy/v2/infer"] = (200, {"outputs": []})
+    assert json.loads(banyan("invoke", "shop", "/v2/infer?x=1", "-d", "{}").stdout) == {"outputs": []}
+    assert banyan.asked[-1].path.endswith("/infer?x=1")
+    assert banyan.asked[-1].body == b"{}"
+    assert "answered 404" in banyan("invoke", "shop", "/none", code=1).stderr
+
+
+def test_a_model_is_sent_once(banyan: Banyan, api: Api) -> None:
+    models = "/apis/banyan.dev/v1alpha1/namespaces/default/models"
+    (banyan.folder / "m.onnx").write_bytes(b"model")
+    digest = "9372c470eeadd5ecd9c3c74c2b3cb633f8e2f2fad799250a0f70d652b6b825e4"
+    api.replies[f"POST {models}"] = (201, {"metadata": {"name": "emotion"}})
+    api.replies[f"PUT {models}/emotion/blobs/sha256/{digest}"] = (201, {})
+    said = banyan("model", "publish", "emotion", "m.onnx", "--version", "1", "--licence", "MIT").stdout
+    assert "published: 1 files, 5 B, 5 B sent" in said
+    version = banyan.asked[1].json["spec"]["versions"][0]
+    assert version == {"name": "1", "files": [{"path": "m.onnx", "sha256": digest, "size": 5}], "licence": "MIT"}
+    assert banyan.asked[-1].body == b"model"
+    api.replies[f"GET {models}/emotion"] = (200, {"metadata": {"name": "emotion"}, "spec": {"versions": [version]}})
+    api.replies[f"HEAD {models}/emotion/blobs/sha256/{digest}"] = (200, b"")
+    assert "is there already" in banyan("model", "publish", "emotion", "m.onnx", "--version", "1").stdout
+    (banyan.folder / "m.onnx").write_bytes(b"other")
+    assert "with other files" in banyan("model", "publish", "emotion", "m.onnx", "--version", "1", code=4).stderr
+
+
+def test_delete_waits_until_it_is_gone(banyan: Banyan, api: Api) -> None:
+    there = (200, {"metadata": {"name": "shop", "uid": "u"}, "status": {"withdrawing": ["edge-1"]}})
+    api.replies[f"DELETE {APPS}/shop"] = there
+    api.replies[f"GET {APPS}/shop"] = [there, (404, {"kind": "Status", "reason": "NotFound", "message": "gone"})]
+    assert banyan("delete", "app/shop", "--wait").stdout == "application/shop deleted\n"
+    assert "say which applications" in banyan("delete", "app", code=2).stderr
+    assert banyan("delete", "app/none", "--ignore-not-found").stdout == ""
+
+
+def test_wrong_words_are_answered_with_the_right_ones(banyan: Banyan) -> None:
+    assert "No such command 'tre'" in banyan("tre", code=2).stderr
+    assert "Missing argument" in banyan("history", code=2).stderr
+    assert "No such option" in banyan("tree", "--colour", code=2).stderr
+
+
+def test_a_reader_that_goes_away_is_no_error(banyan: Banyan, api: Api) -> None:
+    api.replies[f"GET {CLUSTERS}"] = (200, table(*(cluster(f"c{number}", f"u{number}", "", ("x",)) for number in range(3000))))
+    argv = f"{sys.executable} -m banyanctl --kubeconfig {banyan.kubeconfig} get clusters | head -1"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", argv], capture_output=True, text=True, timeout=60, check=False, env=dict(os.environ)
+    )
+    assert done.stdout.startswith("NAME")
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(shell: str, banyan: Banyan) -> None:
+    script = banyan("completion", shell).stdout
+    assert "_BANYAN_COMPLETE" in script
+
+
+def test_bash_completes_commands() -> None:
+    environment = os.environ | {"_BANYAN_COMPLETE": "complete_bash", "COMP_WORDS": "banyan tok", "COMP_CWORD": "1"}
+    done = subprocess.run([sys.executable, "-m", "banyanctl"], capture_output=True, text=True, timeout=60, check=False, env=environment)
+    assert done.stdout.split() == ["token"]
