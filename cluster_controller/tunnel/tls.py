@@ -23,6 +23,7 @@ class TlsPipe:
         self._object = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname)
         self.ready = False  # the handshake is through on this side
         self.ended = False  # the other side said that it sends no more
+        self.failed = False  # nothing can be said any more but the alert that `ciphertext` still holds
         if not server_side:
             self._handshake()
 
@@ -47,12 +48,13 @@ class TlsPipe:
         except ssl.SSLZeroReturnError:
             self.ended = True
         except ssl.SSLError as error:
+            self.failed = True
             raise ProtocolError(_readable(error)) from None
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Encrypt. Memory BIOs take everything at once."""
-        if not self.ended:
+        if not self.ended and not self.failed:
             self._object.write(data)
 
     def ciphertext(self) -> bytes:
@@ -77,6 +79,7 @@ class TlsPipe:
         except ssl.SSLWantReadError:
             return
         except ssl.SSLError as error:
+            self.failed = True
             raise ProtocolError(_readable(error)) from None
         self.ready = True
 

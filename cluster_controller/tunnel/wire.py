@@ -141,7 +141,7 @@ class Wire(asyncio.BufferedProtocol):
         transport = self._transport
         if transport is None:
             return
-        if self._websocket.state is State.OPEN:
+        if self._websocket.state is State.OPEN and not (self._tls is not None and self._tls.failed):
             self._websocket.send_close(code, _short(reason))
             self._flush()
             self._abort_later()

@@ -34,7 +34,7 @@ from cluster_controller.tunnel import (
     ask,
 )
 from cluster_controller.tunnel.handshake import VERSIONS
-from cluster_controller.tunnel.messages import ControlMessage
+from cluster_controller.tunnel.messages import ControlMessage, Open, Reset
 from cluster_controller.tunnel.protocol import codec, frames
 from cluster_controller.tunnel.server import TokenBucket
 from tests.tunnel.support import QUICK, Member, chain, echo, identity, read_all, record_of, root, run
@@ -275,12 +275,12 @@ def test_a_child_cannot_speak_in_a_strangers_name_on_a_stream() -> None:
             liar.say(hello(who, 1))
             await liar.answer()
             member.tunnel.handle("echo", echo)
-            forged = codec.encode_payload(codec.Open(destination=(member.uid,), service="echo", source=(identity("sibling").uid,)))
+            forged = codec.encode_payload(Open(destination=(member.uid,), service="echo", source=(identity("sibling").uid,)))
             liar.send(frames.frame(frames.OPEN, 1, forged))
             liar.messages.clear()
             while not liar.messages:
                 await liar.step()
-            reset = codec.decode_payload(codec.Reset, liar.messages[0][12:])
+            reset = codec.decode_payload(Reset, liar.messages[0][12:])
             assert reset.code.name == "FORBIDDEN"
             await liar.drop()
 
@@ -346,7 +346,7 @@ def test_joins_are_answered_without_a_certificate_and_limited() -> None:
     async def main() -> None:
         async with parent(Limits(joins_per_second=1.0)) as (member, port):
             request = JoinRequest(name="new", token="t")
-            shown = []
+            shown: list[tuple[bytes, ...]] = []
             addresses = [f"127.0.0.1:{port}"]
             reply = await ask(addresses, join_client(), request, check=shown.append, proxy="")
             assert isinstance(reply, JoinReply)

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from cluster_controller.tunnel import ResetCode, StreamNotServed, StreamReset
+from cluster_controller.tunnel import ResetCode, Stream, StreamNotServed, StreamReset
 from tests.tunnel.support import chain, echo, read_all, run
 
 LOOPS = pytest.mark.parametrize("uvloop", [False, True], ids=["asyncio", "uvloop"])
@@ -39,7 +39,7 @@ def test_the_handler_sees_who_opened_the_stream_and_what_it_said() -> None:
         async with chain("region", "edge") as (top, region, edge):
             seen = []
 
-            async def keep(stream):
+            async def keep(stream: Stream) -> None:
                 seen.append((stream.service, stream.metadata, stream.source))
 
             edge.tunnel.handle("look", keep)
@@ -66,7 +66,7 @@ def test_abort_reaches_the_other_end_with_its_reason() -> None:
         async with chain("region", "edge") as (top, _, edge):
             failed = asyncio.get_running_loop().create_future()
 
-            async def wait(stream):
+            async def wait(stream: Stream) -> None:
                 try:
                     await stream.read()
                 except StreamReset as error:

@@ -1,0 +1,194 @@
+"""Addresses, proxies and backoff; and real links through real CONNECT proxies, plain and TLS."""
+
+import asyncio
+import base64
+import contextlib
+import ssl
+from collections.abc import AsyncIterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster_controller.errors import InvalidInput
+from cluster_controller.tunnel.dialer import Backoff
+from cluster_controller.tunnel.proxy import Address, parse_address, parse_proxy, proxy_for
+from tests.tunnel.support import Member, identity, root, run
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("parent.example", Address("parent.example", 10000)),
+        ("parent.example:443", Address("parent.example", 443)),
+        ("wss://parent.example:443/", Address("parent.example", 443)),
+        ("[::1]:8443", Address("::1", 8443)),
+        ("10.0.0.1:10000", Address("10.0.0.1", 10000)),
+    ],
+)
+def test_addresses(text: str, expected: Address) -> None:
+    assert parse_address(text) == expected
+    assert parse_address(str(expected)) == expected
+
+
+@pytest.mark.parametrize("text", ["", "http://x", "host:port", "host:99999", "wss://u:p@host", "wss://host/path", ":10000"])
+def test_what_is_no_address_is_said_with_the_remedy(text: str) -> None:
+    with pytest.raises(InvalidInput, match=r"address|port"):
+        parse_address(text)
+
+
+def test_proxies_hide_their_password() -> None:
+    proxy = parse_proxy("https://us%40er:p%3Aw@proxy.example")
+    assert (proxy.address, proxy.tls, proxy.user, proxy.password) == (Address("proxy.example", 443), True, "us@er", "p:w")
+    assert repr(proxy) == str(proxy) == "https://***@proxy.example:443"
+    assert parse_proxy("proxy.example:3128").address == Address("proxy.example", 3128)
+    for bad in ("ftp://x", "http://", "http://user:secret@host:port"):
+        with pytest.raises(InvalidInput) as caught:
+            parse_proxy(bad)
+        assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rules", "excepted"),
+    [
+        ("", False), ("*", True), ("parent.example", True), ("example", True), (".example", True), ("*.example", True),
+        ("rent.example", False), ("other, parent.example", True),
+        ("parent.example:10000", True), ("parent.example:443", False), ("10.0.0.0/8", False),
+    ],
+)  # fmt: skip
+def test_no_proxy(rules: str, excepted: bool) -> None:
+    environment = {"HTTPS_PROXY": "http://proxy:1", "NO_PROXY": rules}
+    assert (proxy_for(Address("parent.example", 10000), None, environment) is None) == excepted
+
+
+def test_the_configured_proxy_wins_over_the_environment_and_an_empty_one_means_none() -> None:
+    environment = {"https_proxy": "http://proxy:1", "NO_PROXY": "10.0.0.0/8"}
+    assert proxy_for(Address("10.1.2.3", 1), None, environment) is None
+    assert proxy_for(Address("11.1.2.3", 1), None, environment) == parse_proxy("http://proxy:1")
+    assert proxy_for(Address("10.1.2.3", 1), "http://other:2", environment) == parse_proxy("http://other:2")
+    assert proxy_for(Address("11.1.2.3", 1), "", environment) is None
+
+
+@given(st.integers(0, 200), st.floats(0, 1), st.floats(0, 1000))
+def test_backoff_is_full_jitter_under_a_cap(failures: int, dice: float, wish: float) -> None:
+    bounds: list[float] = []
+
+    def uniform(low: float, high: float) -> float:
+        bounds.append(high)
+        assert low == 0
+        return dice * high
+
+    backoff = Backoff(0.25, 10.0, uniform)
+    for _ in range(failures):
+        assert backoff.next() <= 10.0
+    assert backoff.next(wish) <= 10.0 + 60.0
+    assert bounds == [min(10.0, 0.25 * 2.0**n) for n in range(failures + 1)]
+    backoff.reset()
+    backoff.next()
+    assert bounds[-1] == 0.25
+
+
+class RealProxy:
+    """A CONNECT proxy that wants credentials."""
+
+    def __init__(self) -> None:
+        self.targets: list[str] = []
+        self.refused = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        if f"Basic {base64.b64encode(b'user:secret').decode()}" not in head:
+            self.refused += 1
+            writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n")
+            writer.close()
+            return
+        target = head.split()[1]
+        self.targets.append(target)
+        host, _, port = target.rpartition(":")
+        upstream_reader, upstream_writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        await asyncio.gather(self.copy(reader, upstream_writer), self.copy(upstream_reader, writer))
+
+    async def copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+
+@contextlib.asynccontextmanager
+async def proxy_and_parent(context: ssl.SSLContext | None) -> AsyncIterator[tuple[RealProxy, int, Member, int]]:
+    proxy, parent = RealProxy(), Member(root())
+    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0, ssl=context)
+    try:
+        yield proxy, server.sockets[0].getsockname()[1], parent, await parent.tunnel.serve("127.0.0.1", 0)
+    finally:
+        await parent.close()
+        server.close()
+        await asyncio.sleep(0.05)  # the copies end
+
+
+def test_a_child_joins_through_a_proxy_with_credentials() -> None:
+    async def main() -> None:
+        async with proxy_and_parent(None) as (proxy, proxy_port, parent, port):
+            child = Member(identity("honest"))
+            child.dial(port, f"http://user:secret@127.0.0.1:{proxy_port}")
+            await parent.until(lambda: child.uid in parent.tunnel.links)
+            assert proxy.targets == [f"127.0.0.1:{port}"]
+            await child.close()
+
+    run(main)
+
+
+def test_a_proxy_that_wants_credentials_is_the_reason_shown() -> None:
+    async def main() -> None:
+        async with proxy_and_parent(None) as (proxy, proxy_port, _, port):
+            child = Member(identity("honest"))
+            child.dial(port, f"http://127.0.0.1:{proxy_port}")
+            while child.tunnel.dial_error is None:
+                await asyncio.sleep(0.01)
+            assert "wants credentials" in str(child.tunnel.dial_error)
+            assert proxy.refused
+            await child.close()
+
+    run(main)
+
+
+def test_tls_runs_inside_the_tls_of_an_https_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    trusting.check_hostname = False
+    trusting.verify_mode = ssl.CERT_NONE
+    monkeypatch.setattr(ssl, "create_default_context", lambda: trusting)
+
+    async def main() -> None:
+        async with proxy_and_parent(identity("other").server_context()) as (proxy, proxy_port, parent, port):
+            child = Member(identity("honest"))
+            child.dial(port, f"https://user:secret@127.0.0.1:{proxy_port}")
+            await parent.until(lambda: child.uid in parent.tunnel.links)
+            assert proxy.targets
+            await child.close()
+
+    run(main)
+
+
+def test_the_second_address_is_tried_when_the_first_does_not_answer() -> None:
+    async def main() -> None:
+        parent, child = Member(root()), Member(identity("honest"))
+        port = await parent.tunnel.serve("127.0.0.1", 0)
+        child.dialling = asyncio.create_task(child.tunnel.dial(["127.0.0.1:1", f"127.0.0.1:{port}"], ""))
+        await parent.until(lambda: child.uid in parent.tunnel.links)
+        await child.close()
+        await parent.close()
+
+    run(main)
+
+
+def test_dialling_with_nothing_to_dial_is_an_error_at_once() -> None:
+    async def main() -> None:
+        child = Member(identity("honest"))
+        for addresses in ([], ["host:port"]):
+            with pytest.raises(InvalidInput):
+                await child.tunnel.dial(addresses, "")
+
+    run(main)
