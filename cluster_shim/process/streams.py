@@ -15,6 +15,8 @@ class SocketStream:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
+        self._heard_end = False
+        self._said_end = False
 
     @classmethod
     async def over(cls, sock: socket.socket) -> "SocketStream":
@@ -30,8 +32,9 @@ class SocketStream:
         except OSError as error:
             self._writer.close()
             raise ShimError(f"the instance broke the connection: {error.strerror or error}") from None
-        if not data and self._writer.transport.is_closing():
-            self._writer.close()
+        if not data:
+            self._heard_end = True
+            self._close_when_over()
         return data
 
     async def write(self, data: bytes) -> None:
@@ -45,6 +48,13 @@ class SocketStream:
         with suppress(OSError):
             if self._writer.can_write_eof():
                 self._writer.write_eof()
+        self._said_end = True
+        self._close_when_over()
+
+    def _close_when_over(self) -> None:
+        """Both directions have ended: the descriptor goes, whether or not anybody aborts."""
+        if self._heard_end and self._said_end:
+            self._writer.close()
 
     def abort(self, reason: str = "") -> None:
         self._writer.transport.abort()

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cluster_shim.contract import Desired, Observed, ObservedWork, Work
+from cluster_shim.contract import Desired, Observed, ObservedWork, Probe, Work
 from cluster_shim.process import client
 from cluster_shim.process.shim import ProcessShim
 from cluster_shim.process.supervisor import crash
@@ -219,8 +219,12 @@ def test_a_controller_killed_at_any_moment_disturbs_nobody(tmp_path: Path) -> No
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("point", [name for name in crash.POINTS if not name.startswith("upgrade.")])
-@pytest.mark.parametrize("passing", [1, 2])
+POINTS = [(name, 1) for name in crash.POINTS if not name.startswith("upgrade.")]
+POINTS += [("start.intended", 2), ("start.forked", 2), ("start.recorded", 2), ("stop.intended", 2), ("port.bound", 2)]
+ALWAYS = Probe(command=("true",), period_seconds=0.2, timeout_seconds=5.0)
+
+
+@pytest.mark.parametrize(("point", "passing"), POINTS)
 def test_a_supervisor_that_dies_at_any_step_starts_nothing_twice_and_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str, passing: int
 ) -> None:
@@ -231,7 +235,7 @@ def test_a_supervisor_that_dies_at_any_step_starts_nothing_twice_and_loses_nothi
             await shim.describe()  # a supervisor with the fault is running
             monkeypatch.delenv("BANYAN_CRASH_AT")
             old = supervisor_pid(driver)
-            driver.want(work(server(port=port), server("second", replicas=1)))
+            driver.want(work(server(port=port), server("second", readiness=ALWAYS)))
             await driver.until_ready(count=2)
             driver.want(work(server(version="v2", port=port), version=2))
             seen = await driver.until_ready(revision="v2", count=1)
