@@ -295,7 +295,9 @@ class Target:
         if self._gone is None:
             self._gone = self._deleted()
         gone = self._gone.get(key)
-        return gone is not None and gone.uid == item.uid and gone.delivered is not None and not self._contains(gone.delivered)
+        if gone is None or gone.uid != item.uid or gone.delivered is None:
+            return False
+        return not self._contains(gone.delivered) or item.delivered[1] <= gone.delivered[1]
 
     def _deleted(self) -> dict[Key, Stored]:
         """The last state of what the journal remembers as deleted."""
