@@ -25,28 +25,28 @@ class AsgiRun:
 
     def __init__(self, exchange: Exchange) -> None:
         self.exchange = exchange
-        self._gone = False
+        self.gone = False  # the application was told, or could have been
         self._body_told = False
 
     async def receive(self) -> Message:
         exchange = self.exchange
-        if not (self._gone or exchange.finished or self._body_told):
+        if not (self.gone or exchange.finished or self._body_told):
             try:
                 piece = await exchange.read_body()
             except Disconnected:
-                self._gone = True
+                self.gone = True
             else:
                 self._body_told = exchange.body_done
                 return {"type": "http.request", "body": piece, "more_body": not exchange.body_done}
-        if not (self._gone or exchange.finished):
+        if not (self.gone or exchange.finished):
             await exchange.disconnected()
-            self._gone = True
+            self.gone = True
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
         kind = message["type"]
         exchange = self.exchange
-        if self._gone:
+        if self.gone:
             raise StreamClosed("the client has gone away")
         if kind == "http.response.start":
             await exchange.start(message["status"], [(bytes(name), bytes(value)) for name, value in message.get("headers", ())])
@@ -95,5 +95,7 @@ async def run(app: ASGIApp, exchange: Exchange, server: tuple[str, int] | None) 
         if isinstance(error, OSError):
             raise Disconnected(str(error)) from error
         raise
+    if call.gone and not exchange.finished:
+        raise Disconnected("the client went away")
     if not exchange.finished:
         raise RuntimeError("the application returned without a complete response")

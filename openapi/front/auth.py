@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from openapi.services import User
 
 MAX_USER_BYTES = 16384
+MAX_NAMES = 64  # remembered of one connection
 ANONYMOUS_PATHS = frozenset({b"/healthz"})
 
 _RANK = {"view": 1, "edit": 2, "admin": 3}
@@ -43,7 +44,8 @@ class Credentials:
     def __init__(self, authenticator: Authenticator, chain: Sequence[bytes]) -> None:
         self._authenticator = authenticator
         self._chain = tuple(chain)
-        self._user: User | None = None
+        self._user: User | None = None  # known by certificate
+        self.names: set[str] = set()  # of all users that asked on this connection
 
     def user(self, head: RequestHead) -> "User | None":
         """The user of this request; None for what anybody may ask. Raises Unauthenticated."""
@@ -51,12 +53,14 @@ class Credentials:
             return None
         refuse_impersonation(head)
         token = bearer_token(head)
-        if token is not None:
-            return self._authenticator.bearer(token)
+        user = self._authenticator.bearer(token) if token is not None else self._by_certificate(head)
+        if len(self.names) < MAX_NAMES:
+            self.names.add(user.name)
+        return user
+
+    def _by_certificate(self, head: RequestHead) -> "User":
         if not self._chain:
-            raise Unauthenticated(
-                "no credential was given: use a client certificate or an Authorization: Bearer header (banyan kubeconfig)"
-            )
+            raise Unauthenticated("no credential was given: use a client certificate or a bearer token (banyan kubeconfig)")
         refuse_cross_site(head)
         self._user = self._authenticator.certificate(self._chain) if self._user is None else self._authenticator.again(self._user)
         return self._user
@@ -67,6 +71,7 @@ class Adopted:
 
     def __init__(self, user: "User") -> None:
         self._user = user
+        self.names = {user.name}
 
     def user(self, head: RequestHead) -> "User | None":
         refuse_impersonation(head)

@@ -22,7 +22,7 @@ from cluster_controller.tasks import Tasks
 from cluster_shim.contract import ByteStream
 from openapi.front.asgi import ASGIApp
 from openapi.front.auth import Adopted, Authenticator, Credentials, peer_chain
-from openapi.front.connection import Connection, CredentialSource, NoRoutes, RawRoutes, Shared, State
+from openapi.front.connection import Connection, NoRoutes, RawRoutes, Shared, State
 from openapi.front.limits import FrontLimits
 from openapi.front.metrics import FrontMetrics
 from openapi.front.streams import STREAM_ERRORS, SocketStream
@@ -48,6 +48,7 @@ class Peer:
         self.accepted = accepted
         self.client = client
         self.stream: SocketStream | None = None  # once TLS is up
+        self.credentials: Credentials | None = None
         self.connection: Connection | None = None  # once it speaks HTTP/1
         self.task: asyncio.Task[None] | None = None
 
@@ -75,6 +76,7 @@ class Front:
         self._acceptors = Tasks("front")
         self._peers: dict[Peer, None] = {}  # in the order in which they were last used
         self._handshakes: dict[Peer, None] = {}
+        self._adopted: dict[ByteStream, Adopted] = {}
         self._closing: set[SocketStream] = set()  # flushing what was written, and TLS's goodbye; bounded by drain_seconds
 
     async def serve(self, host: str, port: int, context: ssl.SSLContext) -> int:
@@ -101,7 +103,22 @@ class Front:
 
     async def adopt(self, stream: ByteStream, user: "User") -> None:
         """Serve HTTP/1 on a stream that is already authenticated as ``user``. The caller vouches for where it came from."""
-        await self._serve_adopted(stream, Adopted(user))
+        credentials = Adopted(user)
+        self._adopted[stream] = credentials
+        try:
+            await self._serve_adopted(stream, credentials)
+        finally:
+            del self._adopted[stream]
+
+    def disconnect(self, name: str) -> int:
+        """Break off every connection on which user ``name`` has asked (they were revoked); returns how many there were."""
+        peers = [peer for peer in self._peers if peer.credentials is not None and name in peer.credentials.names]
+        for peer in peers:
+            self._drop(peer)
+        streams = [stream for stream, credentials in self._adopted.items() if name in credentials.names]
+        for stream in streams:
+            stream.abort(f"{name} may no longer use this controller")
+        return len(peers) + len(streams)
 
     async def close(self, deadline_seconds: float = 5.0) -> None:
         """Stop accepting, close what is idle, let requests in flight finish, break off what is left at the deadline."""
@@ -224,7 +241,7 @@ class Front:
     async def _speak(self, peer: Peer) -> None:
         assert peer.stream is not None
         tls = peer.stream.transport_info("ssl_object")
-        credentials = Credentials(self._authenticator, peer_chain(tls))
+        credentials = peer.credentials = Credentials(self._authenticator, peer_chain(tls))
         if tls.selected_alpn_protocol() == "h2":
             await self._shared.routes.http2(peer.stream, credentials, self._shared)
             return
@@ -239,7 +256,7 @@ class Front:
             del self._peers[peer]
             self._peers[peer] = None
 
-    async def _serve_adopted(self, stream: ByteStream, credentials: CredentialSource) -> None:
+    async def _serve_adopted(self, stream: ByteStream, credentials: Adopted) -> None:
         clean = False
         try:
             await Connection(stream, credentials, self._shared).run()

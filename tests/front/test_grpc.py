@@ -22,7 +22,7 @@ class Echo(grpc.GenericRpcHandler):
 
     def __init__(self) -> None:
         self.metadata: list[dict[str, str]] = []
-        self.cancelled = threading.Event()
+        self.waiting, self.cancelled = threading.Event(), threading.Event()
 
     def service(self, details):
         self.metadata.append(dict(details.invocation_metadata))
@@ -39,6 +39,7 @@ class Echo(grpc.GenericRpcHandler):
 
     def _wait(self, request, context):
         context.add_callback(self.cancelled.set)
+        self.waiting.set()
         self.cancelled.wait(20)
         return request
 
@@ -149,7 +150,7 @@ def test_a_connection_belongs_to_one_application_and_user(world: World) -> None:
 def test_client_that_leaves_is_told_to_the_application(world: World) -> None:
     channel = world.channel()
     call = channel.unary_unary(METHOD + "Wait").future(b"", metadata=EMOTION, timeout=20)
-    world.root.eventually(lambda: bool(world.echo.metadata))
+    assert world.echo.waiting.wait(10)
     channel.close()
     assert world.echo.cancelled.wait(10)
     assert call.code() is grpc.StatusCode.CANCELLED
