@@ -102,6 +102,7 @@ class Play:
         settle(self.cables, self.ears())
 
 
+@settings(deadline=None)
 @given(ACTIONS)
 def test_every_byte_arrives_once_and_in_order_whatever_the_interleaving(actions: list[tuple[str, int, int]]) -> None:
     parent, child, cable = pair()
@@ -119,6 +120,7 @@ def test_every_byte_arrives_once_and_in_order_whatever_the_interleaving(actions:
         assert connection._budget == SMALL.link_budget
 
 
+@settings(deadline=None)
 @given(ACTIONS)
 def test_three_hops_relay_every_byte_once_and_in_order(actions: list[tuple[str, int, int]]) -> None:
     nodes, cables = tree()
@@ -134,6 +136,7 @@ def test_three_hops_relay_every_byte_once_and_in_order(actions: list[tuple[str, 
     assert not any(connection.streams for cable in cables for connection in (cable.down, cable.up))
 
 
+@settings(deadline=None)
 @given(ACTIONS, st.integers(0, 119), st.integers(0, 2))
 def test_a_link_lost_at_any_point_ends_what_it_carried_and_nothing_doubles(
     actions: list[tuple[str, int, int]], moment: int, which: int
@@ -230,6 +233,20 @@ def test_no_bulk_leaves_when_its_bound_is_spent_but_everything_else_does() -> No
     assert cable.down.bulk_waits()
     small = bytes(cable.down.message(0.0, 160))
     assert 0 < len(small) <= 160
+
+
+def test_bulk_that_waits_for_its_bound_keeps_nobody_from_waking_the_link() -> None:
+    woken: list[int] = []
+    parent, _, cable = pair(Limits())
+    cable.down.wake = lambda: woken.append(1)
+    bulk = parent.open(cable.down, "child", b"bulk", Lane.BULK)
+    sync = parent.open(cable.down, "child", b"sync", Lane.SYNC)
+    bulk.write(b"B" * 1000)
+    cable.down.message(0.0, 0)
+    assert not cable.down.message(0.0, 0)
+    before = len(woken)
+    sync.write(b"S")
+    assert len(woken) == before + 1
 
 
 def test_windows_grow_while_they_are_the_bottleneck_and_never_beyond_the_budget() -> None:
@@ -459,7 +476,7 @@ HOSTILE = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 @given(HOSTILE, st.booleans())
 def test_whatever_a_peer_sends_costs_a_protocol_error_at_most(pieces: list[bytes], together: bool) -> None:
     _, _, cable = pair()

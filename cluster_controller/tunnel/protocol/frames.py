@@ -31,9 +31,9 @@ def frame(kind: int, stream: int, payload: bytes = b"", flags: int = 0) -> bytes
     return HEADER.pack(kind, flags, 0, stream, len(payload)) + payload
 
 
-def walk(data: bytes | bytearray | memoryview, limit: int) -> int:
-    """How many bytes at the front of ``data`` (whole frames) are whole frames and no more than ``limit``."""
-    position = 0
+def walk(data: bytes | bytearray, limit: int) -> tuple[int, int]:
+    """How many bytes at the front of ``data`` (whole frames) are whole frames and no more than ``limit``, and how many frames."""
+    position = count = 0
     size = min(len(data), limit)
     unpack = U32.unpack_from
     while position + HEADER_SIZE <= size:
@@ -41,15 +41,5 @@ def walk(data: bytes | bytearray | memoryview, limit: int) -> int:
         if end > size:
             break
         position = end
-    return position
-
-
-def count(data: bytes | bytearray | memoryview, size: int) -> int:
-    """How many frames the first ``size`` bytes of ``data`` are."""
-    position = 0
-    number = 0
-    unpack = U32.unpack_from
-    while position < size:
-        position += HEADER_SIZE + unpack(data, position + 8)[0]
-        number += 1
-    return number
+        count += 1
+    return position, count
