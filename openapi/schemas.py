@@ -15,7 +15,7 @@ from cluster_controller.resources import kinds
 from cluster_controller.resources.registry import ResourceType
 
 Schema = dict[str, Any]
-_FIELD = re.compile(r"^    (\w+):[^#]*?#\s*(.+)$", re.MULTILINE)
+_FIELD = re.compile(r"^    (\w+):[^#\n]*#\s*(.+)$", re.MULTILINE)
 _STANDARD = {
     "apiVersion": "The versioned schema of this object.",
     "kind": "The kind of this object.",

@@ -44,7 +44,8 @@ def test_a_config_map() -> None:
     )
     raw = field(1, metadata) + field(2, field(1, b"x") + field(2, b"y")) + field(3, field(1, b"b") + field(2, b"\x00\x01")) + field(4, 1)
     assert protobuf.decode(envelope("v1", "ConfigMap", raw)) == {
-        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m", "namespace": "default", "labels": {"k": "v"}, "finalizers": ["a/b"]},
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": "m", "namespace": "default", "labels": {"k": "v"}, "finalizers": ["a/b"]},
         "data": {"x": "y"}, "binaryData": {"b": base64.b64encode(b"\x00\x01").decode()}, "immutable": True,
     }  # fmt: skip
 

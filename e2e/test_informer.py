@@ -1,0 +1,154 @@
+"""client-go's own informers (typed and dynamic) and the Python dynamic client hold what the controller holds, through a restart."""
+
+import asyncio
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.openapi.support import GROUP, application, config_map, fronted, kubeconfig, serving
+
+GO = shutil.which("go") or ("/usr/local/go/bin/go" if Path("/usr/local/go/bin/go").exists() else None)
+SOURCE = Path(__file__).parent / "informer"
+MAPS = "/api/v1/namespaces/default/configmaps"
+APPS = f"{GROUP}/namespaces/default/applications"
+needs_go = pytest.mark.skipif(GO is None and not os.environ.get("CI"), reason="go is not installed; get it from https://go.dev/dl/")
+
+
+@pytest.fixture(scope="module")
+def informer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    assert GO is not None, "go is needed: https://go.dev/dl/"
+    program = tmp_path_factory.mktemp("go") / "informer"
+    environment = {**os.environ, "CGO_ENABLED": "0"}
+    subprocess.run([GO, "build", "-trimpath", "-o", str(program), "."], cwd=SOURCE, env=environment, check=True, timeout=600)
+    return program
+
+
+class Follower:
+    """The Go program: its lines, and its state when asked."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.asked = 0
+
+    async def until(self, wanted: str) -> str:
+        assert self.process.stdout is not None
+        async with asyncio.timeout(90):
+            while line := (await self.process.stdout.readline()).decode().strip():
+                if line.startswith(wanted):
+                    return line
+        raise AssertionError(f"the informer ended before it said {wanted!r}")
+
+    async def state(self) -> str:
+        assert self.process.stdin is not None
+        self.asked += 1
+        self.process.stdin.write(f"{self.asked}\n".encode())
+        return (await self.until(f"STATE {self.asked} ")).split(" ", 2)[2]
+
+
+async def wanted(client: Any) -> str:
+    """The state as a list shows it, in the program's words."""
+    shown = []
+    for kind, path in (("applications", APPS), ("configmaps", MAPS)):
+        items = (await client.get(path)).json()["items"]
+        entries = []
+        for item in items:
+            metadata = item["metadata"]
+            data = f"={item.get('data', {}).get('x', '')}" if kind == "configmaps" else ""
+            entries.append(f"{metadata['namespace']}/{metadata['name']}@{metadata['resourceVersion']}{data}")
+        shown.append(f"{kind}: {' '.join(sorted(entries))}")
+    return " ".join(shown)
+
+
+async def agrees(follower: Follower, client: Any) -> None:
+    """Events may still be on their way: each further one is waited for, until both say the same."""
+    async with asyncio.timeout(90):
+        while True:
+            expected, held = await wanted(client), await follower.state()
+            if held.strip() == expected.strip():
+                return
+            await asyncio.sleep(0.1)
+
+
+@needs_go
+def test_informers_survive_a_restart_of_the_controller(tmp_path: Path, informer: Path) -> None:
+    store, front = tmp_path / "store", tmp_path / "front"
+    store.mkdir()
+    front.mkdir()
+
+    async def main() -> None:
+        async with serving(store) as server, fronted(server, front) as port:
+            for number in range(3):
+                assert (await server.admin.post(MAPS, json=config_map(f"m{number}", x=str(number)))).status_code == 201
+            pipe = asyncio.subprocess.PIPE
+            process = await asyncio.create_subprocess_exec(
+                informer, "--kubeconfig", str(kubeconfig(front)), stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.DEVNULL
+            )
+            follower = Follower(process)
+            await follower.until("SYNCED")
+            assert (await server.admin.post(APPS, json=application())).status_code == 201
+            await follower.until("ADD applications default/emotion")
+            await agrees(follower, server.admin)
+        try:
+            async with serving(store) as server:  # changes while nobody can see them
+                assert (await server.admin.delete(f"{MAPS}/m0")).status_code == 200
+                assert (await server.admin.put(f"{MAPS}/m1", json=config_map("m1", x="changed"))).status_code == 200
+                assert (await server.admin.post(MAPS, json=config_map("m9", x="new"))).status_code == 201
+                async with fronted(server, front, port):
+                    await follower.until("DELETE configmaps default/m0")
+                    await agrees(follower, server.admin)
+                    assert (await server.admin.delete(f"{APPS}/emotion")).status_code == 200
+                    await follower.until("DELETE applications default/emotion")
+                    await agrees(follower, server.admin)
+        finally:
+            assert process.stdin is not None
+            process.stdin.close()
+            async with asyncio.timeout(30):
+                await process.communicate()
+
+    asyncio.run(main())
+
+
+def python_client(folder: Path) -> dict[str, Any]:
+    """What the kubernetes package's dynamic client sees and does; in a thread, for it is synchronous."""
+    from kubernetes import config, dynamic
+    from kubernetes.dynamic.exceptions import ConflictError, NotFoundError
+
+    with config.new_client_from_config(str(kubeconfig(folder))) as connection:
+        client = dynamic.DynamicClient(connection, cache_file=str(folder / "discovery.json"))
+        apps = client.resources.get(api_version="banyan.dev/v1alpha1", kind="Application")
+        maps = client.resources.get(api_version="v1", kind="ConfigMap")
+        made = apps.create(body=application(), namespace="default")
+        changed = made.to_dict()
+        changed["spec"]["components"][0]["replicas"] = 4
+        apps.replace(body=changed, namespace="default")
+        conflicts = missing = 0
+        try:
+            apps.replace(body=changed, namespace="default")
+        except ConflictError:
+            conflicts += 1
+        patch = {"metadata": {"labels": {"a": "b"}}}
+        apps.patch(name="emotion", namespace="default", body=patch, content_type="application/merge-patch+json")
+        selected = [item.metadata.name for item in apps.get(namespace="default", label_selector="a=b").items]
+        maps.create(body=config_map("m", x="1"), namespace="default")
+        seen = [(event["type"], event["object"].metadata.name) for event in maps.watch(namespace="default", timeout=1)]
+        apps.delete(name="emotion", namespace="default")
+        try:
+            apps.get(name="emotion", namespace="default")
+        except NotFoundError:
+            missing += 1
+        return {"conflicts": conflicts, "missing": missing, "selected": selected, "seen": seen}
+
+
+def test_the_python_dynamic_client(tmp_path: Path) -> None:
+    folder = tmp_path / "front"
+    folder.mkdir()
+
+    async def main() -> dict[str, Any]:
+        async with serving(tmp_path) as server, fronted(server, folder):
+            return await asyncio.to_thread(python_client, folder)
+
+    assert asyncio.run(main()) == {"conflicts": 1, "missing": 1, "selected": ["emotion"], "seen": [("ADDED", "m")]}
