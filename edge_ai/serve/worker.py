@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from grpc import aio
 
 BACKLOG = 1024
+MAX_PARENT = 80  # bytes of a folder's path in which a Unix socket's path still has room
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -149,7 +150,10 @@ class Worker:
 
     async def _join(self, outer: End) -> None:
         if self._grpc is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="banyan-serve-")
+            # Beside the control socket, in a folder that its owner clears, even when this worker is killed.
+            control = self._settings.control
+            beside = control.parent if control is not None and len(bytes(control.parent.absolute())) < MAX_PARENT else None
+            self._folder = tempfile.TemporaryDirectory(prefix=".grpc-", dir=beside)
             self._grpc = asyncio.ensure_future(self._start_grpc(f"{self._folder.name}/grpc"))
         try:
             await asyncio.shield(self._grpc)
