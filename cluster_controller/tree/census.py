@@ -16,6 +16,7 @@ from cluster_controller.documents import Documents, encode, put_changed
 from cluster_controller.resources import kinds
 from cluster_controller.settling import Settler
 from cluster_controller.store import Event, Key, Store, Stored, Tx
+from cluster_controller.tree.listing import DECIDED
 from cluster_controller.tree.merge import Merged, merge
 
 log = structlog.get_logger()
@@ -278,8 +279,8 @@ class Census:
     def _write_cluster(self, tx: Tx, known: Known, stored: Stored | None, own: kinds.Cluster | None, merged: Merged) -> None:
         before = own.status if own is not None else kinds.ClusterState()
         phase = {"True": "Ready", "False": "NotReady", "Unknown": "Unknown"}[known.ready]
-        if before.phase in {"Held", "Revoked", "Pending"} and known.reason in {"LinkLost", "NeverReported"}:
-            phase = before.phase  # what a person or the membership decided says more than a missing link
+        if before.phase in DECIDED:
+            phase = before.phase  # what a person or the membership decided stands until they end it
         if phase != before.phase:
             self._transition(known, before.phase, phase)
         condition = kinds.Condition(
