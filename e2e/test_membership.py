@@ -93,7 +93,7 @@ def test_people_have_the_rights_that_they_were_given(tree: Tree, root: Site) -> 
     assert "orbidden" in root.kubectl("get", "secrets", kubeconfig=viewer, check=False)
     root.kubectl("get", "applications", kubeconfig=viewer)
     root.banyan("user", "revoke", "vera")
-    until("she is barred", lambda: "nauthorized" in root.kubectl("get", "applications", kubeconfig=viewer, check=False))
+    until("she is barred", lambda: "was revoked" in root.kubectl("get", "applications", kubeconfig=viewer, check=False))
 
 
 def test_leave_forgets_the_site_on_both_sides(tree: Tree, root: Site) -> None:

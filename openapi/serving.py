@@ -18,6 +18,7 @@ from cluster_controller.identity import users
 from cluster_controller.metrics import exposition
 from cluster_controller.resources.tables import Heard
 from cluster_controller.routes import Routes
+from cluster_controller.store import Event
 from cluster_controller.tasks import Tasks
 from cluster_controller.tunnel.messages import Lane
 from cluster_controller.tunnel.stream import Stream
@@ -140,6 +141,7 @@ class Serving:
         self.services.front = self.front
         self._tasks = Tasks("serving")
         self.port = 0
+        self._unsubscribe = controller.store.subscribe(self._changed, "own")
         controller.tunnel.handle(HTTP, self._serve_http)
         controller.tunnel.handle(APPLICATION, self._serve_application)
 
@@ -163,7 +165,14 @@ class Serving:
         self._tasks.keep("renew-certificate", lambda: self._renew(host))
         return self.port
 
+    def _changed(self, events: Sequence[Event]) -> None:
+        """A user who was revoked or removed loses the connections that are open, watches included."""
+        for event in events:
+            if event.stored.key.kind == "User" and (event.kind_of == "delete" or b'"revoked":true' in event.stored.document):
+                self.front.disconnect(event.stored.key.name)
+
     async def close(self, deadline_seconds: float = 5.0) -> None:
+        self._unsubscribe()
         await self._tasks.close()
         await self._app.close()
         await self.front.close(deadline_seconds)
