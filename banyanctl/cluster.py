@@ -7,6 +7,7 @@ import typer
 from banyanctl import kinds, objects, output
 from banyanctl.cli import Command, application, examples, settings
 from banyanctl.client import Client
+from banyanctl.tree import cluster_pages
 
 app = application("Members of the tree: list, remove, revoke, keep.")
 KIND = kinds.find("clusters")
@@ -25,7 +26,13 @@ def keeper(client: Client, name: str) -> Client:
 @examples("banyan cluster list", "banyan cluster list -l tier=edge", "banyan cluster list -o wide")
 def list_clusters(selector: objects.Selector = "") -> None:
     """Every cluster below the controller that is asked, with parent, state and when it was last heard."""
-    objects.get(["clusters"], selector=selector)
+    form = settings().output
+    with settings().client() as client:
+        pages = list(cluster_pages(client, selector))
+    items = [{"apiVersion": KIND.api_version, "kind": KIND.kind, **row["object"]} for page in pages for row in page["rows"]]
+    columns, rows = objects.read_table(pages, wide=form == "wide")
+    data = {"apiVersion": "v1", "kind": "List", "items": items}
+    output.emit(data, form, lambda: output.table(columns, rows, empty="no cluster has these labels; `banyan tree -o wide` shows them"))
 
 
 @app.command(cls=Command)

@@ -19,7 +19,7 @@ import typer
 from banyanctl import application, kinds, objects, output
 from banyanctl.cli import examples, settings
 from banyanctl.client import Answer, Client
-from banyanctl.tree import read_rows
+from banyanctl.tree import cluster_pages, read_rows
 from cluster_controller.errors import BanyanError, InvalidInput, NotFound
 
 AT_ONCE = 16
@@ -90,8 +90,7 @@ def _show(answer: Answer) -> None:
 
 
 def _many(client: Client, selector: str, verb: str, where: str, body: bytes | None, headers: Mapping[str, str], timeout: float) -> None:
-    query = {"labelSelector": selector, "includeObject": "Object"}
-    rows = read_rows(client.pages(kinds.path(kinds.find("clusters"), ""), query, objects.AS_TABLE))[:CLUSTERS_LIMIT]
+    rows = read_rows(cluster_pages(client, selector))[:CLUSTERS_LIMIT]
     if not rows:
         raise NotFound(f"no cluster has the labels {selector}; `banyan tree -o wide` shows labels")
 

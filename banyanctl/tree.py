@@ -1,13 +1,15 @@
 """`banyan tree`: every cluster below, as a picture: health, how long ago it was heard, what runs there, which link is broken."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any
 
 import typer
 
 from banyanctl import kinds, objects, output
 from banyanctl.cli import examples, settings
+from banyanctl.client import Client
 from banyanctl.output import Branch
+from cluster_controller.resources.selectors import parse_labels
 
 DEPTH_LIMIT = 64  # of a drawn tree; deeper ones are asked for with --at
 
@@ -18,13 +20,27 @@ def tree(
     broken: Annotated[bool, typer.Option("--broken", help="Only clusters that are not Ready, with the way to them.")] = False,
 ) -> None:
     """Draw the tree below a controller: health, age, applications, broken links."""
-    kind = kinds.find("clusters")
-    query = {"labelSelector": selector, "includeObject": "Object"}
     with settings().client() as client, output.progress("reading the tree"):
-        pages = list(client.pages(kinds.path(kind, ""), query, objects.AS_TABLE))
-    rows = read_rows(pages)
+        rows = read_rows(cluster_pages(client, selector))
     nested = nest(rows)
     output.emit(nested, settings().output, lambda: _draw(nested, wide=settings().output == "wide", broken=broken))
+
+
+def cluster_pages(client: Client, selector: str) -> Iterator[Mapping[str, Any]]:
+    """The server's table of clusters, cut to those whose labels fit: the site's own and every ancestor's, merged, as placement sees them.
+
+    (`metadata.labels`, which the API itself selects by, holds only what the controller that is asked laid over them.)
+    """
+    wanted = parse_labels(selector)
+    path = kinds.path(kinds.find("clusters"), "")
+    for page in client.pages(path, {"includeObject": "Object"}, objects.AS_TABLE):
+        rows = [row for row in page.get("rows") or [] if wanted.matches(_labels(row))]
+        yield {**page, "rows": rows}
+
+
+def _labels(row: Mapping[str, Any]) -> dict[str, str]:
+    thing = row.get("object") or {}
+    return {**((thing.get("metadata") or {}).get("labels") or {}), **((thing.get("status") or {}).get("labels") or {})}
 
 
 def read_rows(pages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -109,7 +109,14 @@ def banyan(api: Api, tmp_path: Path) -> Iterator[Banyan]:
 
 def cluster(name: str, uid: str, parent: str = "", path: tuple[str, ...] = (), phase: str = "Ready", **more: Any) -> dict[str, Any]:
     cells = [name, parent or "<none>", phase, "3s" if path else "", more.get("broken", "")]
-    status = {"uid": uid, "parentUid": parent, "parent": parent, "path": list(path), "facts": {"applications": 1, "instances": 2}}
+    status = {
+        "uid": uid,
+        "parentUid": parent,
+        "parent": parent,
+        "path": list(path),
+        "facts": {"applications": 1, "instances": 2},
+        "labels": more.get("labels", {}),
+    }
     return {"cells": cells, "object": {"metadata": {"name": name}, "status": status}}
 
 
@@ -138,6 +145,21 @@ def test_the_tree_is_drawn_with_health_age_and_the_broken_hop(banyan: Banyan, ap
     assert "edge-1" in only
     nested = json.loads(banyan("tree", "-o", "json").stdout)
     assert nested[0]["children"][1]["children"][0]["name"] == "edge-1"
+
+
+def test_a_selector_sees_the_labels_that_the_site_gave_itself(banyan: Banyan, api: Api) -> None:
+    rows = (
+        cluster("root", "u0"),
+        cluster("c1", "u1", "u0", ("c1",), labels={"tier": "edge"}),
+        cluster("c10", "u2", "u0", ("c10",), labels={"tier": "edges"}),
+    )
+    api.replies[f"GET {CLUSTERS}"] = (200, table(*rows))
+    assert banyan("tree", "-l", "tier=edge", "-o", "name").stdout == "c1\n"
+    assert banyan("cluster", "list", "-l", "tier=edge", "-o", "name").stdout == "cluster/c1\n"
+    api.replies[f"GET {CLUSTERS}/c1/banyan/healthz"] = (200, b"ok")
+    asked = json.loads(banyan("invoke", "--clusters", "tier=edge", "/healthz", "-o", "json").stdout)["items"]
+    assert [each["cluster"] for each in asked] == ["c1"]
+    assert "SELECTOR" not in banyan("tree", "-l", "tier=(", code=2).stderr
 
 
 def test_two_reports_that_contradict_each_other_lose_no_cluster(banyan: Banyan, api: Api) -> None:
