@@ -123,6 +123,10 @@ class Journal:
         """Changes at or below it have been forgotten; a cursor at or above it can be continued."""
         return self.floor if space is None else self._floors.get(space, 0)
 
+    def floors(self) -> dict[str, int]:
+        """By space."""
+        return dict(self._floors)
+
     def since(self, revision: int, space: str | None = None) -> list[Event]:
         """Every event after ``revision``, oldest first."""
         floor = self.floor_of(space)

@@ -24,7 +24,8 @@ import structlog
 from msgspec import Struct
 
 from cluster_controller.errors import Exhausted, StoreError
-from cluster_controller.store.database import Batch, Database, DiskLost
+from cluster_controller.store.backup import Capture, Summary, write_backup
+from cluster_controller.store.database import Batch, Change, Database, DiskLost
 from cluster_controller.store.journal import Trimmed
 from cluster_controller.store.loading import Loaded, load
 from cluster_controller.store.model import Event, Expired, Key, Limits, Stored
@@ -154,6 +155,23 @@ class Store:
     def last(self, space: str) -> int:
         """The revision of the newest change of a space; 0 when it never changed."""
         return self._journal.last(space)
+
+    def capture(self) -> Capture:
+        """All of the committed state, by reference, for a backup: what lives, the journal, and the states before its entries."""
+        changes = {stored.revision: Change(stored, False) for space in self.spaces() for stored in self.scan(space)}
+        for event in self._journal.since(self._journal.floor):
+            if event.previous is not None:
+                changes[event.previous.revision] = Change(event.previous, False)
+            changes[event.revision] = Change(event.stored, event.kind_of == "delete")
+        ordered = [changes[revision] for revision in sorted(changes)]
+        return Capture(self.revision, ordered, self.history, self._journal.floor, self._journal.floors(), dict(self._facts))
+
+    async def backup(self, target: Path, passphrase: str, include: Sequence[str] = ("identity",)) -> Summary:
+        """Write an encrypted backup of what is committed now, and of the files below ``include``, to ``target``.
+
+        Commits go on meanwhile. Raises InvalidInput, AlreadyExists, StoreError.
+        """
+        return await asyncio.to_thread(write_backup, self.capture(), self._database.path.parent, target, passphrase, include)
 
     # --- writing
 
