@@ -37,7 +37,7 @@ SUBPROTOCOL = Subprotocol("banyan.tunnel.v1")
 PATH = "/tunnel"
 TLS_HANDSHAKE = 0x16  # first byte of a TLS record that begins a connection
 TCP_NOTSENT_LOWAT = 25
-TCP_INFO = struct.Struct("=8x15I36x3Q24xQ")
+TCP_INFO = struct.Struct("=68xI48xQ20xI8xQ")  # struct tcp_info: rtt, bytes_acked, min_rtt, delivery_rate
 SILENT = logging.Logger("tunnel.websocket", logging.CRITICAL)  # the link logs its own end, once
 MAX_ANSWERS = 65536  # bytes of pongs and the like that wait for a peer that does not read
 
@@ -116,8 +116,8 @@ class Wire(asyncio.BufferedProtocol):
 
     @property
     def writable(self) -> bool:
-        """The kernel has taken everything so far."""
-        return not self._paused and not self._lost and not self._code
+        """The kernel has taken everything so far, and neither side is closing."""
+        return not self._paused and not self._lost and not self._code and self._websocket.state is State.OPEN
 
     @property
     def closing(self) -> bool:
@@ -160,8 +160,8 @@ class Wire(asyncio.BufferedProtocol):
             return None
         if len(raw) < TCP_INFO.size:
             return None
-        fields = TCP_INFO.unpack(raw)
-        return Sample(max(0, self._written - fields[15]), fields[13] / 1e6, fields[14] / 1e6, float(fields[16]))
+        rtt, acknowledged, min_rtt, rate = TCP_INFO.unpack(raw)
+        return Sample(max(0, self._written - acknowledged), rtt / 1e6, min(rtt, min_rtt) / 1e6, float(rate), acknowledged)
 
     def stuck_since(self) -> float | None:
         """Loop time since which a message is incomplete; None when none is."""

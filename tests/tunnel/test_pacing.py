@@ -8,7 +8,7 @@ from cluster_controller.tunnel.protocol.pacing import MIN_FRAME, MIN_WINDOW, Pac
 def simulate(rate: float, base_rtt: float, seconds: float) -> tuple[Pacer, float, float]:
     """A link of ``rate`` bytes/s with an endless queue: the pacer, the mean queueing delay of the second half, the share used."""
     pacer, now, step = Pacer(), 0.0, 0.001
-    queued = under_way = delivered = 0.0
+    queued = under_way = delivered = acknowledged = 0.0
     arrivals: list[tuple[float, float]] = []
     smoothed = base_rtt
     delays: list[float] = []
@@ -21,10 +21,11 @@ def simulate(rate: float, base_rtt: float, seconds: float) -> tuple[Pacer, float
         while arrivals and arrivals[0][0] <= now:
             size = arrivals.pop(0)[1]
             under_way -= size
+            acknowledged += size
             delivered += size if now > seconds / 2 else 0
         smoothed += 0.05 * (base_rtt + queued / rate - smoothed)
         known = rate if now > 3 * base_rtt else 0.0
-        allowed = pacer.allowance(now, Sample(int(under_way), smoothed, base_rtt, known))
+        allowed = pacer.allowance(now, Sample(int(under_way), smoothed, base_rtt, known, int(acknowledged)))
         queued += allowed
         under_way += allowed
         if now > seconds / 2:

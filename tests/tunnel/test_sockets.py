@@ -251,3 +251,23 @@ def test_a_link_and_a_stream_cost_little_memory() -> None:
             assert len(streams) == 900
 
     run(main)
+
+
+def test_what_the_kernel_measures_is_read_from_the_right_places() -> None:
+    async def main() -> None:
+        async with chain("region") as (top, region):
+            region.tunnel.handle("swallow", swallow)
+            stream = await top.tunnel.open(region.uid, "swallow", lane=Lane.BULK)
+            for _ in range(50):
+                await stream.write(BLOCK)
+            await stream.close_write()
+            assert await stream.read() == b""
+            wire = top.tunnel.links[region.uid].wire
+            sample = wire.sample()
+            assert sample is not None
+            assert 0 < sample.min_rtt <= sample.rtt < 1.0
+            assert 50 * len(BLOCK) < sample.acknowledged <= wire.stats.bytes_out + 1
+            assert sample.unacknowledged == max(0, wire.stats.bytes_out - sample.acknowledged)
+            assert 1e5 < sample.rate < 1e12
+
+    run(main)

@@ -4,8 +4,21 @@ import asyncio
 
 import pytest
 
-from cluster_controller.tunnel import ResetCode, Stream, StreamNotServed, StreamReset
-from tests.tunnel.support import chain, echo, read_all, run
+from cluster_controller.errors import Conflict, Exhausted, InvalidInput, Unreachable
+from cluster_controller.tunnel import (
+    CloseCode,
+    ControlMessage,
+    Path,
+    RenewReply,
+    RenewRequest,
+    ResetCode,
+    Stream,
+    StreamForbidden,
+    StreamNotServed,
+    StreamReset,
+    Welcome,
+)
+from tests.tunnel.support import chain, echo, identity, read_all, record_of, run
 
 LOOPS = pytest.mark.parametrize("uvloop", [False, True], ids=["asyncio", "uvloop"])
 
@@ -78,5 +91,150 @@ def test_abort_reaches_the_other_end_with_its_reason() -> None:
             stream.abort("no longer wanted")
             error = await failed
             assert (str(error), error.code) == ("no longer wanted", ResetCode.CANCELLED)
+
+    run(main)
+
+
+def test_a_parent_whose_path_leads_through_the_child_is_left() -> None:
+    async def main() -> None:
+        async with chain("region") as (top, region):
+            link = top.tunnel.links[region.uid]
+            link.send_control(Path(uids=("other", region.uid, top.uid)))
+            await link.gone()
+            assert "loop" in top.downs[-1]
+
+    run(main)
+
+
+@pytest.mark.parametrize("message", [Path(uids=("x",)), RenewReply(), Welcome()])
+def test_a_child_that_says_what_only_a_parent_may_say_loses_its_link(message: ControlMessage) -> None:
+    async def main() -> None:
+        async with chain("region") as (top, region):
+            assert region.tunnel.parent is not None
+            link = top.tunnel.links[region.uid]
+            region.tunnel.parent.send_control(message)
+            await link.gone()
+            assert "not the child's to send" in top.downs[-1]
+
+    run(main)
+
+
+def test_a_renewal_over_a_live_link_is_answered_there() -> None:
+    async def main() -> None:
+        async with chain("region") as (_, region):
+            assert region.tunnel.parent is not None
+            region.tunnel.parent.send_control(RenewRequest(csr=b"x"))
+            await region.until(lambda: region.controls)
+            assert region.controls == [RenewReply(certificate_chain=(region.uid.encode(),))]
+
+    run(main)
+
+
+def test_what_is_not_in_reach_is_said_at_once_where_it_is_known() -> None:
+    async def main() -> None:
+        async with chain("region") as (top, _region):
+            with pytest.raises(Unreachable, match="not in the subtree"):
+                await top.tunnel.open("nobody", "x")
+            with pytest.raises(InvalidInput, match="itself"):
+                await top.tunnel.open(top.uid, "x")
+            top.router.attach(record_of(identity("other"), top.uid, 1))
+            with pytest.raises(Unreachable, match="no link to this controller now"):
+                await top.tunnel.open(identity("other").uid, "x")
+
+    run(main)
+
+
+def test_streams_leave_the_subtree_upwards_only_if_the_policy_says_so() -> None:
+    async def main() -> None:
+        async with chain("region", "edge") as (top, region, edge):
+            top.tunnel.handle("echo", echo)
+            with pytest.raises(Unreachable, match="ask a controller above"):
+                await edge.tunnel.open(top.uid, "echo")
+            edge.tunnel.policy = lambda source, destination: True
+            refused = await edge.tunnel.open(top.uid, "echo")
+            with pytest.raises(StreamForbidden, match="do not leave its subtree") as caught:
+                await refused.read()
+            assert caught.value.hop == region.uid
+            region.tunnel.policy = lambda source, destination: (source, destination) == (edge.uid, top.uid)
+            stream = await edge.tunnel.open(top.uid, "echo")
+            await stream.write(b"up")
+            assert await stream.read() == b"up"
+
+    run(main)
+
+
+def test_a_draining_link_finishes_what_it_carries_and_takes_nothing_new() -> None:
+    async def main() -> None:
+        async with chain("region") as (top, region):
+            region.tunnel.handle("echo", echo)
+            stream = await top.tunnel.open(region.uid, "echo")
+            await stream.write(b"one")
+            assert await stream.read() == b"one"
+            assert region.tunnel.parent is not None
+            region.tunnel.parent.go_away("upgrade")
+            assert await top.tunnel.links[region.uid].probe(5)
+            with pytest.raises(Exhausted, match="going away"):
+                await top.tunnel.open(region.uid, "echo")
+            await stream.write(b"two")
+            assert await stream.read() == b"two"
+
+    run(main)
+
+
+def test_a_handler_that_fails_resets_its_stream_with_the_reason() -> None:
+    async def main() -> None:
+        async with chain("region") as (top, region):
+
+            async def fail(stream: Stream) -> None:
+                raise Exhausted("no room for more")
+
+            region.tunnel.handle("fail", fail)
+            stream = await top.tunnel.open(region.uid, "fail")
+            with pytest.raises(StreamReset, match="no room for more") as caught:
+                await stream.read()
+            assert caught.value.code is ResetCode.INTERNAL
+
+    run(main)
+
+
+def test_misuse_of_a_stream_is_an_error_where_it_happens() -> None:
+    async def main() -> None:
+        async with chain("region") as (top, region):
+            region.tunnel.handle("echo", echo)
+            stream = await top.tunnel.open(region.uid, "echo")
+            reading = asyncio.create_task(stream.read())
+            await asyncio.sleep(0)
+            with pytest.raises(RuntimeError, match="read already"):
+                await stream.read()
+            await stream.close_write()
+            with pytest.raises(RuntimeError, match="after close_write"):
+                await stream.write(b"x")
+            assert await reading == b""
+            stream.abort()  # both directions have ended: nothing happens
+            assert await stream.read() == b""
+
+    run(main)
+
+
+def test_a_probe_of_a_link_that_has_ended_is_false() -> None:
+    async def main() -> None:
+        async with chain("region") as (top, region):
+            link = top.tunnel.links[region.uid]
+            assert await link.probe(5)
+            link.close(CloseCode.NORMAL, "enough")
+            assert not await link.probe(5)
+            await link.gone()
+
+    run(main)
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    async def main() -> None:
+        async with chain() as (top,):
+            port = await top.tunnel.serve("127.0.0.1", 0)
+            with pytest.raises(Conflict, match=f"127.0.0.1:{port} is in use"):
+                await top.tunnel.serve("127.0.0.1", port)
+            with pytest.raises(Unreachable, match="cannot be listened on"):
+                await top.tunnel.serve("192.0.2.1", 0)
 
     run(main)
