@@ -4,6 +4,7 @@ The front authenticates; here `scope["banyan.user"]` is the user, None only for 
 nothing else. `create_app` must be called in the running loop; `start` makes what the API itself needs (the namespace default).
 """
 
+import re
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -38,6 +39,7 @@ ALL_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 DEFAULT_NAMESPACE = "default"
 # The Kubernetes version whose conventions are followed; clients read it to decide what they may ask.
 KUBERNETES = ("1", "32")
+_SERVICES = re.compile(r"(?:namespaces/[^/]+/)?services")  # none are kept; kubectl cluster-info lists them
 Endpoint = Callable[[Request], Awaitable[Response | ASGIApp]]
 
 
@@ -197,7 +199,7 @@ class Api:
     async def _resource(self, request: Request) -> Response | ASGIApp:
         group, version = request.path_params.get("group", ""), request.path_params.get("version", "v1")
         path = request.path_params["path"]
-        if not group and path.split("/")[-1] == "services" and request.method == "GET":
+        if not group and _SERVICES.fullmatch(path) and request.method == "GET":
             return _json({"kind": "ServiceList", "apiVersion": "v1", "metadata": {"resourceVersion": "0"}, "items": []})
         return await self._handlers.respond(request, group, version, path)
 

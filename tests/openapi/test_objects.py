@@ -123,7 +123,9 @@ def test_status_belongs_to_its_subresource(tmp_path: Path) -> None:
         )
         assert ok(await server.admin.get(f"{APPS}/emotion/status"))["status"] == first["status"]
         kept = ok(
-            await server.admin.patch(f"{APPS}/emotion", json={"spec": {"rollout": {"wave": 2}}, "status": {"phase": "x"}}, headers=MERGE)
+            await server.admin.patch(
+                f"{APPS}/emotion", json={"spec": {"placement": {"clusterName": "a"}}, "status": {"phase": "x"}}, headers=MERGE
+            )
         )
         assert kept["status"]["phase"] == "Running"
         assert ok(await server.admin.patch(f"{APPS}/emotion/status", json={"status": {"ready": 1}}, headers=MERGE))["status"]["ready"] == 1
@@ -350,5 +352,15 @@ def test_delete_collection_by_selector(tmp_path: Path) -> None:
         gone = ok(await server.admin.delete(MAPS, params={"labelSelector": "tier=x"}))
         assert [each["metadata"]["name"] for each in gone["items"]] == ["a", "b"]
         assert [each["metadata"]["name"] for each in ok(await server.admin.get(MAPS))["items"]] == ["c"]
+
+    run(tmp_path, body)
+
+
+def test_services_are_an_empty_list_and_hide_no_object_of_that_name(tmp_path: Path) -> None:
+    async def body(server: Server) -> None:
+        ok(await server.admin.post(MAPS, json=config_map("services")), 201)
+        assert ok(await server.admin.get(f"{MAPS}/services"))["kind"] == "ConfigMap"
+        for path in ("/api/v1/services", "/api/v1/namespaces/kube-system/services"):
+            assert ok(await server.admin.get(path))["items"] == []
 
     run(tmp_path, body)
