@@ -70,9 +70,11 @@ def init(wanted: Config) -> Made:
 
 def join(wanted: Config, token: str, waiting: Callable[[str], None]) -> Joined:
     """Make this site a member; the errors are those of `identity.join`. Once it returns, everything is on disk."""
+    from banyanctl.events import configure
     from cluster_controller.tree.joining import Request
     from cluster_controller.tree.joining import join as ask
 
+    configure("human", "warning")  # what a running controller tells its log, a person has no use for here
     request = Request(
         token=token,
         name=wanted.name,
@@ -91,13 +93,16 @@ def join(wanted: Config, token: str, waiting: Callable[[str], None]) -> Joined:
 
 @contextlib.contextmanager
 def _writable(wanted: Config) -> Iterator[None]:
-    """Say what is wrong with the data folder in words that help."""
+    """Say what is wrong with the data folder in words that help, and leave no empty one behind."""
     try:
         yield
     except PermissionError as error:
         raise InvalidInput(f"{wanted.data} cannot be written ({error.strerror}); choose a folder of yours with --data DIR") from error
     except (NotADirectoryError, FileNotFoundError) as error:
         raise InvalidInput(f"{wanted.data} is no folder that can be made ({error.strerror}); choose another with --data DIR") from error
+    finally:
+        with contextlib.suppress(OSError):
+            wanted.data.rmdir()  # refused by the system unless it is empty
 
 
 def leave(settings: Config, *, keep_applications: bool, force: bool) -> Left:
@@ -105,8 +110,10 @@ def leave(settings: Config, *, keep_applications: bool, force: bool) -> Left:
 
     Volumes and the model cache stay: they are the site's.
     """
+    from banyanctl.events import configure
     from cluster_controller.identity import load
 
+    configure("human", "warning")
     identity = load(settings.identity_folder)
     if identity.is_root:
         raise Forbidden(f"{identity.name} is the root of its tree, there is nobody to leave; to end the tree remove {settings.data}")

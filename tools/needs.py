@@ -6,6 +6,7 @@ summary names it and why; with CI=true that is a failure, for a check that CI le
     kubectl   1.30 or newer from PATH or $BANYAN_KUBECTL; else built from its Go module into ~/.cache/banyan-testbed
     go        the Go toolchain, for programs under e2e/
     root      uid 0 with network namespaces (ip netns)
+    systemd-analyze   checks units; from Debian's package systemd
 """
 
 import functools
@@ -106,7 +107,15 @@ def root() -> Path:
     return Path(found)
 
 
-TOOLS: dict[str, Callable[[], Path]] = {"kubectl": kubectl, "go": go, "root": root}
+def systemd_analyze() -> Path:
+    """The checker of systemd units. Raises Missing."""
+    found = shutil.which("systemd-analyze")
+    if not found:
+        raise Missing("systemd-analyze is not installed (Debian: apt-get install systemd)")
+    return Path(found)
+
+
+TOOLS: dict[str, Callable[[], Path]] = {"kubectl": kubectl, "go": go, "root": root, "systemd-analyze": systemd_analyze}
 _left_out: dict[str, list[str]] = {}
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from banyanctl import run
+from banyanctl import run, systemd
 from banyanctl.endpoint import read
 from cluster_controller.config import Config
 from cluster_controller.errors import InvalidInput
 from cluster_shim.process import client as supervisor
+from tools import needs
 
 FORBIDDEN = {"kubernetes", "grpc", "numpy", "onnxruntime", "alembic", "rich", "typer", "click", "yaml"}
 START_SECONDS = 30
@@ -103,3 +104,48 @@ def test_rich_is_kept_out_even_where_it_is_installed() -> None:
     code = "import sys; from banyanctl import run; run.keep_out(); import structlog; print(sys.modules['rich'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True, env=dict(os.environ))
     assert done.stdout == "None\n"
+
+
+def test_a_join_that_cannot_be_leaves_nothing_behind(tmp_path: Path) -> None:
+    altered = banyan("join", "banyan1nonsense", "--name", "edge-1", "--data", str(tmp_path / "edge"))
+    assert altered.returncode == 23
+    assert "banyan token create" in altered.stderr
+    empty = banyan("join", " ", "--name", "edge-1", "--data", str(tmp_path / "edge"))
+    assert empty.returncode == 2
+    misnamed = banyan("join", "banyan1nonsense", "--name", "Edge_1", "--data", str(tmp_path / "edge"))
+    assert misnamed.returncode == 2
+    assert not (tmp_path / "edge").exists()
+
+
+def test_init_twice_and_in_wrong_places_is_refused_by_name(tmp_path: Path, data: Path) -> None:
+    before = sorted(path.name for path in data.rglob("*"))
+    again = banyan("init", "other", "--data", str(data))
+    assert again.returncode == 4
+    assert "root lives in" in again.stderr
+    assert sorted(path.name for path in data.rglob("*")) == before
+    (tmp_path / "file").touch()
+    assert "is no folder" in banyan("init", "root", "--data", str(tmp_path / "file" / "x")).stderr
+
+
+def test_a_root_has_nobody_to_leave(data: Path) -> None:
+    done = banyan("leave", "--data", str(data))
+    assert done.returncode == 6
+    assert "nobody to leave" in done.stderr
+    assert (data / "identity" / "identity.json").exists()
+
+
+def test_the_unit_ends_the_controller_alone(tmp_path: Path) -> None:
+    """KillMode=process is what lets applications outlive the unit."""
+    text = systemd.unit_text(tmp_path, "/usr/bin/banyan")
+    assert "\nKillMode=process\n" in text
+    assert f"\nExecStart=/usr/bin/banyan run --data {tmp_path}" in text
+
+
+@pytest.mark.needs("systemd-analyze")
+def test_systemd_finds_no_fault_in_the_unit(tmp_path: Path) -> None:
+    unit = tmp_path / "banyan-edge-1.service"
+    unit.write_text(systemd.unit_text(tmp_path, sys.executable))
+    checker = str(needs.TOOLS["systemd-analyze"]())
+    done = subprocess.run([checker, "verify", "--man=no", str(unit)], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert unit.name not in done.stderr
