@@ -19,11 +19,11 @@ def _first(connection: Connection) -> None:
 
 
 STEPS: tuple[Step, ...] = (_first,)
-NEWEST = len(STEPS)
 
 
-def migrate(connection: Connection, name: str, steps: tuple[Step, ...] = STEPS) -> int:
+def migrate(connection: Connection, name: str) -> int:
     """Bring the schema up to date; ``name`` is the store's, for the message. Returns the version that was found; 0: a new store."""
+    steps = STEPS
     found = _version(connection)
     if found > len(steps):
         raise StoreTooNew(

@@ -224,8 +224,7 @@ class Store:
 
     async def close(self) -> None:
         """Wait for what is being written, then give the folder back."""
-        if self._broken is None:
-            self._broken = StoreError(f"{self._database.path} is closed")
+        self._break(StoreError(f"{self._database.path} is closed"))
         await self._idle.wait()
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._thread, self._database.close)
@@ -258,8 +257,6 @@ class Store:
         database = self._database
         if batch.events or batch.facts or batch.delivered:
             database.write(batch)
-            if database.wal_estimate >= self._limits.wal_bytes * WAL_SLACK:
-                database.checkpoint(self._limits.wal_bytes * WAL_SLACK)
 
     def _written(self, done: "asyncio.Future[None]", group: Sequence[Waiting], batch: Batch) -> None:
         error = done.exception()
@@ -319,22 +316,27 @@ class Store:
                 call(callback, own)
 
     def _next(self) -> None:
-        if self._queue:
-            self._flush()
-        elif self._database.wal_estimate >= self._limits.wal_bytes:
-            checkpoint = asyncio.get_running_loop().run_in_executor(
-                self._thread, self._database.checkpoint, self._limits.wal_bytes * WAL_SLACK
-            )
+        longest = self._limits.wal_bytes * WAL_SLACK
+        if self._database.wal_estimate >= (longest if self._queue else self._limits.wal_bytes):
+            checkpoint = asyncio.get_running_loop().run_in_executor(self._thread, self._database.checkpoint, longest)
             checkpoint.add_done_callback(self._checkpointed)
+        elif self._queue:
+            self._flush()
         else:
             self._flushing = False
             self._idle.set()
 
     def _checkpointed(self, done: "asyncio.Future[None]") -> None:
         error = done.exception()
-        if error is not None:  # nothing is lost: it stays in the WAL, and the next one tries again
+        if error is not None:  # everything is still in the WAL, and the next one tries again
             log.warning("store.checkpoint_failed", path=str(self._database.path), error=str(error))
+        if isinstance(error, DiskLost):  # unless the disk lied: only the WAL, read at the next opening, is known to be whole
+            self._break(error)
         self._next()
+
+    def _break(self, error: StoreError) -> None:
+        if self._broken is None:
+            self._broken = error
 
     def _failed(self, error: BaseException, group: Sequence[Waiting]) -> None:
         """All that is pending was built on what failed: it fails too."""
@@ -346,8 +348,8 @@ class Store:
         for waiting in (*group, *queue):
             if not waiting.done.done():
                 waiting.done.set_exception(type(reason)(str(reason)))
-        if isinstance(reason, DiskLost) and self._broken is None:
-            self._broken = reason
+        if isinstance(reason, DiskLost):
+            self._break(reason)
         self._next()
 
 

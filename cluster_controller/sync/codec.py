@@ -20,6 +20,8 @@ else:
 
 MAX_FRAME = 4 * 1024 * 1024  # an object of 2 MiB, its neighbours in a batch, and what surrounds them
 LENGTH_BYTES = 4
+MAX_NUMBER = 2**63 - 1  # what a database column holds
+MAX_NAME = 512  # characters of any name or uid
 ZSTD_LEVEL = 1
 COMPRESS_FROM = 512  # bytes; less is not worth it
 
@@ -161,6 +163,10 @@ def _unpack(data: bytes, size: int) -> tuple[Item, ...]:
 
 def _item(item: pb.SyncItem, histories: Sequence[str]) -> Item:
     delivered: Pair = (histories[item.history], item.revision)
+    if max(item.version, item.revision, item.start, item.sequence) > MAX_NUMBER:
+        raise ProtocolError(f"a sync item of kind {item.kind[:MAX_NAME]!r} counts beyond what a store can hold")
+    if max(map(len, (item.kind, item.namespace, item.name, item.uid, item.source, delivered[0]))) > MAX_NAME:
+        raise ProtocolError(f"a sync item has a name of more than {MAX_NAME} characters")
     return Item(
         item.deleted,
         item.kind,

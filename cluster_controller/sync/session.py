@@ -18,8 +18,9 @@ import structlog
 from cluster_controller.errors import ProtocolError
 from cluster_controller.store import Event, Store
 from cluster_controller.sync.codec import Decoder, encode
+from cluster_controller.sync.limits import SyncLimits
 from cluster_controller.sync.messages import Ack, Batch, Begin, Check, Chunk, Differ, Message, Resume, Snapshot, ToReceiver, ToSender
-from cluster_controller.sync.source import Plan, Source, SyncLimits
+from cluster_controller.sync.source import Plan, Source
 from cluster_controller.sync.target import Target
 from cluster_shim.contract import ByteStream
 
@@ -71,7 +72,7 @@ class SyncSession:
         large snapshot is announced. Raises what the streams and the store raise.
         """
         source = Source(self._send_space, self._store, self._limits)
-        target = Target(self._receive_space, self._store, follow=self._follow, zstd=self._compress)
+        target = Target(self._receive_space, self._store, follow=self._follow, limits=self._limits, zstd=self._compress)
         ends = [self._store.subscribe(lambda _: run.wake.set(), self._send_space)]
         if self._changed is not None:
             ends.append(self._store.subscribe(self._changed, self._receive_space))
@@ -90,6 +91,7 @@ class SyncSession:
                 applied=target.applied,
                 stale=target.stale,
                 conflicts=target.conflicts,
+                refused=target.refused,
                 oversized=source.oversized,
                 repairs=source.repairs,
             )

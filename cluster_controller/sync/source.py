@@ -17,6 +17,7 @@ from msgspec import Struct
 from cluster_controller.store.history import History, Opening
 from cluster_controller.store.model import Event, Expired, Key, Stored
 from cluster_controller.sync.digest import BUCKET_BYTES, BUCKETS, Digest, bucket_of, differing, in_mask
+from cluster_controller.sync.limits import ITEM_BYTES, SyncLimits
 from cluster_controller.sync.messages import Ack, Batch, Begin, Check, Chunk, Differ, Item, Resume, Snapshot
 
 
@@ -31,22 +32,6 @@ class SourceView(Protocol):
     def floor(self, space: str | None = None) -> int: ...
     def last(self, space: str) -> int: ...
     def scan(self, space: str) -> Iterator[Stored]: ...
-
-
-class SyncLimits(Struct, frozen=True):
-    """Bounds of one replication."""
-
-    batch_bytes: int = 256 * 1024  # of documents; one larger object is a batch of its own
-    batch_items: int = 256
-    window_bytes: int = 1024 * 1024  # sent and not acknowledged
-    window_batches: int = 64
-    inline_bytes: int = 64 * 1024  # a snapshot up to this size needs no second stream
-    document_bytes: int = 2 * 1024 * 1024  # a larger object is never sent; it is counted
-    histories: int = 1_024  # of a Resume; the rest are taken as foreign
-    compress_bytes: int = 512  # smaller batches are not worth compressing
-
-
-ITEM_BYTES = 200  # what an item costs beside its document, roughly
 
 
 class Plan(Struct, frozen=True):

@@ -12,11 +12,13 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from cluster_controller.errors import Exhausted
 from cluster_controller.store.model import Event, Key, Stored
 from cluster_controller.store.tx import Tx
 from cluster_controller.sync import conflicts, rules
 from cluster_controller.sync.conflicts import Mark, mark_key
 from cluster_controller.sync.digest import Digest, Held, bucket_of, in_mask
+from cluster_controller.sync.limits import SyncLimits
 from cluster_controller.sync.messages import (
     NOTHING,
     Ack,
@@ -40,6 +42,7 @@ class TargetView(Protocol):
 
     def fact(self, name: str) -> bytes | None: ...
     def scan(self, space: str) -> Iterator[Stored]: ...
+    def size(self, space: str) -> int: ...
     def since(self, revision: int, space: str | None = None) -> list[Event]: ...
     def floor(self, space: str | None = None) -> int: ...
 
@@ -54,13 +57,15 @@ class Target:
     ``follow``: believe the sender across histories (reports), instead of marking conflicts (desired state).
     """
 
-    def __init__(self, space: str, view: TargetView, *, follow: bool, zstd: bool = False, epoch: int = 0) -> None:
+    def __init__(self, space: str, view: TargetView, *, follow: bool, limits: SyncLimits, zstd: bool = False, epoch: int = 0) -> None:
         self.space = space
         self.applied = 0  # puts and deletes
         self.stale = 0
         self.conflicts = 0
+        self.refused = 0  # larger than an object may be; the rest goes on without it
         self._view = view
         self._follow = follow
+        self._limits = limits
         self._zstd = zstd
         self._epoch = epoch
         self._begin: Begin | None = None
@@ -207,6 +212,12 @@ class Target:
             self._write(tx, key, item)
         elif held is None and self._was_deleted(key, item):
             self._hold(tx, key, held, item)
+        elif len(item.document) > self._limits.document_bytes:
+            self.refused += 1
+        elif held is None and self._view.size(self.space) >= self._limits.objects:
+            raise Exhausted(
+                f"{self.space} holds {self._limits.objects} objects and takes no more: the sender has too many", retry_after=60.0
+            )
         else:
             self._put(tx, key, held, mark, item)
 

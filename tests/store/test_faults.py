@@ -9,9 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection
 
 from cluster_controller.errors import InvalidInput, StoreCorrupt, StoreError, StoreInUse, StoreTooNew
-from cluster_controller.store import Key, Store, Tx
+from cluster_controller.store import Key, Store, Tx, migrations
 from cluster_controller.store.folder import DATABASE
 from cluster_controller.store.seal import KEY_FILE
 from tests.store.disk import build
@@ -234,6 +235,51 @@ def test_too_large_a_document_is_refused_alone(tmp_path: Path) -> None:
             await store.commit(put("large", b"x" * (2 * 1024 * 1024 + 1)))
         await store.commit(put("largest", b"x" * (2 * 1024 * 1024)))
         assert [stored.key.name for stored in store.list("own", "Work")] == ["largest"]
+        await store.close()
+
+    asyncio.run(scenario())
+
+
+def test_an_older_store_is_brought_up_to_date_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path)
+    ran: list[str] = []
+
+    def second(connection: Connection) -> None:
+        ran.append("second")
+        connection.exec_driver_sql("CREATE TABLE added (name TEXT)")
+
+    def third(connection: Connection) -> None:
+        ran.append("third")
+        connection.exec_driver_sql("INSERT INTO added VALUES ('x')")
+
+    monkeypatch.setattr(migrations, "STEPS", (*migrations.STEPS, second, third))
+
+    async def scenario() -> None:
+        store = await Store.open(tmp_path)
+        assert store.size("own") == 20
+        await store.close()
+
+    asyncio.run(scenario())
+    asyncio.run(scenario())
+    assert ran == ["second", "third"]
+    monkeypatch.undo()
+    refused(tmp_path, StoreTooNew, "schema 3, this one knows up to 1")
+
+
+def test_a_step_that_fails_leaves_the_store_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path)
+
+    def half(connection: Connection) -> None:
+        connection.exec_driver_sql("DELETE FROM changes")
+        connection.exec_driver_sql("not SQL")
+
+    monkeypatch.setattr(migrations, "STEPS", (*migrations.STEPS, half))
+    refused(tmp_path, StoreError, "syntax error")
+    monkeypatch.undo()
+
+    async def scenario() -> None:
+        store = await Store.open(tmp_path)
+        assert store.size("own") == 20
         await store.close()
 
     asyncio.run(scenario())

@@ -74,6 +74,9 @@ class MemoryStore:
     def scan(self, space: str) -> Iterator[Stored]:
         return self.mirror.scan(space)
 
+    def size(self, space: str) -> int:
+        return self.mirror.size(space)
+
     def floor(self, space: str | None = None) -> int:
         return self.journal.floor_of(space)
 

@@ -11,10 +11,12 @@ from collections import deque
 
 import pytest
 
-from cluster_controller.store import Key, Limits
+from cluster_controller.errors import Exhausted
+from cluster_controller.store import Key, Limits, Tx
 from cluster_controller.sync.codec import decode, encode
-from cluster_controller.sync.messages import Ack, Begin, Check, Differ, Message, Resume, ToReceiver, ToSender
-from cluster_controller.sync.source import Plan, Source, SyncLimits
+from cluster_controller.sync.limits import SyncLimits
+from cluster_controller.sync.messages import Ack, Batch, Begin, Check, Differ, Item, Message, Resume, ToReceiver, ToSender
+from cluster_controller.sync.source import Plan, Source
 from cluster_controller.sync.target import Target, cursor_fact
 from tests.sync.memory import MemoryStore
 
@@ -57,12 +59,12 @@ class Wire:
 class World:
     """One sender, one receiver, wires between them, and the past states of the sender by (history id, revision)."""
 
-    def __init__(self, seed: int, *, follow: bool = False, limits: Limits | None = None) -> None:
+    def __init__(self, seed: int, *, follow: bool = False, limits: Limits | None = None, sync: SyncLimits | None = None) -> None:
         self.chance = random.Random(seed)
         self.follow = follow
         self.sender = MemoryStore("s", limits or Limits(journal_rows=self.chance.choice([8, 30, 1000])))
         self.receiver = MemoryStore("r")
-        self.limits = SyncLimits(
+        self.limits = sync or SyncLimits(
             batch_items=self.chance.choice([1, 3, 50]),
             window_batches=self.chance.choice([1, 4]),
             inline_bytes=self.chance.choice([0, 1 << 20]),
@@ -90,6 +92,10 @@ class World:
             self.sender.commit(lambda tx: tx.put(key, b'{"n":%d}' % self.chance.randrange(1000), uid=uid))
         self.past[self.sender.revision] = state(self.sender, SPACE)
 
+    def put(self, name: str, document: bytes = b"{}") -> None:
+        self.sender.commit(lambda tx: tx.put(Key(SPACE, "Work", "", name), document, uid=f"u-{name}"))
+        self.past[self.sender.revision] = state(self.sender, SPACE)
+
     def new_uid(self) -> str:
         """Sometimes one that was used before: Work is named and identified by its application, which may come back."""
         self.uids += 1
@@ -101,7 +107,7 @@ class World:
         """Both ends start anew, from what their stores hold; what is on the wires stays there."""
         self.epochs += 1000
         self.source = Source(SPACE, self.sender, self.limits)
-        self.target = Target(REPLICA, self.receiver, follow=self.follow, zstd=True, epoch=self.epochs)
+        self.target = Target(REPLICA, self.receiver, follow=self.follow, limits=self.limits, zstd=True, epoch=self.epochs)
         self.plan: deque[Message] = deque()
         self.up.send(self.target.resume())
 
@@ -164,10 +170,11 @@ class World:
             self.sender.open()
             self.connect()
 
-    def settle(self) -> None:
+    def settle(self, *, reconnect: bool = True) -> None:
         """The faults end: everything is delivered until nothing moves."""
         self.down.faulty = self.up.faulty = False
-        self.connect()
+        if reconnect:
+            self.connect()
         for _ in range(5000):
             self.send()
             if not (self.down.waiting or self.up.waiting or self.plan):
@@ -214,3 +221,58 @@ def test_what_is_equal_costs_one_frame_each_way() -> None:
     assert [type(message) for message in sent] == [Begin, Check]
     world.commit(list(sent))  # type: ignore[arg-type]
     assert world.up.waiting == []
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_drift_is_found_by_digest_and_mended_bucket_by_bucket(seed: int) -> None:
+    world = World(seed, limits=Limits(), sync=SyncLimits())
+    names = [f"n{n}" for n in range(300)]
+    for name in names:
+        world.put(name)
+    world.settle()
+    lost, altered, extra = (world.chance.choice(names[part::3]) for part in range(3))
+
+    def damage(tx: Tx) -> None:
+        tx.delete(Key(REPLICA, "Work", "", lost))
+        held = tx.get(Key(REPLICA, "Work", "", altered))
+        assert held is not None
+        tx.put(held.key, b'{"altered":1}', uid=held.uid, version=held.version, delivered=held.delivered)
+        tx.put(Key(REPLICA, "Work", "", extra + "x"), b"{}", uid="x", delivered=("s1", 1))
+
+    world.receiver.commit(damage)
+    seen = len(world.receiver.events)
+    world.source.check()
+    world.settle(reconnect=False)
+    assert state(world.receiver, REPLICA) == state(world.sender, SPACE)
+    assert world.source.repairs == 1
+    assert len(world.receiver.events) == seen + 3, "what was right was left alone"
+
+
+def test_poison_is_counted_and_the_rest_goes_on() -> None:
+    world = World(3, limits=Limits(), sync=SyncLimits(document_bytes=100))
+    source = Source(SPACE, world.sender, world.limits)
+    for n, size in enumerate((10, 200, 20)):
+        world.put(f"n{n}", b"x" * size)
+    target = Target(REPLICA, world.receiver, follow=False, limits=world.limits)
+    source.resume(target.resume())
+    while (following := source.next()) is not None:
+        messages = [following.snapshot, *following.chunks] if isinstance(following, Plan) else [following]
+        for answer in target.answers(world.receiver.commit(lambda tx: target.apply(tx, messages))):  # noqa: B023
+            assert isinstance(answer, Ack)
+            source.acked(answer)
+    assert {key[2] for key in state(world.receiver, REPLICA)} == {"n0", "n2"}
+    assert source.oversized > 0
+    item = Item(False, "Work", "", "n3", "u3", 1, ("s1", 4), b"x" * 200)
+    batch = Batch(1, 3, ("s1", 4), (item, Item(False, "Work", "", "n4", "u4", 1, ("s1", 4), b"{}")))
+    world.receiver.commit(lambda tx: target.apply(tx, [batch]))
+    assert target.refused == 1
+    assert {key[2] for key in state(world.receiver, REPLICA)} == {"n0", "n2", "n4"}
+
+
+def test_a_peer_with_too_many_objects_is_stopped() -> None:
+    world = World(3, limits=Limits(), sync=SyncLimits(objects=5, batch_items=1))
+    for n in range(6):
+        world.put(f"n{n}")
+    with pytest.raises(Exhausted, match="holds 5 objects and takes no more"):
+        world.settle()
+    assert world.receiver.size(REPLICA) == 5

@@ -10,7 +10,8 @@ import pytest
 from cluster_controller.store import Key
 from cluster_controller.sync import conflicts, resolve
 from cluster_controller.sync.conflicts import Keep
-from cluster_controller.sync.source import Plan, Source, SyncLimits
+from cluster_controller.sync.limits import SyncLimits
+from cluster_controller.sync.source import Plan, Source
 from cluster_controller.sync.target import Target
 from tests.sync.memory import MemoryStore
 
@@ -41,7 +42,7 @@ def marked(store: MemoryStore) -> set[str]:
 def sync(sender: MemoryStore, receiver: MemoryStore, *, follow: bool = False) -> Source:
     """One session, from connecting until nothing moves."""
     source = Source(DOWN, sender, SyncLimits())
-    target = Target(DESIRED, receiver, follow=follow)
+    target = Target(DESIRED, receiver, follow=follow, limits=SyncLimits())
     source.resume(target.resume())
     while (following := source.next()) is not None:
         messages = [following.snapshot, *following.chunks] if isinstance(following, Plan) else [following]
