@@ -28,11 +28,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import structlog
-import uvloop
-
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path[0] = str(HERE.parent)  # not this folder: its modules have names of the standard library's
+
+import structlog  # noqa: E402
+import uvloop  # noqa: E402
 
 from cluster_controller.identity import Identity, PeerCertificate, create_root, keys, load, save  # noqa: E402
 from cluster_controller.identity.certificates import request  # noqa: E402
@@ -241,6 +241,7 @@ async def sink(folder: Path, port: int, children: int) -> None:
 async def peer_relay(folder: Path, children: int) -> None:
     """Forwards every message of the source to the next child in turn, with the library's own asyncio server."""
     from websockets.asyncio.server import ServerConnection, serve
+    from websockets.exceptions import ConnectionClosed
 
     context = load(folder / "relay").server_context()
     connected: list[ServerConnection] = []
@@ -254,10 +255,11 @@ async def peer_relay(folder: Path, children: int) -> None:
             await connection.wait_closed()
             return
         turn = 0
-        async for message in connection:
-            await connected[turn].send(message)
-            forwarded += 1
-            turn = (turn + 1) % children
+        with contextlib.suppress(ConnectionClosed):  # a child that leaves at the end
+            async for message in connection:
+                await connected[turn].send(message)
+                forwarded += 1
+                turn = (turn + 1) % children
 
     async with serve(handle, "127.0.0.1", 0, ssl=context, compression=None, max_size=65536, ping_interval=None) as server:
         say(port=next(iter(server.sockets)).getsockname()[1])
@@ -297,6 +299,7 @@ async def peer_ends(folder: Path, port: int, children: int) -> None:
         await told()
         for task in (filling, *draining):
             task.cancel()
+        await asyncio.gather(filling, *draining, return_exceptions=True)
 
 
 # -- the conductor ----------------------------------------------------------------------------------------------------------
