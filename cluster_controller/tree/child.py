@@ -5,6 +5,7 @@ start) or only reported (the clock): a child never refuses its pinned parent for
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +26,7 @@ from cluster_controller.tunnel.messages import CloseCode, Hello, LinkRole, Refus
 log = structlog.get_logger()
 
 PROTOCOL_VERSIONS = (1,)
+MAX_FRESH_KEYS = 4
 MAX_CHECK_SECONDS = 3600.0
 """Renewal looks at the wall clock at least this often: a clock that jumps is noticed."""
 
@@ -74,7 +76,7 @@ class Child:
         self._wall = wall
         self._addresses = addresses
         self._replayed = 0  # refusals in a row
-        self._fresh_key: EllipticCurvePrivateKey | None = None
+        self._fresh_keys: deque[EllipticCurvePrivateKey] = deque(maxlen=MAX_FRESH_KEYS)  # issuing keys that were asked for
         self._asked: asyncio.Future[None] | None = None
         self.instance = ""
         """The random id of this start; what `banyan cluster keep --instance` names."""
@@ -167,7 +169,9 @@ class Child:
 
     def renew_request(self) -> RenewRequest:
         """A request for fresh certificates; the answer belongs to `renewed`."""
-        request, issuing, self._fresh_key = self._identity().requests()
+        request, issuing, fresh = self._identity().requests()
+        if fresh is not None:
+            self._fresh_keys.append(fresh)
         return RenewRequest(csr=request, issuing_csr=issuing, unix_time=self._wall().timestamp())
 
     async def renewed(self, reply: RenewReply) -> None:
@@ -175,14 +179,21 @@ class Child:
         if reply.refusal is not None:
             self.refused(reply.refusal)
             raise BanyanError(f"the parent does not renew this cluster: {reply.refusal.reason}")
-        key, self._fresh_key = self._fresh_key, None
         issued = Issued(identity=wire.ders(reply.certificate_chain), issuing=wire.ders(reply.issuing_chain))
+        key = self._key_of(issued)
         await self._identity.replace(self._identity().renewed(issued, key))
         if reply.unix_time:
             warn_of_skew("parent", self._wall(), reply.unix_time)
         log.info("identity.renewed", until=self._identity().not_after.isoformat())
         if self._asked is not None and not self._asked.done():
             self._asked.set_result(None)
+
+    def _key_of(self, issued: Issued) -> EllipticCurvePrivateKey | None:
+        """Which of the keys that were asked for is answered: two requests may be under way, over the link and beside it."""
+        if not issued.issuing:
+            return None
+        public = certificates.parse(issued.issuing[0]).public_key()
+        return next((key for key in self._fresh_keys if key.public_key() == public), None)
 
     def due(self, now: datetime) -> float:
         """Seconds until this cluster should renew."""
@@ -211,7 +222,8 @@ class Child:
         if not ask(self.renew_request()):
             return False
         try:
-            await asyncio.wait_for(self._asked, wait)
+            async with asyncio.timeout(wait):  # wait_for of Python 3.11 loses a cancellation that meets the answer
+                await self._asked
         except TimeoutError:
             return False
         return True

@@ -30,7 +30,7 @@ from cluster_controller.tunnel.messages import (
 from cluster_controller.tunnel.messages import Path as PathMessage
 from tests.identity.family import below, edge, region
 from tests.identity.family import root as tree_root
-from tests.tree.site import Clock, join, member, root, run, running, until
+from tests.tree.site import SECONDS, Clock, join, member, root, run, running, until
 
 
 class Recorder:
@@ -182,6 +182,18 @@ def test_a_renewal_that_is_refused_or_does_not_fit_changes_nothing(tmp_path: Pat
     run(main())
 
 
+def test_two_renewals_under_way_do_not_mix_their_keys(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with root(tmp_path / "root", Clock()) as top, member(top, tmp_path / "r", "region-a") as one:
+            child, peer = one.membership.child, one.identity().peer
+            first, second = child.renew_request(), child.renew_request()
+            for request in (first, second):
+                await child.renewed(await top.membership.renew(request, peer))
+                await join(await one.token(), tmp_path / f"below-{id(request)}", f"e{id(request)}", one.clock)
+
+    run(main())
+
+
 def test_renewal_comes_by_itself_in_time_and_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop, with its sleeps turned into moves of the wall clock."""
 
@@ -190,6 +202,7 @@ def test_renewal_comes_by_itself_in_time_and_is_tried_again(tmp_path: Path, monk
         async with root(tmp_path / "root", clock) as top:
             await join(await top.token(), tmp_path / "e", "edge-1", clock)
             async with running(tmp_path / "e", clock, dial=False) as one:
+                await one.membership.close()  # its own loop, which would renew too
                 until_then = one.identity().not_after
                 pauses: list[float] = []
                 attempts: list[Any] = []
@@ -214,8 +227,9 @@ def test_renewal_comes_by_itself_in_time_and_is_tried_again(tmp_path: Path, monk
                 tasks: list[asyncio.Task[None]] = []
                 monkeypatch.setattr(asyncio, "sleep", sleep)
                 loop = asyncio.create_task(one.membership.child.keep_renewed(ask, 20.0))
-                while one.identity().not_after == until_then:
-                    await real(0.001)
+                async with asyncio.timeout(SECONDS):
+                    while one.identity().not_after == until_then:
+                        await real(0.001)
                 monkeypatch.undo()
                 loop.cancel()
                 await asyncio.gather(loop, *tasks, return_exceptions=True)
