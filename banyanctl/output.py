@@ -162,18 +162,6 @@ def progress(text: str) -> Iterator[Callable[[str], None]]:
         shower.join()
 
 
-def duration(seconds: float) -> str:
-    """42s, 3m10s, 5h02m, 9d4h: short enough for a column."""
-    whole = int(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    if whole < 86400:
-        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-    return f"{whole // 86400}d{whole % 86400 // 3600}h"
-
-
 def size(count: float) -> str:
     """Bytes for people, in powers of 1024."""
     for unit in ("B", "KiB", "MiB", "GiB"):

@@ -34,7 +34,7 @@ def judge(root: Path) -> bool:
     if not (build / "coverage").exists():
         print("no coverage was measured: the tests did not run")
         return False
-    data = coverage.Coverage(config_file=str(build / "coverage.ini"))
+    data = coverage.Coverage(config_file=str(write_settings(root)))
     data.load()
     report = build / "coverage.json"
     data.json_report(outfile=str(report))
