@@ -61,7 +61,8 @@ class Joins:
         try:
             outcome = await self._decide(_read(request, address))
         except Exhausted as error:
-            outcome = Refused(Cause.BUSY, str(error), error.retry_after or 0.0)
+            cause = Cause.INVALID if error.retry_after is None else Cause.BUSY
+            outcome = Refused(cause, str(error), error.retry_after or 0.0)
         except BanyanError as error:
             outcome = Refused(Cause.INVALID, str(error))
         if isinstance(outcome, Refused):
