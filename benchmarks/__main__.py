@@ -1,0 +1,87 @@
+"""Measure, and write down: `make bench`, `make bench-NAME`.
+
+    python -m benchmarks all                 every benchmark, each in a process of its own, then the report
+    python -m benchmarks NAME                one: build/bench/NAME.json, a table, and docs/performance.md
+    python -m benchmarks report              docs/performance.md's tables again, from the result files
+
+--quick measures with small counts in seconds: it shows that a benchmark works, its figures mean nothing and go nowhere but to --output.
+"""
+
+import argparse
+import asyncio
+import importlib
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import structlog
+
+from benchmarks import records, report
+from benchmarks.records import Options
+
+NAMES = ("footprint", "size", "startup", "idle", "propagation", "three", "relay", "burst", "lists")
+DISK = "/var/tmp"  # noqa: S108 (a real disk, where /tmp may be memory; each run makes a folder of its own there)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=("all", "report", *NAMES), metavar="NAME", help=f"all, report, {', '.join(NAMES)}")
+    parser.add_argument("--quick", action="store_true", help="small counts, seconds; the figures mean nothing")
+    parser.add_argument("--seed", type=int, default=1, help="of every random choice (default: 1)")
+    parser.add_argument("--output", type=Path, help="folder of the result files (default: build/bench, with --quick build/bench/quick)")
+    given = parser.parse_args()
+    output = given.output or (records.RESULTS / "quick" if given.quick else records.RESULTS)
+    if given.name == "report":
+        report.write(NAMES, output)
+        return 0
+    if given.name == "all":
+        return everything(sys.argv[1:])
+    conduct(given.name, output, quick=given.quick, seed=given.seed)
+    if output == records.RESULTS:
+        report.write(NAMES)
+    return 0
+
+
+def everything(arguments: list[str]) -> int:
+    """Each in a process of its own, so that none pays for what another has loaded; goes on after a failure and ends with 1."""
+    failed = []
+    for name in NAMES:
+        records.say(f"=== {name}")
+        argv = [sys.executable, "-m", "benchmarks", *(name if word == "all" else word for word in arguments)]
+        if subprocess.run(argv, check=False).returncode != 0:
+            failed.append(name)
+    if failed:
+        records.say(f"could not be measured: {', '.join(failed)}")
+    return 1 if failed else 0
+
+
+def conduct(name: str, output: Path, *, quick: bool, seed: int) -> None:
+    prepare()
+    benchmark = importlib.import_module(f"benchmarks.{name}")
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(dir=DISK, prefix="banyan-bench-") as folder:
+        options = Options(folder=Path(folder), quick=quick, seed=seed)
+        rows = asyncio.run(benchmark.measure(options))
+    made = records.result(name, options, rows, time.monotonic() - began)
+    path = records.save(made, output)
+    print(records.table(rows))
+    for note in records.notes(rows):
+        print(f"- {note}")
+    records.say(f"{name}: {made.seconds:g} s, {path}")
+
+
+def prepare() -> None:
+    """Quiet logs, no proxies, and as many open files as this process may have: a thousand watches are a thousand sockets."""
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr), wrapper_class=structlog.make_filtering_bound_logger(40))
+    for variable in [name for name in os.environ if name.lower().endswith("_proxy") or name.startswith("BANYAN_")]:
+        del os.environ[variable]
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
