@@ -46,6 +46,7 @@ class Links:
         self._snapshots: dict[str, _Snapshot] = {}
         self._children: dict[str, asyncio.Task[None]] = {}
         self._parent: asyncio.Task[None] | None = None
+        self.sessions: dict[str, SyncSession] = {}  # by the peer's uid
         tunnel.handle(SYNC, self._serve_sync)
         tunnel.handle(SNAPSHOT, self._serve_snapshot)
 
@@ -86,6 +87,7 @@ class Links:
         """For as long as the link lives; a session that fails is started again where it was."""
         parent = link.peer_uid
         session = SyncSession(self._store, send_space="report", receive_space="desired", me=self._uid, peer=parent)
+        self.sessions[parent] = session
         while not link.closed:
             try:
                 stream = await link.open(parent, SYNC, lane=Lane.SYNC)
@@ -106,6 +108,7 @@ class Links:
         self._children[child] = task
         snapshot = self._snapshots[child] = _Snapshot(asyncio.get_running_loop().create_future(), asyncio.Event())
         session = SyncSession(self._store, send_space=f"down/{child}", receive_space=f"up/{child}", me=self._uid, peer=child)
+        self.sessions[child] = session
 
         async def wait_for_bulk() -> Stream:
             async with asyncio.timeout(SNAPSHOT_SECONDS):
@@ -118,6 +121,7 @@ class Links:
             snapshot.stream.cancel()
             if self._children.get(child) is task:
                 del self._children[child]
+                self.sessions.pop(child, None)
                 self._snapshots.pop(child, None)
 
     async def _serve_snapshot(self, stream: Stream) -> None:

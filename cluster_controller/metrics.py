@@ -47,6 +47,7 @@ class _Collector(Collector):
         yield info
         yield from self._store()
         yield from self._links()
+        yield from self._sync()
         yield from self._clusters()
         yield from self._instances()
         yield CounterMetricFamily("banyan_placements", "Placement decisions taken.", value=controller.engine.settled)
@@ -84,6 +85,20 @@ class _Collector(Collector):
                 rtt.add_metric(peer, link.rtt)
         yield from (received, sent, frames_in, frames_out, rtt, heard)
         yield GaugeMetricFamily("banyan_links", "Links that stand.", value=len(links))
+
+    def _sync(self) -> Iterator[Metric]:
+        controller = self._controller
+        lag = GaugeMetricFamily("banyan_sync_lag_revisions", "Revisions since the last change that the peer acknowledged.", labels=["peer"])
+        applied = CounterMetricFamily("banyan_sync_applied_objects", "Objects applied from the peer.", labels=["peer"])
+        known = CounterMetricFamily("banyan_sync_known_objects", "Objects that came again, or too late, and were dropped.", labels=["peer"])
+        for uid, session in controller.links.sessions.items():
+            if session.source is None or session.target is None:
+                continue
+            peer = [controller.cluster_name(uid) if uid in controller.tunnel.links else controller.identity().saved.parent_name]
+            lag.add_metric(peer, session.source.lag)
+            applied.add_metric(peer, session.target.applied)
+            known.add_metric(peer, session.target.stale)
+        yield from (lag, applied, known)
 
     def _clusters(self) -> Iterator[Metric]:
         controller = self._controller

@@ -235,7 +235,8 @@ class Engine:
             stored = tx.get(allotment.key)
             if stored is not None:
                 before = self._documents.read(stored, kinds.Application)
-                write_application_status(tx, stored, application_status(before, status, allotment.missing, self._timestamp()))
+                now = self._timestamp()
+                write_application_status(tx, stored, application_status(before, status, allotment.missing, now), now)
             return
         write_work_status(tx, allotment, status, self._uid)
 

@@ -5,11 +5,12 @@ program does not know survive.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from cluster_controller.documents import encode
+from cluster_controller.events import record
 from cluster_controller.placement.allotment import Allotment
 from cluster_controller.resources import kinds
 from cluster_controller.store import Key, Stored, Tx
@@ -90,13 +91,26 @@ def _keep_transition(old: kinds.Condition | None, new: kinds.Condition) -> kinds
     return new
 
 
-def write_application_status(tx: Tx, stored: Stored, status: kinds.ApplicationStatus) -> None:
+def write_application_status(tx: Tx, stored: Stored, status: kinds.ApplicationStatus, timestamp: str) -> None:
+    """Write what differs; a change of phase, or of the reason for it, is an Event of the same commit."""
     document: dict[str, Any] = msgspec.json.decode(stored.document)
     fresh = msgspec.to_builtins(status)
-    if document.get("status") == fresh:
+    before = document.get("status") or {}
+    if before == fresh:
         return
     document["status"] = fresh
     tx.put(stored.key, msgspec.json.encode(document), uid=stored.uid)
+    ready = next((condition for condition in status.conditions if condition.type == "Ready"), None)
+    old: dict[str, Any] = next((condition for condition in before.get("conditions", ()) if condition.get("type") == "Ready"), {})
+    first = not before.get("phase") and status.phase == "Progressing"  # that it was begun is no news
+    if ready is None or first or (before.get("phase") == status.phase and old.get("reason") == ready.reason):
+        return
+    about = kinds.ObjectReference(
+        api_version=kinds.API_VERSION, kind="Application", namespace=stored.key.namespace, name=stored.key.name, uid=stored.uid
+    )
+    kind: Literal["Normal", "Warning"] = "Warning" if status.phase in {"Degraded", "Pending"} else "Normal"
+    reason = status.phase if kind == "Normal" else ready.reason or status.phase
+    record(tx, about=about, kind=kind, reason=reason, message=ready.message, component="placement", timestamp=timestamp)
 
 
 def withdraw_application(tx: Tx, stored: Stored, waiting: Sequence[str]) -> None:

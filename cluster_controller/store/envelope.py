@@ -17,7 +17,7 @@ from io import BufferedReader
 from typing import BinaryIO
 
 from cluster_controller.errors import InvalidInput, StoreCorrupt
-from cluster_controller.store.seal import aes_gcm
+from cluster_controller.store.seal import Aead, NotAuthentic
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -40,10 +40,10 @@ def seal(file: BinaryIO, records: Iterable[bytes], passphrase: str) -> None:
     """Write ``records`` to ``file``."""
     salt, prefix = secrets.token_bytes(SALT_BYTES), secrets.token_bytes(PREFIX_BYTES)
     header = MAGIC + bytes(SCRYPT) + salt + prefix
-    aead = aes_gcm(_key(passphrase, salt, SCRYPT))
-    file.write(header + aead.encrypt(_nonce(prefix, 0, _CHECK), b"", header))
+    aead = Aead(_key(passphrase, salt, SCRYPT))
+    file.write(header + aead.seal(_nonce(prefix, 0, _CHECK), b"", header))
     for number, (chunk, last) in enumerate(_chunks(records)):
-        sealed = aead.encrypt(_nonce(prefix, number, last), chunk, header)
+        sealed = aead.seal(_nonce(prefix, number, last), chunk, header)
         file.write(len(sealed).to_bytes(LENGTH_BYTES, "big") + sealed)
 
 
@@ -88,8 +88,6 @@ def unseal(file: BufferedReader, passphrase: str) -> Iterator[bytes]:
 
 def _plain(file: BufferedReader, passphrase: str) -> Iterator[bytes]:
     """The content, decrypted and decompressed, in bounded pieces."""
-    from cryptography.exceptions import InvalidTag
-
     header, check = file.read(HEADER_BYTES), file.read(CHECK_BYTES)
     if len(header) < HEADER_BYTES or not header.startswith(MAGIC):
         raise InvalidInput("this file is no backup of a store")
@@ -97,10 +95,10 @@ def _plain(file: BufferedReader, passphrase: str) -> Iterator[bytes]:
     if 0 in parameters or any(asked > limit for asked, limit in zip(parameters, SCRYPT_LIMIT, strict=True)):
         raise StoreCorrupt("the backup's header is damaged: use another one")
     salt, prefix = header[len(MAGIC) + len(SCRYPT) : -PREFIX_BYTES], header[-PREFIX_BYTES:]
-    aead = aes_gcm(_key(passphrase, salt, parameters))
+    aead = Aead(_key(passphrase, salt, parameters))
     try:
-        aead.decrypt(_nonce(prefix, 0, _CHECK), check, header)
-    except InvalidTag:
+        aead.open(_nonce(prefix, 0, _CHECK), check, header)
+    except NotAuthentic:
         raise InvalidInput("the passphrase does not open this backup (or its header is damaged)") from None
     decompressor = zstd.ZstdDecompressor()
     number = last = 0
@@ -109,8 +107,8 @@ def _plain(file: BufferedReader, passphrase: str) -> Iterator[bytes]:
         sealed = file.read(min(size, CHUNK_BYTES + TAG_BYTES))
         last = int(not file.peek(1))
         try:
-            yield from _decompress(decompressor, aead.decrypt(_nonce(prefix, number, last), sealed, header))
-        except (InvalidTag, zstd.ZstdError):
+            yield from _decompress(decompressor, aead.open(_nonce(prefix, number, last), sealed, header))
+        except (NotAuthentic, zstd.ZstdError):
             raise StoreCorrupt(f"the backup is damaged or cut off at chunk {number}: use another one") from None
         number += 1
 

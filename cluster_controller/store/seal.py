@@ -10,7 +10,6 @@ Invariant: a kind that is sealed is sealed in every space, in live rows and jour
 import os
 import secrets
 from pathlib import Path
-from typing import Protocol
 
 from cluster_controller.errors import StoreCorrupt
 from cluster_controller.store.folder import store_error, sync_folder
@@ -21,15 +20,30 @@ KEY_BYTES = 32
 NONCE_BYTES = 12
 
 
-class _Aead(Protocol):
-    def encrypt(self, nonce: bytes, data: bytes, associated_data: bytes | None) -> bytes: ...
-    def decrypt(self, nonce: bytes, data: bytes, associated_data: bytes | None) -> bytes: ...
+class NotAuthentic(Exception):
+    """What was to be opened was sealed with another key or under another name, or has been changed."""
 
 
-def aes_gcm(key: bytes) -> _Aead:
-    from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # costs 5 MiB: only who has something to seal pays
+class Aead:
+    """AES-256-GCM with one key."""
 
-    return AESGCM(key)
+    def __init__(self, key: bytes) -> None:
+        from cryptography.exceptions import InvalidTag  # these two cost 4 MiB: only who has something to seal pays
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+        self._cipher = AESGCM(key)
+        self._invalid = InvalidTag
+
+    def seal(self, nonce: bytes, data: bytes, name: bytes) -> bytes:
+        """``name`` is authenticated with ``data``, and not part of what is returned."""
+        return self._cipher.encrypt(nonce, data, name)
+
+    def open(self, nonce: bytes, sealed: bytes, name: bytes) -> bytes:
+        """Raises `NotAuthentic`."""
+        try:
+            return self._cipher.decrypt(nonce, sealed, name)
+        except self._invalid as error:
+            raise NotAuthentic from error
 
 
 class Seal:
@@ -37,27 +51,25 @@ class Seal:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / KEY_FILE
-        self._aead: _Aead | None = None
+        self._aead: Aead | None = None
 
     def seal(self, document: bytes, name: bytes) -> bytes:
         """``name`` is authenticated, not hidden, and must be the same when opened."""
         nonce = secrets.token_bytes(NONCE_BYTES)
-        return nonce + self._cipher(create=True).encrypt(nonce, document, name)
+        return nonce + self._cipher(create=True).seal(nonce, document, name)
 
     def open(self, sealed: bytes, name: bytes) -> bytes:
-        from cryptography.exceptions import InvalidTag
-
         try:
-            return self._cipher(create=False).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], name)
-        except InvalidTag:
+            return self._cipher(create=False).open(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], name)
+        except NotAuthentic:
             raise StoreCorrupt(
                 f"a sealed document ({name.decode('utf-8', 'replace')}) does not open with {self._path}: "
                 "the key file is not the one it was sealed with, or the database is damaged; put the right key back, or restore a backup"
             ) from None
 
-    def _cipher(self, *, create: bool) -> _Aead:
+    def _cipher(self, *, create: bool) -> Aead:
         if self._aead is None:
-            self._aead = aes_gcm(self._key(create=create))
+            self._aead = Aead(self._key(create=create))
         return self._aead
 
     def _key(self, *, create: bool) -> bytes:

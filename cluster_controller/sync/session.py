@@ -64,6 +64,8 @@ class SyncSession:
         self._compress = compress
         self._limits = limits or SyncLimits()
         self._check_seconds = check_seconds
+        self.source: Source | None = None  # while it runs: what has yet to be acknowledged ...
+        self.target: Target | None = None  # ... and what was applied, or dropped because it was known
 
     async def run(self, stream: ByteStream, open_bulk: OpenBulk) -> None:
         """Until the peer ends the stream; safe to run again, on a new stream, and goes on where it was.
@@ -73,6 +75,7 @@ class SyncSession:
         """
         source = Source(self._send_space, self._store, self._limits)
         target = Target(self._receive_space, self._store, follow=self._follow, limits=self._limits, zstd=self._compress)
+        self.source, self.target = source, target
         ends = [self._store.subscribe(lambda _: run.wake.set(), self._send_space)]
         if self._changed is not None:
             ends.append(self._store.subscribe(self._changed, self._receive_space))
@@ -85,6 +88,7 @@ class SyncSession:
             for end in ends:
                 end()
             run.close()
+            self.source = self.target = None
             log.debug(
                 "sync.ended",
                 peer=self._peer,

@@ -61,8 +61,14 @@ class Source:
         self._check_due = False
         self._sent = 0  # every change of the space up to here has been sent in this epoch
         self._snapshots = 0
+        self._acked = 0  # the receiver has everything up to here
         self._unacked: deque[tuple[int, int]] = deque()  # (through, bytes) of each batch
         self._unacked_bytes = 0
+
+    @property
+    def lag(self) -> int:
+        """Revisions of the store since the last change of this space that the receiver holds; 0 when it holds all."""
+        return max(0, self._view.last(self.space) - self._acked)
 
     # --- what the receiver says
 
@@ -77,7 +83,7 @@ class Source:
         self._epoch = message.epoch
         self.zstd = message.zstd
         self._begin = Begin(message.epoch, history.openings[-1][0], spans, known)
-        self._sent = message.cursor[1] if known else 0
+        self._sent = self._acked = message.cursor[1] if known else 0
         self._mask = None if known else b""
         self._check_due = known
         self._sending = None
@@ -87,6 +93,7 @@ class Source:
     def acked(self, message: Ack) -> None:
         if message.epoch != self._epoch:
             return
+        self._acked = max(self._acked, message.revision)
         while self._unacked and self._unacked[0][0] <= message.revision:
             self._unacked_bytes -= self._unacked.popleft()[1]
         if self._sending is not None and message.snapshot == self._sending.id:

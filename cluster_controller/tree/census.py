@@ -13,6 +13,7 @@ import structlog
 from msgspec import Struct
 
 from cluster_controller.documents import Documents, encode, put_changed
+from cluster_controller.events import record
 from cluster_controller.resources import kinds
 from cluster_controller.settling import Settler
 from cluster_controller.store import Event, Key, Store, Stored, Tx
@@ -282,7 +283,7 @@ class Census:
         if before.phase in DECIDED:
             phase = before.phase  # what a person or the membership decided stands until they end it
         if phase != before.phase:
-            self._transition(known, before.phase, phase)
+            self._transition(tx, known, before.phase, phase)
         condition = kinds.Condition(
             type="Ready",
             status=known.ready,
@@ -327,13 +328,20 @@ class Census:
         )
         tx.put(Key("own", "Cluster", "", name), encode(document), uid=known.uid)
 
-    def _transition(self, known: Known, before: str, after: str) -> None:
+    def _transition(self, tx: Tx, known: Known, before: str, after: str) -> None:
+        """Say it in the log, and in an Event of the same commit."""
+        about = kinds.ObjectReference(api_version=kinds.API_VERSION, kind="Cluster", name=known.name, uid=known.uid)
         if after == "Ready":
             self._told.pop(known.uid, None)
             log.info("cluster.ready", cluster=known.name, was=before or "new")
-        else:
-            self._told[known.uid] = self._now()
-            log.warning("cluster.silent", cluster=known.name, phase=after, broken_hop=known.broken_hop, reason=known.reason)
+            message = f"{known.name} is Ready" + (f", it was {before}" if before else "")
+            record(tx, about=about, kind="Normal", reason="Ready", message=message, component="census", timestamp=self._timestamp())
+            return
+        self._told[known.uid] = self._now()
+        log.warning("cluster.silent", cluster=known.name, phase=after, broken_hop=known.broken_hop, reason=known.reason)
+        message = f"{known.broken_hop} is cut" if known.broken_hop else f"{known.name} is {after}"
+        reason = known.reason or after
+        record(tx, about=about, kind="Warning", reason=reason, message=message, component="census", timestamp=self._timestamp())
 
     def _free_name(self, tx: Tx, known: Known) -> str:
         """Its own name, or NAME.PARENT where another cluster of the subtree has that name (condition NameConflict there)."""

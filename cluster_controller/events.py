@@ -1,0 +1,64 @@
+"""Events (core/v1): what happened to an object, for `kubectl describe` and `kubectl events`, written in the commit that did it.
+
+The same reason and message about the same object is one Event with a count, as in Kubernetes. Bounded: beyond `KEPT` (and the few
+that come between two looks) the ones heard of longest ago go, a block at a time.
+"""
+
+import hashlib
+from typing import Literal
+
+import msgspec
+
+from cluster_controller.documents import decode, encode
+from cluster_controller.resources import kinds
+from cluster_controller.store import Key, Tx
+
+KEPT = 1000
+BLOCK = 100
+NAMESPACE = "default"  # of Events about objects that have none, as in Kubernetes
+MESSAGE_LIMIT = 1024
+
+
+def record(
+    tx: Tx,
+    *,
+    about: kinds.ObjectReference,
+    kind: Literal["Normal", "Warning"],
+    reason: str,
+    message: str,
+    component: str,
+    timestamp: str,
+) -> None:
+    """Write or count one Event about an object. ``component`` is the room that saw it, ``timestamp`` the wall clock."""
+    message = message[:MESSAGE_LIMIT]
+    digest = hashlib.sha256(f"{about.uid}\0{reason}\0{message}\0{kind}".encode()).hexdigest()[:16]
+    key = Key("own", "Event", about.namespace or NAMESPACE, f"{about.name}.{digest}")
+    stored = tx.get(key)
+    if stored is not None:
+        before = decode(stored.document, kinds.Event)
+        tx.put(key, encode(msgspec.structs.replace(before, count=before.count + 1, last_timestamp=timestamp)), uid=stored.uid)
+        return
+    if digest[0] == "0":  # one new Event in sixteen looks whether there is room: counting is dearer than writing
+        _make_room(tx)
+    event = kinds.Event(
+        metadata=kinds.Metadata(name=key.name, namespace=key.namespace, uid=f"event-{digest}", creation_timestamp=timestamp),
+        involved_object=about,
+        reason=reason,
+        message=message,
+        source=kinds.EventSource(component=component),
+        reporting_component=component,
+        first_timestamp=timestamp,
+        last_timestamp=timestamp,
+        count=1,
+        type=kind,
+    )
+    tx.put(key, encode(event), uid=event.metadata.uid)
+
+
+def _make_room(tx: Tx) -> None:
+    there = tx.list("own", "Event")
+    if len(there) < KEPT:
+        return
+    there.sort(key=lambda stored: (decode(stored.document, kinds.Event).last_timestamp or "", stored.revision))
+    for stored in there[:BLOCK]:
+        tx.delete(stored.key)
