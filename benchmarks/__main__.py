@@ -24,7 +24,7 @@ from benchmarks import records, report
 from benchmarks.records import Options
 
 NAMES = ("footprint", "size", "startup", "idle", "propagation", "three", "relay", "burst", "lists")
-DISK = "/var/tmp"  # noqa: S108 (a real disk, where /tmp may be memory; each run makes a folder of its own there)
+DISK = "/var/tmp"  # a real disk, where /tmp may be memory; each run makes a folder of its own there
 
 
 def main() -> int:

@@ -19,7 +19,7 @@ from typing import Any
 from banyanctl import service
 from banyanctl.endpoint import ADMIN_KUBECONFIG, read
 from benchmarks import standin
-from benchmarks.http import Pool, Refused
+from benchmarks.api import Pool, Refused
 from benchmarks.standin import StandIn
 from cluster_controller import config
 from cluster_controller.errors import BanyanError
@@ -257,7 +257,7 @@ async def all_ready(root: Site, count: int) -> None:
 
     async def check() -> bool:
         items = (await root.pool.request("GET", f"{API}/clusters"))["items"]
-        return sum(item["status"].get("phase") == "Ready" for item in items) >= count
+        return [item["status"].get("phase") for item in items].count("Ready") >= count
 
     await until(f"{count} clusters are Ready", check, pause=0.2)
 
@@ -288,6 +288,6 @@ async def applied(root: Site, count: int) -> None:
     async def check() -> bool:
         items = (await root.pool.request("GET", APPS))["items"]
         states = [item.get("status", {}) for item in items]
-        return sum(state.get("desired", 0) > 0 and state.get("ready", 0) >= state["desired"] for state in states) >= count
+        return len([state for state in states if state.get("ready", 0) >= state.get("desired", 0) > 0]) >= count
 
     await until(f"{count} applications are ready", check, pause=0.2)

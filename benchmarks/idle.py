@@ -3,11 +3,11 @@
 import asyncio
 
 from benchmarks import gauges, records
-from benchmarks.harness import APPS, AT_ONCE, Site, Tree, all_ready, applied, application, growing, token
+from benchmarks.harness import APPS, AT_ONCE, Site, Tree, all_ready, application, applied, growing, token
 from benchmarks.network import Counter, counted
 from benchmarks.records import Options, Row
 
-KUBEEDGE = f"KubeEdge 1.23, 5 pods, TLS bytes without TCP/IP headers ({records.COMPARABLE})"
+KUBEEDGE = "KubeEdge 1.23, 5 pods, TLS bytes without TCP/IP headers"
 
 
 async def measure(options: Options) -> list[Row]:
@@ -16,9 +16,22 @@ async def measure(options: Options) -> list[Row]:
     many, _ = await link(options, "region-1", edges, count, settle, seconds)
     how = f"{one[1]}, over {seconds:g} s with the default heartbeat, extrapolated"
     return [
-        Row(what=f"idle link of an edge with {applications} applications, both ways", target=10, measured=one[0], unit="MB/day", peer=KUBEEDGE, peer_measured=22, note=how),
-        Row(what=f"idle uplink of a region, {edges} idle edges with {applications} applications each below, both ways", target=10, measured=many[0], unit="MB/day"),
-    ]  # fmt: skip
+        Row(
+            what=f"idle link of an edge with {applications} applications, both ways",
+            target=10,
+            measured=one[0],
+            unit="MB/day",
+            peer=KUBEEDGE,
+            peer_measured=22,
+            note=how,
+        ),
+        Row(
+            what=f"idle uplink of a region, {edges} idle edges with {applications} applications each below, both ways",
+            target=10,
+            measured=many[0],
+            unit="MB/day",
+        ),
+    ]
 
 
 async def link(options: Options, name: str, edges: int, count: int, settle: float, seconds: float) -> tuple[tuple[float, str], int]:

@@ -6,12 +6,12 @@ import re
 import subprocess
 import time
 
+from banyanctl.endpoint import ADMIN_KUBECONFIG
 from benchmarks import gauges, load
+from benchmarks.api import Connection
 from benchmarks.harness import Site, growing
-from benchmarks.http import Connection
 from benchmarks.load import Arrivals
 from benchmarks.records import Options, Row
-from banyanctl.endpoint import ADMIN_KUBECONFIG
 
 CONFIG_MAPS = "/api/v1/namespaces/default/configmaps"
 IN_FLIGHT = 16
@@ -33,7 +33,7 @@ async def measure(options: Options) -> list[Row]:
         first, last = await watched(root, watchers, changes)
         grown = (gauges.pss(root.pid) - before) / gauges.MIB
     what = f"kubectl lists {objects:,} ConfigMaps of 1 KiB in chunks of 500"
-    note = f"{changes} changes, one a second and a half, each an update of one object; from before the request until the last of the watchers has it"
+    note = f"{changes} updates of one object each, apart in time; from before the request until the last of the watchers has it"
     return [
         Row(what=f"{what}: the slowest of its {len(asked)} requests", target=1, measured=max(asked) / 1000, unit="s"),
         Row(what=f"{what}: the whole command", measured=whole, unit="s"),

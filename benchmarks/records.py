@@ -24,7 +24,8 @@ COMPARABLE = "measured on a comparable 2-core machine"
 
 
 class Row(Struct, kw_only=True, omit_defaults=False):
-    """``target`` None: shown for understanding, promised to nobody. ``least``: larger is better."""
+    """``target`` None: shown for understanding, promised to nobody. ``least``: larger is better. ``peer``: what does the same elsewhere,
+    and what it took, measured where ``peer_source`` says."""
 
     what: str
     target: float | None = None
@@ -33,12 +34,15 @@ class Row(Struct, kw_only=True, omit_defaults=False):
     met: bool | None = None
     peer: str = ""
     peer_measured: float | None = None
+    peer_source: str = ""
     least: bool = False
     note: str = ""
 
     def __post_init__(self) -> None:
         if self.target is not None:
             self.met = self.measured >= self.target if self.least else self.measured <= self.target
+        if self.peer and not self.peer_source:
+            self.peer_source = COMPARABLE
 
 
 class Machine(Struct, kw_only=True):
@@ -149,8 +153,13 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def notes(rows: Iterable[Row]) -> list[str]:
-    """Each note once, in order."""
-    return list(dict.fromkeys(row.note for row in rows if row.note))
+    """Each note once, in order, and where the peers were measured."""
+    rows = list(rows)
+    found = list(dict.fromkeys(row.note for row in rows if row.note))
+    for source in dict.fromkeys(row.peer_source for row in rows if row.peer):
+        peers = dict.fromkeys(row.peer.partition(",")[0] for row in rows if row.peer and row.peer_source == source)
+        found.append(f"{' and '.join(peers)}: {source}")
+    return found
 
 
 def say(text: str) -> None:

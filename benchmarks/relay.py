@@ -6,7 +6,7 @@ little and can put one frame for each child in turn; it obeys credit like any pe
 must be at that place, so a frame lost, doubled or out of order is an error, and counts frames. Beside it, in the same run,
 the bare `websockets` library forwards the same payloads, one message each.
 
-    python benchmarks/relay.py [--seconds 5] [--children 100] [--skip-peer]
+    python benchmarks/relay.py [--seconds 5] [--children 100] [--skip-peer]        the same alone, while working on the tunnel
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import asyncio
 import contextlib
 import json
 import os
-import platform
 import ssl
 import subprocess
 import sys
@@ -24,7 +23,6 @@ import tempfile
 import time
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +32,8 @@ sys.path[0] = str(HERE.parent)  # not this folder: its modules have names of the
 import structlog  # noqa: E402
 import uvloop  # noqa: E402
 
+from benchmarks import records  # noqa: E402
+from benchmarks.records import Options, Row  # noqa: E402
 from cluster_controller.identity import Identity, PeerCertificate, create_root, keys, load, save  # noqa: E402
 from cluster_controller.identity.certificates import request  # noqa: E402
 from cluster_controller.identity.folder import create  # noqa: E402
@@ -363,7 +363,7 @@ def make_tree(folder: Path, children: int) -> None:
         below(middle, f"child-{number}")
 
 
-def measure(folder: Path, children: int, seconds: float, cores: list[int]) -> dict[str, float]:
+def relayed(folder: Path, children: int, seconds: float, cores: list[int]) -> dict[str, float]:
     processes: list[Process] = []
     try:
         top = Process(cores[-1], "source", folder, children)
@@ -417,47 +417,33 @@ def measure_peer(folder: Path, children: int, seconds: float, cores: list[int]) 
             process.stop()
 
 
-def conduct(seconds: float, many: int, skip_peer: bool) -> None:
+def conduct(seconds: float, many: int, skip_peer: bool) -> list[Row]:
     cores = sorted(os.sched_getaffinity(0))
-    rows = []
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_tree(folder, many)
         for children, target in ((1, 200_000), (many, 80_000)):
-            found = measure(folder, children, seconds, cores)
+            found = relayed(folder, children, seconds, cores)
             peer = None if skip_peer else measure_peer(folder, children, seconds, cores)
             whom = "1 child" if children == 1 else f"{children} children in turn"
-            rows.append(
-                {
-                    "what": f"relay of {PAYLOAD}-byte frames to {whom}, one core, TLS",
-                    "target": target,
-                    "measured": round(found["rate"]),
-                    "unit": "frames/s",
-                    "met": found["rate"] >= target,
-                    "peer": "websockets, bare, one message each",
-                    "peer_measured": None if peer is None else round(peer),
-                    "frames_per_message_in": round(found["in"], 1),
-                    "frames_per_message_out": round(found["out"], 1),
-                    "relay_cpu": round(found["cpu"], 2),
-                    "frames_sent": found["sent"],
-                    "lost": 0,
-                }
-            )  # fmt: skip
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
-    report = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.platform()}",
-        "versions": {"python": platform.python_version(), "uvloop": version("uvloop"), "openssl": ssl.OPENSSL_VERSION},
-        "commit": commit, "seed": None, "rows": rows,
-    }  # fmt: skip
-    build = HERE.parent / "build" / "bench"
-    build.mkdir(parents=True, exist_ok=True)
-    (build / "relay.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    for row in rows:
-        sys.stdout.write(
-            f"{row['what']}: {row['measured']:,}/s (target {row['target']:,}, {'met' if row['met'] else 'NOT met'}); "
-            f"frames per message in {row['frames_per_message_in']}, out {row['frames_per_message_out']}; "
-            f"relay {row['relay_cpu']:.0%} of a core; {row['frames_sent']:,} sent, none lost; websockets {row['peer_measured'] or 0:,}/s\n"
-        )
+            what = f"relay of {PAYLOAD}-byte frames to {whom}"
+            note = (
+                f"{whom}: {found['sent']:,.0f} frames sent, every byte compared, none lost, order kept;"
+                f" the relay took {found['cpu']:.0%} of its core"
+            )
+            rows += [
+                Row(what=f"{what}, one core, TLS", target=target, measured=round(found["rate"]), unit="frames/s", least=True, note=note,
+                    peer="websockets, bare, one message each", peer_measured=peer, peer_source="measured in this run"),
+                Row(what=f"{what}: frames per message in", measured=found["in"], unit="frames"),
+                Row(what=f"{what}: frames per message out", measured=found["out"], unit="frames"),
+            ]  # fmt: skip
+    return rows
+
+
+async def measure(options: Options) -> list[Row]:
+    seconds, children = (0.5, 3) if options.quick else (10.0, 100)
+    return await asyncio.to_thread(conduct, seconds, children, False)
 
 
 ROLES: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {
@@ -481,7 +467,8 @@ def main() -> None:
     parser.add_argument("--children", type=int, default=100)
     parser.add_argument("--skip-peer", action="store_true")
     options = parser.parse_args()
-    conduct(options.seconds, options.children, options.skip_peer)
+    rows = conduct(options.seconds, options.children, options.skip_peer)
+    sys.stdout.write("\n".join([records.table(rows), *records.notes(rows), ""]))
 
 
 if __name__ == "__main__":

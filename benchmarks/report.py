@@ -40,9 +40,8 @@ def section(made: Result) -> str:
     where = f"{machine.cpu}, {machine.cores} cores, {machine.memory_gib:g} GiB, Linux {machine.kernel}; Python {made.versions['python']}"
     lines = [f"## {made.name}", "", f"{made.date}, commit {made.commit}, seed {made.seed}: {where}.", ""]
     lines += ["| what | target | measured | met | peer |", "|---|---|---|---|---|", *map(line, made.rows), ""]
-    for note in records.notes(made.rows):
-        lines += [f"- {note}"]
-    return "\n".join([*lines, "" if records.notes(made.rows) else ""]).rstrip("\n") + "\n\n"
+    lines += [f"- {note}." for note in records.notes(made.rows)]
+    return "\n".join(lines).rstrip("\n") + "\n\n"
 
 
 def line(row: Row) -> str:
