@@ -93,3 +93,44 @@ def _list(waiting: list[dict[str, Any]]) -> None:
         for item in waiting
     ]
     output.table(("name", "parent", "address", "uid"), rows, empty="no cluster waits for approval")
+
+
+@app.command(cls=Command)
+@examples(
+    "banyan cluster conflicts edge-1",
+    "banyan cluster conflicts edge-1 --keep field",
+    "banyan cluster conflicts edge-1 --keep root --kind Work",
+)
+def conflicts(
+    name: Name,
+    keep: Annotated[
+        str, typer.Option("--keep", metavar="field|root", help="field: what runs there stays. root: what the parent has replaces it.")
+    ] = "",
+    kind: Annotated[str, typer.Option("--kind", help="Only objects of this kind.")] = "",
+    item: Annotated[str, typer.Option("--object", metavar="NAME", help="Only this object, as the list names it.")] = "",
+) -> None:
+    """Objects that a parent with another history (a restored backup) would change: list them, or decide.
+
+    Until somebody decides, everything runs on as it is.
+    """
+    with settings().client() as client:
+        path = kinds.path(KIND, "", name, "conflicts")
+        there = client.at(name) if _is_below(client, name) else client
+        if not keep:
+            listed = there.json("GET", path)
+            rows = [
+                [one["kind"], one["name"], one["object"], "changed" if one["parentHas"] else "not known there"] for one in listed["items"]
+            ]
+            output.emit(
+                listed, settings().output, lambda: output.table(["KIND", "NAME", "OBJECT", "AT THE PARENT"], rows, empty="no conflicts")
+            )
+            return
+        body = {key: value for key, value in (("keep", keep), ("kind", kind), ("name", item)) if value}
+        answer = there.json("POST", path, body=body)
+    output.emit(answer, settings().output, lambda: print(f"{answer['settled']} conflicts of {name} settled: keep {keep}"))
+
+
+def _is_below(client: Client, name: str) -> bool:
+    """Whether ``name`` is a descendant of the controller that is asked, and not that controller itself."""
+    cluster = client.json("GET", kinds.path(KIND, "", name))
+    return bool((cluster.get("status") or {}).get("path"))

@@ -202,7 +202,7 @@ class Controller:
         if stored is None:
             return fresh
         before = self.documents.read(stored, kinds.Cluster).status.facts
-        return msgspec.structs.replace(before, version=self.version, labels=labels, can_parent=fresh.can_parent)
+        return msgspec.structs.replace(before, version=self.version, labels=labels, can_parent=fresh.can_parent, conflicts=fresh.conflicts)
 
     def _nodes_changed(self, nodes: Sequence[Node]) -> None:
         if self.description is None and self.shim is not None:

@@ -37,7 +37,8 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     proxy: str = ""
     """HTTP(S) CONNECT proxy towards the parent, http://user:password@host:port. Default: HTTPS_PROXY and NO_PROXY."""
     shim: str = "process"
-    """process: run applications as processes here. none: no cluster of its own. unix:PATH or HOST:PORT: a shim that speaks gRPC."""
+    """process: run applications as processes here. none: no cluster of its own. unix:PATH or HOST:PORT: a shim that speaks gRPC.
+    Over TCP DATA/shim holds ca.pem, certificate.pem and key.pem."""
     labels: dict[str, str] = field(default_factory=dict)
     """Labels that the site gives itself; ancestors may add theirs on top."""
     node_name: str = ""

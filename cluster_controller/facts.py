@@ -10,6 +10,7 @@ from cluster_controller.placement.records import request
 from cluster_controller.reconcile.observe import node_classes
 from cluster_controller.resources import kinds
 from cluster_controller.store import Store
+from cluster_controller.sync.conflicts import undecided
 from cluster_shim.contract import Description, Node
 
 
@@ -46,6 +47,7 @@ def cluster_facts(
         architectures=sorted({node.architecture for node in nodes}),
         applications=len(store.list("local", "Work")),
         instances=len(store.list("observed", "Pod")),
+        conflicts=len(undecided(store, "desired")),
     )
 
 

@@ -65,6 +65,7 @@ class ClusterFacts(Document, frozen=True, kw_only=True):
     models: list[ModelPresence] = field(default_factory=list)
     applications: int = 0
     instances: int = 0
+    conflicts: int = 0  # objects that a parent with another history would change: they wait for a person's decision
 
 
 class LabelSource(Document, frozen=True, kw_only=True):

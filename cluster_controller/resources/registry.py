@@ -107,6 +107,7 @@ _TYPES = (
             Subresource("approve", ("POST",), role="admin"),
             Subresource("revoke", ("POST",), role="admin"),
             Subresource("keep", ("POST",), role="admin"),
+            Subresource("conflicts", ("GET", "POST"), role="admin"),
             Subresource("banyan", ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"), raw=True),
             Subresource("proxy", ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"), role="admin", raw=True),
         ),

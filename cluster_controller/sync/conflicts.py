@@ -7,7 +7,8 @@ decision needs no connection. While it is undecided, and after "field", the obje
 After "field" a mark stays, to remember which state of the sender's was turned down: anything newer from there counts again.
 """
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Literal, Protocol
 
 import msgspec
 from msgspec import Struct
@@ -68,6 +69,18 @@ def write(tx: Tx, key: Key, mark: Mark) -> None:
 
 def theirs(item: Item) -> Theirs:
     return Theirs(item.uid, item.version, content_hash(item.document), *item.delivered, item.document)
+
+
+class Lister(Protocol):
+    """What a `Store` offers for looking."""
+
+    def scan(self, space: str) -> Iterator[Stored]: ...
+
+
+def undecided(view: Lister, space: str) -> list[tuple[Key, Mark]]:
+    """The objects of ``space`` that wait for a decision, by key."""
+    found = ((object_key(stored.key), _decoder.decode(stored.document)) for stored in view.scan(space_of(space)))
+    return sorted(((key, mark) for key, mark in found if not mark.decision), key=lambda pair: pair[0])
 
 
 def resolve(tx: Tx, space: str, keep: Keep, *, kind: str, namespace: str | None = None, name: str | None = None) -> int:

@@ -22,6 +22,7 @@ from cluster_controller.tree.merge import Merged, merge
 
 log = structlog.get_logger()
 Ready = Literal["True", "False", "Unknown"]
+OURS = frozenset({"Ready", "Conflict"})  # condition types that this room writes
 
 
 class Heard(Struct, frozen=True):
@@ -105,7 +106,7 @@ class Census:
                 self._settler.mark(event.stored.uid)
             elif kind == "ClusterOverlay" and space == "desired":
                 self._settler.mark(self._documents.read(event.stored, kinds.ClusterOverlay).spec.cluster)
-            elif (kind == "Work" and space == "local") or (kind == "Pod" and space == "observed"):
+            elif space == "conflict/desired" or (kind == "Work" and space == "local") or (kind == "Pod" and space == "observed"):
                 self._settler.mark(self._uid)
             elif event.kind_of == "delete" and (
                 (kind == "Work" and space.startswith("down/")) or (kind == "WorkStatus" and space.startswith("up/"))
@@ -313,7 +314,7 @@ class Census:
             unschedulable=merged.unschedulable,
             sources=merged.sources,
             children=known.children,
-            conditions=[condition, *(item for item in before.conditions if item.type != "Ready")],
+            conditions=[condition, *self._conflict(known, before), *(item for item in before.conditions if item.type not in OURS)],
             withdrawing=known.withdrawing,
             address=before.address,
             joined=before.joined,
@@ -327,6 +328,22 @@ class Census:
             metadata=kinds.Metadata(name=name, uid=known.uid, creation_timestamp=self._timestamp(), generation=1), status=status
         )
         tx.put(Key("own", "Cluster", "", name), encode(document), uid=known.uid)
+
+    def _conflict(self, known: Known, before: kinds.ClusterState) -> list[kinds.Condition]:
+        """Shown for as long as objects wait for a person, at the cluster and at every ancestor."""
+        if not known.facts.conflicts:
+            return []
+        message = f"{known.facts.conflicts} objects would be changed by a parent with another history (a restored backup?); they run on"
+        condition = kinds.Condition(
+            type="Conflict",
+            status="True",
+            reason="ForeignHistory",
+            message=f"{message}; decide with `banyan cluster conflicts {known.name}`",
+            last_transition_time=next(
+                (item.last_transition_time for item in before.conditions if item.type == "Conflict"), self._timestamp()
+            ),
+        )
+        return [condition]
 
     def _transition(self, tx: Tx, known: Known, before: str, after: str) -> None:
         """Say it in the log, and in an Event of the same commit."""

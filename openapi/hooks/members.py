@@ -11,10 +11,11 @@ import msgspec
 from cluster_controller.errors import Conflict, Forbidden, InvalidInput, NotFound
 from cluster_controller.identity.revocation import Revocation
 from cluster_controller.resources import kinds
-from cluster_controller.store import Store
+from cluster_controller.store import Key, Store, Tx
+from cluster_controller.sync.conflicts import Mark, resolve, undecided
 from cluster_controller.tree import listing, records
-from cluster_controller.tree.times import format_time
 from cluster_controller.tree.membership import Membership
+from cluster_controller.tree.times import format_time
 from openapi.services import Ask, NoHooks, Write
 
 
@@ -101,6 +102,8 @@ class ClusterHooks(NoHooks):
     async def subresource(self, ask: Ask) -> Mapping[str, Any]:
         decisions = self._membership
         match ask.subresource:
+            case "conflicts":
+                return await self._conflicts(ask)
             case "approve":
                 member = await decisions.approve(ask.name)
             case "revoke":
@@ -116,6 +119,38 @@ class ClusterHooks(NoHooks):
             "uid": member.uid,
             "state": member.state,
         }
+
+    async def _conflicts(self, ask: Ask) -> Mapping[str, Any]:
+        """Of this controller itself: GET lists what waits, POST decides: keep field (what runs here) or root (what the parent has)."""
+        stored = self._store.find("own", "Cluster", self._uid)
+        if stored is None or stored.key.name != ask.name:
+            raise Forbidden(f"conflicts of {ask.name} are decided at {ask.name}: banyan --at {ask.name} cluster conflicts {ask.name}")
+        if ask.method == "GET":
+            items = [_conflict(key, mark) for key, mark in undecided(self._store, "desired")]
+            return {"kind": "ConflictList", "apiVersion": "banyan.dev/v1alpha1", "items": items}
+        keep = _text(ask.body, "keep", required=True)
+        if keep not in {"field", "root"}:
+            raise InvalidInput("keep is field (what runs here stays) or root (what the parent has replaces it)", "keep")
+        kind, name = _text(ask.body, "kind", required=False), _text(ask.body, "name", required=False)
+        if name and not kind:
+            raise InvalidInput("name one object by its kind and name", "kind")
+
+        def decide(tx: Tx) -> int:
+            wanted = [kind] if kind else sorted({key.kind for key, _ in undecided(self._store, "desired")})
+            return sum(resolve(tx, "desired", "field" if keep == "field" else "root", kind=one, name=name or None) for one in wanted)
+
+        settled = await self._store.commit(decide)
+        return {"kind": "Decision", "apiVersion": "banyan.dev/v1alpha1", "keep": keep, "settled": settled}
+
+
+def _conflict(key: Key, mark: Mark) -> dict[str, Any]:
+    """One object that waits for a decision: what is held here, and what the parent has."""
+    theirs = mark.theirs
+    name = ""
+    if theirs is not None and theirs.document:
+        metadata = msgspec.json.decode(theirs.document).get("metadata", {})
+        name = f"{metadata.get('namespace') or ''}/{metadata.get('name', '')}".strip("/")
+    return {"kind": key.kind, "name": key.name, "object": name, "held": bool(mark.ours), "parentHas": theirs is not None}
 
 
 def _text(body: Mapping[str, Any], field: str, *, required: bool) -> str:
