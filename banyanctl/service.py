@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 DISTRIBUTION = "banyan-edge"
 APPROVAL_SECONDS = 7 * 24 * 3600.0  # how long `banyan join` waits for a person
+SHIM_CREDENTIALS = ("ca.pem", "certificate.pem", "key.pem")  # in DATA/shim, for a shim that is spoken to over TCP
 LEAVE_SECONDS = 20.0  # for a link to the parent, when leaving
+FILES = 65_536  # open files that a controller asks for; the hard limit may allow fewer
 
 
 class Made(Struct, frozen=True):
@@ -165,9 +167,21 @@ def run(settings: Config) -> int:
     if not (settings.identity_folder / "identity.json").exists():
         raise NotFound(f"no cluster lives in {settings.data}: create a root with `banyan init`, or a member with `banyan join`")
     configure(settings.log_format, settings.log_level)
+    _raise_file_limit()
+    sys.setswitchinterval(0.001)  # the loop gives way to the store's thread sooner: a commit waits less for the interpreter lock
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(settings))
     return 0
+
+
+def _raise_file_limit() -> None:
+    """As many connections as the system allows this process, not as few as a shell's default."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = min(hard, FILES) if hard != resource.RLIM_INFINITY else FILES
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _serve(settings: Config) -> None:
@@ -197,14 +211,8 @@ def _shim(settings: Config) -> "Shim | None":
     """The adapter of this controller's own cluster."""
     if settings.shim == "none":
         return None
-    if settings.shim.startswith("unix:"):
-        try:
-            from cluster_shim.grpc.client import GrpcShim
-        except ImportError as error:
-            raise InvalidInput("a shim outside this process needs gRPC: pip install 'banyan-edge[shim]'", "shim") from error
-        return GrpcShim(settings.shim)
     if settings.shim != "process":
-        raise InvalidInput(f"shim {settings.shim!r}: it is process, none or unix:/PATH", "shim")
+        return _outside(settings)
     from cluster_controller.resources import quantity
     from cluster_shim.process.shim import Capacity, ProcessShim
 
@@ -219,6 +227,36 @@ def _shim(settings: Config) -> "Shim | None":
         )
     name = settings.node_name or os.uname().nodename.lower()
     return ProcessShim(settings.process_folder, node_name=name, bind=settings.site_bind, capacity=capacity)
+
+
+def _outside(settings: Config) -> "Shim":
+    """A shim in another process, ``unix:PATH`` or ``HOST:PORT``. gRPC is loaded for it alone."""
+    if not settings.shim.startswith("unix:/"):
+        try:
+            config.split_address(settings.shim, "shim")
+        except InvalidInput:
+            raise InvalidInput(f"shim {settings.shim!r}: it is process, none, unix:/PATH or HOST:PORT", "shim") from None
+    try:
+        import grpc
+
+        from cluster_shim.grpc.client import GrpcShim
+    except ImportError as error:
+        raise InvalidInput("a shim outside this process needs gRPC: pip install 'banyan-edge[shim]'", "shim") from error
+    if settings.shim.startswith("unix:"):
+        return GrpcShim(settings.shim)
+    ca, certificate, key = (_credential(settings, name) for name in SHIM_CREDENTIALS)
+    return GrpcShim(settings.shim, grpc.ssl_channel_credentials(ca, key, certificate))
+
+
+def _credential(settings: Config, name: str) -> bytes:
+    path = settings.data / "shim" / name
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        needed = ", ".join(SHIM_CREDENTIALS)
+        raise InvalidInput(
+            f"shim {settings.shim}: {path} cannot be read ({error.strerror}); over TCP put {needed} (PEM) there, or use unix:/PATH", "shim"
+        ) from error
 
 
 def _write_admin(settings: Config, controller: "Controller", serving: "Serving") -> None:

@@ -28,6 +28,7 @@ from cluster_controller.placement.engine import Engine
 from cluster_controller.reconcile.reconciler import Reconciler
 from cluster_controller.resources import kinds, quantity
 from cluster_controller.store import Event, Store
+from cluster_controller.store import Limits as StoreLimits
 from cluster_controller.tasks import Tasks
 from cluster_controller.tree.census import Census, Heard
 from cluster_controller.tree.child import IdentityHolder, Settings
@@ -54,6 +55,8 @@ log = structlog.get_logger()
 
 BLOB = "blob"
 ANY_HOST = frozenset({"", "0.0.0.0", "::"})  # noqa: S104
+STORE_LIMITS = StoreLimits()
+LEAF_STORE_LIMITS = StoreLimits(journal_rows=2_000, journal_bytes=4 * 1024 * 1024)  # nobody syncs from a leaf but its parent
 TUNNEL_PORT = "app/tunnel-port"  # fact: the port that was bound last, taken again when any will do
 
 
@@ -85,7 +88,7 @@ class Controller:
         """Raises what keeps a controller from starting: StoreError, InvalidInput, Conflict (a port in use), NotFound (no identity)."""
         config = self.config
         self.identity = IdentityHolder(config.identity_folder, load_identity(config.identity_folder))
-        self.store = await Store.open(config.data)
+        self.store = await Store.open(config.data, STORE_LIMITS if config.tunnel_listen else LEAF_STORE_LIMITS)
         try:
             await self._build()
             await self._listen()

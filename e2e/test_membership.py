@@ -124,3 +124,17 @@ def test_nothing_is_served_anonymously_but_healthz(root: Site) -> None:
         connection.request("GET", path)
         assert connection.getresponse().status == code, path
         connection.close()
+
+
+def test_a_name_is_free_again_after_its_cluster_has_left(tree: Tree, root: Site) -> None:
+    region = tree.region("region-a", root)
+    until("region-a is in", lambda: root.clusters()["region-a"]["phase"] == "Ready")
+    first = tree.site("edge-1", BANYAN_SHIM="none")
+    first.join(region.token(), "--tunnel-listen", "")
+    first.wait()
+    until("the root knows edge-1", lambda: root.clusters().get("edge-1", {}).get("phase") == "Ready")
+    first.stop()
+    first.banyan("leave")
+    until("the root forgot it", lambda: "edge-1" not in root.clusters())
+    second = tree.site("second", BANYAN_SHIM="none")
+    second.banyan("join", region.token(), "--name", "edge-1", "--no-run", "--tunnel-listen", "")

@@ -27,10 +27,20 @@ class _MetadataOnly(Struct):
     metadata: _LabelsOnly = field(default_factory=_LabelsOnly)
 
 
+class _ClusterLabels(Struct):
+    metadata: _LabelsOnly = field(default_factory=_LabelsOnly)
+    status: _LabelsOnly = field(default_factory=_LabelsOnly)
+
+
 _LABELS = msgspec.json.Decoder(_MetadataOnly)
+_CLUSTER_LABELS = msgspec.json.Decoder(_ClusterLabels)
 
 
 def labels_of(stored: Stored) -> Mapping[str, str]:
+    """What a label selector looks at. Of a Cluster: the merged labels, as placement does; its metadata holds one overlay only."""
+    if stored.key.kind == "Cluster":
+        found = _CLUSTER_LABELS.decode(stored.document)
+        return found.status.labels | found.metadata.labels
     return _LABELS.decode(stored.document).metadata.labels
 
 

@@ -233,6 +233,9 @@ class Membership(Decisions):
     def _changed(self, events: Sequence[Event]) -> None:
         if any(event.stored.key.kind == "User" and event.stored.key.space == records.OWN for event in events):
             self.people.changed()
+        for event in events:
+            if event.stored.key.kind == "Cluster" and event.kind_of == "put":
+                self.names.arrived(event.stored.key.name, event.stored.uid)
         if self.barring.changed(events):
             self._cut_barred()
             self._tasks.spawn("revocations", self.barring.spread())

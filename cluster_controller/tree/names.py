@@ -59,6 +59,11 @@ class Reservations:
         found[self._identity().name] = self._identity().uid
         return found
 
+    def arrived(self, name: str, uid: str) -> None:
+        """The cluster itself is known now: from here on its report holds the name, and its leaving frees it."""
+        if self._held.get(name, ("", 0.0))[0] == uid:
+            del self._held[name]
+
     async def reserve_above(self, name: str, uid: str, seconds: float = ASK_SECONDS) -> Reserved:
         """Ask the ancestors. Out of reach is no obstacle: the name is provisional then."""
         if self._identity().is_root:
