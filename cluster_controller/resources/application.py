@@ -21,204 +21,204 @@ from cluster_controller.resources.meta import (
 class ModelReference(Document, frozen=True, kw_only=True):
     """``name`` of a Model in the Application's namespace, or NAME.ORIGIN of a delivered one."""
 
-    name: str
+    name: str  # of a Model of the same namespace, or NAME.ORIGIN of one that was delivered from above
     version: str = ""  # empty: the last version listed in the Model
 
 
 class KeySelector(Document, frozen=True, kw_only=True):
-    name: str
-    key: str
-    optional: bool = False
+    name: str  # of the ConfigMap or Secret, in the same namespace
+    key: str  # whose value is taken
+    optional: bool = False  # start without it while it does not exist
 
 
 class EnvSource(Document, frozen=True, kw_only=True):
     """Exactly one is set."""
 
-    config_map_key_ref: KeySelector | None = None
-    secret_key_ref: KeySelector | None = None
+    config_map_key_ref: KeySelector | None = None  # one key of a ConfigMap
+    secret_key_ref: KeySelector | None = None  # one key of a Secret
 
 
 class EnvVar(Document, frozen=True, kw_only=True):
-    name: str
-    value: str = ""
-    value_from: EnvSource | None = None
+    name: str  # of the variable
+    value: str = ""  # its text
+    value_from: EnvSource | None = None  # where its text comes from, instead of value
 
 
 class LocalReference(Document, frozen=True, kw_only=True):
-    name: str
-    optional: bool = False
+    name: str  # of an object of the same namespace
+    optional: bool = False  # start without it while it does not exist
 
 
 class EnvFrom(Document, frozen=True, kw_only=True):
     """Exactly one of config_map_ref and secret_ref; every key becomes a variable."""
 
-    prefix: str = ""
-    config_map_ref: LocalReference | None = None
-    secret_ref: LocalReference | None = None
+    prefix: str = ""  # put before each key
+    config_map_ref: LocalReference | None = None  # every key of this ConfigMap
+    secret_ref: LocalReference | None = None  # every key of this Secret
 
 
 class FileSource(Document, frozen=True, kw_only=True):
-    name: str
+    name: str  # of the ConfigMap or Secret, in the same namespace
     key: str = ""  # empty: every key becomes a file below the path
-    optional: bool = False
+    optional: bool = False  # start without it while it does not exist
 
 
 class FileMount(Document, frozen=True, kw_only=True):
     """A file (or a folder of files) below the instance's working folder. Exactly one of config_map and secret."""
 
-    path: str
-    config_map: FileSource | None = None
-    secret: FileSource | None = None
-    mode: Annotated[int, Meta(ge=0, le=0o777)] = 0o644
+    path: str  # relative, below the instance's working folder
+    config_map: FileSource | None = None  # contents from a ConfigMap
+    secret: FileSource | None = None  # contents from a Secret
+    mode: Annotated[int, Meta(ge=0, le=0o777)] = 0o644  # permissions as a number: 420 is 0644, 384 is 0600
 
 
 class VolumeMount(Document, frozen=True, kw_only=True):
     """A folder of the site that survives restarts, versions and moves between instances."""
 
-    name: str
-    path: str
+    name: str  # of the folder; all replicas of the component on a site share it
+    path: str  # where it appears, relative to the working folder
 
 
 class Resources(Document, frozen=True, kw_only=True):
-    cpu: Quantity = ""
-    memory: Quantity = ""
-    accelerators: dict[str, Count] = field(default_factory=dict)
+    cpu: Quantity = ""  # for each replica, as in 250m or 2; what placement counts, and a limit where the system can hold it
+    memory: Quantity = ""  # for each replica, as in 128Mi; what placement counts, and a limit where the system can hold it
+    accelerators: dict[str, Count] = field(default_factory=dict)  # how many of each kind for each replica, as in {nvidia.com/gpu: 1}
 
 
 class HttpGet(Document, frozen=True, kw_only=True):
-    path: str = "/"
+    path: str = "/"  # begins with a slash
     port: Port | None = None  # None: the component's exposed port
 
 
 class TcpSocket(Document, frozen=True, kw_only=True):
-    port: Port | None = None
+    port: Port | None = None  # None: the component's exposed port
 
 
 class Exec(Document, frozen=True, kw_only=True):
-    command: list[str]
+    command: list[str]  # program and arguments; exit code 0 is a success
 
 
 class Probe(Document, frozen=True, kw_only=True):
     """Exactly one of http_get, tcp_socket and exec."""
 
-    http_get: HttpGet | None = None
-    tcp_socket: TcpSocket | None = None
-    exec: Exec | None = None
-    initial_delay_seconds: Seconds = 0
-    period_seconds: PositiveSeconds = 10
-    timeout_seconds: PositiveSeconds = 1
-    failure_threshold: Annotated[int, Meta(ge=1, le=1000)] = 3
-    success_threshold: Annotated[int, Meta(ge=1, le=1000)] = 1
+    http_get: HttpGet | None = None  # ask over HTTP
+    tcp_socket: TcpSocket | None = None  # open a connection
+    exec: Exec | None = None  # run a program in the instance's surroundings
+    initial_delay_seconds: Seconds = 0  # after the start, before the first question
+    period_seconds: PositiveSeconds = 10  # between two questions
+    timeout_seconds: PositiveSeconds = 1  # how long an answer may take
+    failure_threshold: Annotated[int, Meta(ge=1, le=1000)] = 3  # failures in a row that change the verdict
+    success_threshold: Annotated[int, Meta(ge=1, le=1000)] = 1  # successes in a row that change it back
 
 
 class Expose(Document, frozen=True, kw_only=True):
-    port: Port
+    port: Port  # of the site, the same on every cluster that runs it; stays across restarts and new versions
 
 
 class Component(Document, frozen=True, kw_only=True):
     """Exactly one of model and command (later also container, manifests, helm)."""
 
-    name: str
-    model: ModelReference | None = None
-    command: list[str] = field(default_factory=list)
-    container: dict[str, Any] | None = None
-    manifests: list[Any] | dict[str, Any] | None = None
-    helm: dict[str, Any] | None = None
-    replicas: Count = 1
-    resources: Resources = Resources()
-    env: list[EnvVar] = field(default_factory=list)
-    env_from: list[EnvFrom] = field(default_factory=list)
-    files: list[FileMount] = field(default_factory=list)
-    volumes: list[VolumeMount] = field(default_factory=list)
-    liveness: Probe | None = None
-    readiness: Probe | None = None
-    expose: Expose | None = None
-    termination_grace_period_seconds: Seconds = 30
-    takes_socket: bool = True
+    name: str  # unique within the application, a DNS label
+    model: ModelReference | None = None  # serve this model; or command
+    command: list[str] = field(default_factory=list)  # run this program with these arguments; or model
+    container: dict[str, Any] | None = None  # not served yet
+    manifests: list[Any] | dict[str, Any] | None = None  # not served yet
+    helm: dict[str, Any] | None = None  # not served yet
+    replicas: Count = 1  # over the whole placement when it is Divided, on each cluster when it is Duplicated
+    resources: Resources = Resources()  # what one replica asks for
+    env: list[EnvVar] = field(default_factory=list)  # environment variables
+    env_from: list[EnvFrom] = field(default_factory=list)  # environment variables from whole ConfigMaps and Secrets
+    files: list[FileMount] = field(default_factory=list)  # files from ConfigMaps and Secrets
+    volumes: list[VolumeMount] = field(default_factory=list)  # folders of the site that outlive the instance
+    liveness: Probe | None = None  # an instance that fails it is restarted
+    readiness: Probe | None = None  # an instance that fails it counts as not ready
+    expose: Expose | None = None  # the site's own port for clients of this component
+    termination_grace_period_seconds: Seconds = 30  # between SIGTERM and SIGKILL
+    takes_socket: bool = True  # accepts on the listening socket that it is handed (LISTEN_FDS); false: opens its own
 
 
 class Toleration(Document, frozen=True, kw_only=True):
-    key: str = ""
-    operator: Literal["Equal", "Exists"] = "Equal"
-    value: str = ""
-    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
-    toleration_seconds: Seconds | None = None
+    key: str = ""  # of the taint; empty with Exists: every taint
+    operator: Literal["Equal", "Exists"] = "Equal"  # Equal: the value too; Exists: the key alone
+    value: str = ""  # of the taint, with Equal
+    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""  # of the taint; empty: every effect
+    toleration_seconds: Seconds | None = None  # not served yet
 
 
 class OnUnreachable(Document, frozen=True, kw_only=True):
-    action: Literal["Keep", "Replace"] = "Keep"
-    after_seconds: Seconds = 0
+    action: Literal["Keep", "Replace"] = "Keep"  # Keep: the share of a silent cluster stays its own; Replace is not served yet
+    after_seconds: Seconds = 0  # of silence, before Replace
 
 
 class Placement(Document, frozen=True, kw_only=True):
-    cluster_selector: LabelSelector | None = None
-    cluster_name: str = ""
-    cluster_names: list[str] = field(default_factory=list)
-    node_name: str = ""
-    node_selector: Labels = field(default_factory=dict)
-    tolerations: list[Toleration] = field(default_factory=list)
+    cluster_selector: LabelSelector | None = None  # only clusters with these labels
+    cluster_name: str = ""  # only this cluster
+    cluster_names: list[str] = field(default_factory=list)  # only these clusters
+    node_name: str = ""  # only the machine of this name
+    node_selector: Labels = field(default_factory=dict)  # only machines with these labels
+    tolerations: list[Toleration] = field(default_factory=list)  # taints that do not keep it away
     architecture: str = ""  # as Go names it: amd64, arm64, riscv64
-    strategy: Literal["Divided", "Duplicated"] = "Divided"
-    on_unreachable: OnUnreachable = OnUnreachable()
+    strategy: Literal["Divided", "Duplicated"] = "Divided"  # Divided: split over the clusters; Duplicated: each gets all replicas
+    on_unreachable: OnUnreachable = OnUnreachable()  # what becomes of the share of a cluster that fell silent
 
 
 class Rollout(Document, frozen=True, kw_only=True):
-    wave: Annotated[int, Meta(ge=1, le=100_000)] = 1
-    pause_seconds: Seconds = 0
+    wave: Annotated[int, Meta(ge=1, le=100_000)] = 1  # not served yet
+    pause_seconds: Seconds = 0  # not served yet
 
 
 class ApplicationSpec(Document, frozen=True, kw_only=True):
-    components: list[Component]
-    placement: Placement = Placement()
-    rollout: Rollout | None = None
+    components: list[Component]  # what shall run, each with replicas of its own
+    placement: Placement = Placement()  # where, in the subtree of the controller that is asked
+    rollout: Rollout | None = None  # not served yet
 
 
 class ComponentStatus(Document, frozen=True, kw_only=True):
-    name: str
-    desired: int = 0
-    ready: int = 0
-    updated: int = 0
-    unplaced: int = 0
-    reason: str = ""
-    message: str = ""
+    name: str  # of the component
+    desired: int = 0  # replicas that are wanted
+    ready: int = 0  # replicas that are ready
+    updated: int = 0  # replicas of the newest version
+    unplaced: int = 0  # replicas that no cluster could take
+    reason: str = ""  # a word for programs
+    message: str = ""  # a sentence for people
 
 
 class ClusterRow(Document, frozen=True, kw_only=True):
     """What one cluster does for one application."""
 
     cluster: str  # uid
-    name: str = ""
+    name: str = ""  # of the cluster, as the reporter knows it
     path: list[str] = field(default_factory=list)  # names from the reporter down to the cluster
-    ready: int = 0
-    desired: int = 0
-    reason: str = ""
-    message: str = ""
-    port: int = 0
+    ready: int = 0  # replicas that are ready there
+    desired: int = 0  # replicas that it shall run
+    reason: str = ""  # a word for programs
+    message: str = ""  # a sentence for people
+    port: int = 0  # of the site, where it is exposed
     components: dict[str, int] = field(default_factory=dict)  # replicas given, per component
 
 
 class Revision(Document, frozen=True, kw_only=True):
     """One entry of an Application's history."""
 
-    revision: int
-    generation: int = 0
-    time: str = ""
-    user: str = ""
-    cause: str = ""
+    revision: int  # number of the version, as undo takes it
+    generation: int = 0  # of the Application then
+    time: str = ""  # when it was written
+    user: str = ""  # who wrote it
+    cause: str = ""  # why, where it was said
 
 
 class ApplicationStatus(Document, frozen=True, kw_only=True):
-    observed_generation: int = 0
+    observed_generation: int = 0  # the generation that this status answers
     phase: str = ""  # Pending, Progressing, Running, Degraded, Withdrawing
-    desired: int = 0
-    ready: int = 0
-    updated: int = 0
-    unplaced: int = 0
-    components: list[ComponentStatus] = field(default_factory=list)
+    desired: int = 0  # replicas that are wanted, over all components
+    ready: int = 0  # replicas that are ready
+    updated: int = 0  # replicas of the newest version
+    unplaced: int = 0  # replicas that no cluster could take
+    components: list[ComponentStatus] = field(default_factory=list)  # the same for each component
     clusters: list[ClusterRow] = field(default_factory=list)  # the worst 20
-    cluster_count: int = 0
-    conditions: list[Condition] = field(default_factory=list)
-    history: list[Revision] = field(default_factory=list)
+    cluster_count: int = 0  # how many clusters run it
+    conditions: list[Condition] = field(default_factory=list)  # what is so, and since when
+    history: list[Revision] = field(default_factory=list)  # earlier versions, for undo
     withdrawing: list[str] = field(default_factory=list)  # names of clusters that have not confirmed yet
 
 

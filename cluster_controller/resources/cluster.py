@@ -8,43 +8,43 @@ from cluster_controller.resources.meta import Condition, Document, Labels, Resou
 
 
 class Taint(Document, frozen=True, kw_only=True):
-    key: str
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"]
-    value: str = ""
-    time_added: str = ""
+    key: str  # what keeps applications away
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"]  # NoSchedule: nothing new here; NoExecute: what runs goes too
+    value: str = ""  # compared by tolerations with Equal
+    time_added: str = ""  # when
 
 
 class ClusterSpec(Document, frozen=True, kw_only=True):
     """This controller's own overlay; ``metadata.labels`` are its labels."""
 
-    unschedulable: bool = False
-    taints: list[Taint] = field(default_factory=list)
+    unschedulable: bool = False  # cordon: nothing new is placed here or below
+    taints: list[Taint] = field(default_factory=list)  # keep away what does not tolerate them
 
 
 class ResourceSums(Document, frozen=True, kw_only=True):
     """Sums over nodes, in millicores and bytes."""
 
-    cpu_millis: int = 0
-    memory_bytes: int = 0
-    accelerators: dict[str, int] = field(default_factory=dict)
+    cpu_millis: int = 0  # millicores
+    memory_bytes: int = 0  # bytes
+    accelerators: dict[str, int] = field(default_factory=dict)  # how many of each kind
 
 
 class NodeClass(Document, frozen=True, kw_only=True):
     """Equal nodes, counted; small enough to be reported up the tree."""
 
-    architecture: str
-    count: int
-    ready: int = 0
+    architecture: str  # as Go names it
+    count: int  # of nodes
+    ready: int = 0  # of them
     allocatable: ResourceSums = ResourceSums()  # of each node of the class
     free: ResourceSums = ResourceSums()  # allocatable minus requests, of the emptiest ready node
-    labels: Labels = field(default_factory=dict)
+    labels: Labels = field(default_factory=dict)  # that all of them have
     names: list[str] = field(default_factory=list)  # at most 20
 
 
 class ModelPresence(Document, frozen=True, kw_only=True):
-    name: str
-    version: str
-    digest: str = ""
+    name: str  # of the Model
+    version: str  # whose files are here
+    digest: str = ""  # of its files
 
 
 class ClusterFacts(Document, frozen=True, kw_only=True):
@@ -52,49 +52,49 @@ class ClusterFacts(Document, frozen=True, kw_only=True):
 
     version: str = ""  # of its controller
     shim: str = ""  # process, kubernetes, k3s; empty: no cluster of its own
-    component_kinds: list[str] = field(default_factory=list)
+    component_kinds: list[str] = field(default_factory=list)  # what its shim can run
     labels: Labels = field(default_factory=dict)  # set at the site
-    can_parent: bool = False
-    nodes: int = 0
-    nodes_ready: int = 0
-    node_classes: list[NodeClass] = field(default_factory=list)
-    capacity: ResourceSums = ResourceSums()
-    allocatable: ResourceSums = ResourceSums()
+    can_parent: bool = False  # others may join under it
+    nodes: int = 0  # machines
+    nodes_ready: int = 0  # of them
+    node_classes: list[NodeClass] = field(default_factory=list)  # equal machines, counted
+    capacity: ResourceSums = ResourceSums()  # what its machines have
+    allocatable: ResourceSums = ResourceSums()  # what applications may use of it
     requested: ResourceSums = ResourceSums()  # by what runs here already
-    architectures: list[str] = field(default_factory=list)
-    models: list[ModelPresence] = field(default_factory=list)
-    applications: int = 0
-    instances: int = 0
+    architectures: list[str] = field(default_factory=list)  # of its machines
+    models: list[ModelPresence] = field(default_factory=list)  # whose files are here
+    applications: int = 0  # that run here
+    instances: int = 0  # that run here
     conflicts: int = 0  # objects that a parent with another history would change: they wait for a person's decision
 
 
 class LabelSource(Document, frozen=True, kw_only=True):
     """Who set one merged label, taint or cordon."""
 
-    key: str
-    value: str = ""
+    key: str  # of the label or taint
+    value: str = ""  # of the label or taint
     set_by: str = ""  # name of the cluster
 
 
 class ClusterState(Document, frozen=True, kw_only=True):
     """``status`` of a Cluster. The age of what is known is never stored: it is added when shown."""
 
-    uid: str = ""
+    uid: str = ""  # the hash of its identity key
     parent: str = ""  # name
-    parent_uid: str = ""
+    parent_uid: str = ""  # uid of the parent
     path: list[str] = field(default_factory=list)  # names from this controller down to the cluster
     phase: str = ""  # Ready, Unknown, Pending, Held, Revoked
     broken_hop: str = ""  # "region-a → edge-1" when something on the way is silent
-    facts: ClusterFacts = ClusterFacts()
+    facts: ClusterFacts = ClusterFacts()  # what it says of itself
     labels: Labels = field(default_factory=dict)  # site labels and all overlays, merged
-    taints: list[Taint] = field(default_factory=list)
-    unschedulable: bool = False
-    sources: list[LabelSource] = field(default_factory=list)
-    children: int = 0
-    conditions: list[Condition] = field(default_factory=list)
+    taints: list[Taint] = field(default_factory=list)  # of all who set some, merged
+    unschedulable: bool = False  # cordoned by anybody above it or by itself
+    sources: list[LabelSource] = field(default_factory=list)  # who set which label and taint
+    children: int = 0  # that stand directly below it
+    conditions: list[Condition] = field(default_factory=list)  # what is so, and since when
     withdrawing: list[str] = field(default_factory=list)  # NAMESPACE/NAME of applications that it has not confirmed gone
-    address: str = ""
-    joined: str = ""
+    address: str = ""  # from which it dials
+    joined: str = ""  # when
 
 
 class Cluster(Resource, frozen=True, kw_only=True):

@@ -120,35 +120,35 @@ from cluster_controller.resources.meta import (
 
 
 class ModelFile(Document, frozen=True, kw_only=True):
-    path: str
-    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-    size: Annotated[int, Meta(ge=0, le=2**50)]
+    path: str  # relative, as the runtime shall find it
+    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]  # of the content, in hexadecimal; its address
+    size: Annotated[int, Meta(ge=0, le=2**50)]  # bytes
 
 
 class ModelVersion(Document, frozen=True, kw_only=True):
-    name: str
-    files: list[ModelFile]
-    runtime: Literal["onnx"] = "onnx"
-    variants: list[Any] | None = None
-    description: str = ""
-    licence: str = ""
-    source: str = ""
+    name: str  # unique within the model; what is published under it never changes
+    files: list[ModelFile]  # all that this version consists of
+    runtime: Literal["onnx"] = "onnx"  # what can run it
+    variants: list[Any] | None = None  # not served yet
+    description: str = ""  # a line for people
+    licence: str = ""  # of the model
+    source: str = ""  # where it comes from
 
 
 class ModelSpec(Document, frozen=True, kw_only=True):
-    versions: list[ModelVersion]
+    versions: list[ModelVersion]  # oldest first; an Application that names none gets the last
 
 
 class ModelVersionStatus(Document, frozen=True, kw_only=True):
-    name: str
-    present: bool = False
+    name: str  # of the version
+    present: bool = False  # all its files are at this controller
     missing: list[str] = field(default_factory=list)  # sha256 of files whose blobs are not here
-    reason: str = ""
+    reason: str = ""  # why it cannot be served
 
 
 class ModelStatus(Document, frozen=True, kw_only=True):
-    versions: list[ModelVersionStatus] = field(default_factory=list)
-    conditions: list[Condition] = field(default_factory=list)
+    versions: list[ModelVersionStatus] = field(default_factory=list)  # what is here of each
+    conditions: list[Condition] = field(default_factory=list)  # what is so, and since when
 
 
 class Model(Resource, frozen=True, kw_only=True):
@@ -162,20 +162,20 @@ class Model(Resource, frozen=True, kw_only=True):
 
 class JoinTokenSpec(Document, frozen=True, kw_only=True):
     parent: str = ""  # name of the cluster that shall be joined; empty: this one
-    expires_after_seconds: Annotated[int, Meta(ge=1, le=31_536_000)] = 86_400
+    expires_after_seconds: Annotated[int, Meta(ge=1, le=31_536_000)] = 86_400  # by the parent's clock
     approve: bool = False  # a person has to approve the cluster that uses it
     replace: str = ""  # name of a cluster whose machine died
     cluster_name: str = ""  # the only name that may join with it
-    labels: Labels = field(default_factory=dict)
+    labels: Labels = field(default_factory=dict)  # that the parent gives the new cluster
 
 
 class JoinTokenStatus(Document, frozen=True, kw_only=True):
     phase: str = ""  # Open, Used, Expired, Revoked
     token: str = ""  # shown once, in the answer to the create; never stored
     digest: str = ""  # sha256 of the secret
-    expires: str = ""
-    used_by: str = ""
-    used_at: str = ""
+    expires: str = ""  # when
+    used_by: str = ""  # name of the cluster that joined with it
+    used_at: str = ""  # when
 
 
 class JoinToken(Resource, frozen=True, kw_only=True):
@@ -185,25 +185,25 @@ class JoinToken(Resource, frozen=True, kw_only=True):
 
 
 class GrantSpec(Document, frozen=True, kw_only=True):
-    role: Literal["view", "edit", "admin"]
+    role: Literal["view", "edit", "admin"]  # view: read; edit: also change, and read Secrets; admin: also clusters and users
     namespace: str = ""  # empty: all
 
 
 class UserSpec(Document, frozen=True, kw_only=True):
-    grants: list[GrantSpec] = field(default_factory=list)
-    expires_after_seconds: Annotated[int, Meta(ge=1, le=315_360_000)] = 31_536_000
-    credential: Literal["certificate", "token"] = "certificate"
-    revoked: bool = False
+    grants: list[GrantSpec] = field(default_factory=list)  # what they may; at least one
+    expires_after_seconds: Annotated[int, Meta(ge=1, le=315_360_000)] = 31_536_000  # of the credential
+    credential: Literal["certificate", "token"] = "certificate"  # a client certificate, or a bearer token
+    revoked: bool = False  # true ends it for good, everywhere below
 
 
 class UserStatus(Document, frozen=True, kw_only=True):
     phase: str = ""  # Active, Expired, Revoked
-    credential_id: str = ""
+    credential_id: str = ""  # what a revocation names
     digest: str = ""  # sha256 of a bearer token
-    expires: str = ""
+    expires: str = ""  # of the credential
     certificate: str = ""  # PEM; with key or token shown once, in the answer to the create; never stored
-    key: str = ""
-    token: str = ""
+    key: str = ""  # PEM, shown once
+    token: str = ""  # shown once
 
 
 class User(Resource, frozen=True, kw_only=True):

@@ -51,7 +51,10 @@ def test_fields_say_what_they_mean_and_how_far_they_go(tmp_path: Path) -> None:
         component = schemas["dev.banyan.v1alpha1.Component"]
         assert component["required"] == ["name"] and component["properties"]["replicas"]["maximum"] == 100_000
         placement = schemas["dev.banyan.v1alpha1.Placement"]["properties"]
-        assert placement["strategy"] == {"type": "string", "enum": ["Divided", "Duplicated"], "default": "Divided"}
+        assert placement["strategy"].items() >= {"type": "string", "enum": ["Divided", "Duplicated"], "default": "Divided"}.items()
+        for schema in ("ApplicationSpec", "Component", "Placement", "ModelSpec", "ClusterSpec", "JoinTokenSpec", "UserSpec"):
+            for name, field in schemas[f"dev.banyan.v1alpha1.{schema}"]["properties"].items():
+                assert field.get("description"), f"{schema}.{name} says nothing to kubectl explain"
         assert "As Go names it" in placement["architecture"]["description"]
         assert schemas["dev.banyan.v1alpha1.Resources"]["properties"]["cpu"]["x-kubernetes-int-or-string"] is True
 
