@@ -338,8 +338,11 @@ class Process:
         try:
             self.process.wait(10)
         except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+            self.kill()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
 
 
 def make_tree(folder: Path, children: int) -> None:
@@ -414,7 +417,7 @@ def measure_peer(folder: Path, children: int, seconds: float, cores: list[int]) 
         return rate
     finally:
         for process in reversed(processes):
-            process.stop()
+            process.kill()  # in the middle of a flood, behind which no goodbye comes through
 
 
 def conduct(seconds: float, many: int, skip_peer: bool) -> list[Row]:
