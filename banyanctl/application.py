@@ -80,5 +80,7 @@ def undo(
     output.emit(
         answer,
         settings().output,
-        lambda: print(f"application/{name} is as in revision {to or 'before'} again{' (dry run)' if dry_run else ''}"),
+        lambda: print(
+            f"application/{name} is as {f'in revision {to}' if to else 'before its last change'} again{' (dry run)' if dry_run else ''}"
+        ),
     )

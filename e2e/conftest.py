@@ -1,4 +1,4 @@
-"""Fixtures: a tree of one's own, and a three-level tree shared by the tests that only look and deploy."""
+"""Fixtures: a tree of one's own, a three-level tree per module, and one grove for all tests that clean up after themselves."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,3 +24,27 @@ def three_levels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
         grown.edge("edge-2", region)
         until("all are Ready", lambda: [item["phase"] for item in root.clusters().values()] == ["Ready"] * 4)
         yield grown
+
+
+@pytest.fixture(scope="session")
+def _grove(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
+    """root → region-a → edge-1, edge-2. No test stops any of them."""
+    with growing(tmp_path_factory.mktemp("grove")) as grown:
+        root = grown.root()
+        region = grown.region("region-a", root)
+        grown.edge("edge-1", region)
+        grown.edge("edge-2", region)
+        until("all are Ready", lambda: [item["phase"] for item in root.clusters().values()] == ["Ready"] * 4)
+        yield grown
+
+
+@pytest.fixture
+def grove(_grove: Tree) -> Iterator[Tree]:
+    """Shared by all: each test finds it without applications, labels of its ancestors, taints and cordons."""
+    yield _grove
+    root = _grove.sites["root"]
+    root.kubectl("delete", "applications", "--all", "--timeout=30s")
+    clean = '{"metadata":{"labels":{"zone":null}},"spec":{"unschedulable":false,"taints":[]}}'
+    for edge in ("edge-1", "edge-2"):
+        root.kubectl("patch", "cluster", edge, "--type=merge", "-p", clean)
+        until("nothing runs", lambda edge=edge: _grove.sites[edge].get("/api/v1/pods")["items"] == [])

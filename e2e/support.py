@@ -20,6 +20,7 @@ from cluster_controller.errors import BanyanError
 
 ROOT = Path(__file__).parent.parent
 EMOTION = ROOT / "examples" / "emotion"
+SITE_PROGRAM = ROOT / "e2e" / "site_program.py"
 API = "/apis/banyan.dev/v1alpha1"
 APPS = f"{API}/namespaces/default/applications"
 WAIT_SECONDS = 60.0
@@ -239,6 +240,12 @@ def talker(name: str = "talker", replicas: int = 1, **placement: Any) -> dict[st
     program = "import time,os\nn=0\nwhile True:\n    n+=1\n    print('line', n, os.environ.get('WORD',''), flush=True)\n    time.sleep(0.2)"
     component = {"name": "talk", "command": [sys.executable, "-u", "-c", program], "takesSocket": False, "replicas": replicas}
     return application(name, [component], **placement)
+
+
+def program(name: str, *, placement: dict[str, Any] | None = None, **component: Any) -> dict[str, Any]:
+    """`site_program.py` as an application; by default on edge-1."""
+    command = [sys.executable, str(SITE_PROGRAM)]
+    return application(name, [{"name": "main", "command": command} | component], **(placement or {"clusterName": "edge-1"}))
 
 
 def publish(site: Site, version: str = "1") -> None:

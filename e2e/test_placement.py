@@ -1,0 +1,124 @@
+"""Where an application runs, tried from the root on a real tree: selectors, taints, cordon, capacity, and moves between live leaves."""
+
+import json
+import threading
+import time
+from typing import Any
+
+from e2e.support import APPS, Site, Tree, program, until
+from e2e.test_workloads import BOTH, change, create, pods
+
+
+def where(root: Site, name: str) -> dict[str, int]:
+    """Ready replicas by cluster."""
+    return {row["name"]: row.get("ready", 0) for row in root.status(name).get("clusters", [])}
+
+
+def why_unplaced(root: Site, name: str) -> str:
+    status = root.status(name)
+    assert status.get("unplaced"), status
+    return str(status["components"][0]["message"])
+
+
+def overlay(root: Site, cluster: str, **patch: Any) -> None:
+    root.kubectl("patch", "cluster", cluster, "--type=merge", "-p", json.dumps(patch))
+
+
+def test_a_cordoned_cluster_takes_nothing_new_and_keeps_what_it_has(grove: Tree) -> None:
+    root = grove.sites["root"]
+    before = create(root, program("before", placement={"clusterName": "edge-1"}))
+    overlay(root, "edge-1", spec={"unschedulable": True})
+    assert "Cordoned" in root.kubectl("get", "cluster", "edge-1")
+    after = create(root, program("after", replicas=2, placement=BOTH), ready=2)
+    assert where(root, after) == {"edge-2": 2}
+    assert "cordoned" in root.banyan("explain", after).stdout
+    assert root.status(before)["ready"] == 1
+    named = create(root, program("named", placement={"clusterName": "edge-1"}), ready=0)
+    until("it is said", lambda: "cordoned" in why_unplaced(root, named))
+    overlay(root, "edge-1", spec={"unschedulable": False})
+    until("it goes on", lambda: root.status(named).get("ready") == 1)
+
+
+def test_a_taint_keeps_out_what_does_not_tolerate_it(grove: Tree) -> None:
+    root = grove.sites["root"]
+    overlay(root, "edge-2", spec={"taints": [{"key": "gpu", "value": "only", "effect": "NoSchedule"}]})
+    kept_out = create(root, program("kept-out", placement={"clusterName": "edge-2"}), ready=0)
+    until("it is said", lambda: "taint gpu=only:NoSchedule" in why_unplaced(root, kept_out))
+    tolerating = {"clusterName": "edge-2", "tolerations": [{"key": "gpu", "operator": "Exists"}]}
+    create(root, program("tolerates", placement=tolerating))
+    overlay(root, "edge-2", spec={"taints": []})
+    until("it goes on", lambda: root.status(kept_out).get("ready") == 1)
+
+
+def test_labels_of_clusters_move_an_application(grove: Tree) -> None:
+    root = grove.sites["root"]
+    name = create(root, program("follows", placement={"clusterSelector": {"matchLabels": {"zone": "here"}}}), ready=0)
+    until("it is said", lambda: "labels do not match zone" in why_unplaced(root, name))
+    root.kubectl("label", "cluster", "edge-1", "zone=here")
+    until("it runs on edge-1", lambda: where(root, name) == {"edge-1": 1})
+    root.kubectl("label", "cluster", "edge-1", "zone-")
+    root.kubectl("label", "cluster", "edge-2", "zone=here")
+    until("it has moved", lambda: where(root, name) == {"edge-2": 1})
+    until("and is gone from edge-1", lambda: pods(grove.sites["edge-1"], name) == [])
+
+
+def test_a_named_node_and_duplicates(grove: Tree) -> None:
+    root = grove.sites["root"]
+    node = grove.sites["edge-1"].get("/api/v1/nodes")["items"][0]["metadata"]["name"]
+    create(root, program("there", placement={"nodeName": node}))
+    nowhere = create(root, program("nowhere", placement={"nodeName": "no-such-node"}), ready=0)
+    until("it is said", lambda: "edge-1 has no ready node named no-such-node" in why_unplaced(root, nowhere))
+    assert "name a node that exists" in root.banyan("explain", nowhere).stdout
+    twice = create(root, program("twice", placement=BOTH | {"strategy": "Duplicated"}), ready=2)
+    assert where(root, twice) == {"edge-1": 1, "edge-2": 1}
+
+
+def test_what_finds_no_room_says_so_and_goes_on_when_there_is_some(grove: Tree) -> None:
+    root = grove.sites["root"]
+    large = create(root, program("large", replicas=3, resources={"cpu": "800m"}, placement=BOTH), ready=0)
+    until("two have room", lambda: root.status(large).get("ready") == 2)
+    assert "edge-1 has no room: cpu: asks 800m, free 200m" in why_unplaced(root, large)
+    assert root.kubectl("get", "app", large).split()[8] == "1"  # UNPLACED
+    other = create(root, program("other", resources={"cpu": "900m"}, placement=BOTH), ready=0)
+    until("it waits", lambda: "has no room" in why_unplaced(root, other))
+    root.kubectl("scale", "app", large, "--replicas=1")
+    until("it goes on", lambda: root.status(other).get("ready") == 1)
+    change(root, other, resources={"cpu": "100"})
+    until("asked for too much, it is said", lambda: "asks 100" in str(root.status(other)["components"]))
+
+
+def test_a_move_between_live_leaves_never_doubles(grove: Tree) -> None:
+    """Lower, acknowledge, raise: all the time there are at most as many instances as were asked for."""
+    root = grove.sites["root"]
+    name = create(root, program("moves", replicas=4, placement=BOTH), ready=4)
+    seen: list[int] = []
+    done = threading.Event()
+
+    def count() -> None:
+        while not done.is_set():
+            seen.append(sum(len(pods(grove.sites[edge], name)) for edge in ("edge-1", "edge-2")))
+            time.sleep(0.02)
+
+    watcher = threading.Thread(target=count)
+    watcher.start()
+    try:
+        overlay(root, "edge-1", metadata={"labels": {"zone": "here"}})
+        for wanted, zone in (({"edge-1": 4}, "edge-1"), ({"edge-2": 4}, "edge-2")):
+            other = "edge-2" if zone == "edge-1" else "edge-1"
+            overlay(root, zone, metadata={"labels": {"zone": "here"}})
+            overlay(root, other, metadata={"labels": {"zone": None}})
+            select(root, name, {"clusterSelector": {"matchLabels": {"zone": "here"}}})
+            until(f"all are on {zone}", lambda wanted=wanted: where(root, name) == wanted)
+    finally:
+        done.set()
+        watcher.join()
+    assert max(seen) <= 4, seen
+
+
+def select(root: Site, name: str, placement: dict[str, Any]) -> None:
+    def tried() -> bool:
+        document = root.get(f"{APPS}/{name}")
+        document["spec"]["placement"] = placement
+        return root.ask("PUT", f"{APPS}/{name}", document)[0] == 200
+
+    until("it is placed anew", tried)

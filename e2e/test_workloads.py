@@ -1,0 +1,197 @@
+"""What a component may ask of its site, tried as a user does: from the root, through a region, on a real process cluster."""
+
+import contextlib
+import os
+import shutil
+import signal
+import sqlite3
+import sys
+from pathlib import Path
+from typing import Any
+
+from e2e.support import APPS, Site, Tree, application, program, until
+
+CORE = "/api/v1/namespaces/default"
+BOTH = {"clusterSelector": {"matchLabels": {"tier": "edge"}}}
+
+
+def create(root: Site, document: dict[str, Any], ready: int = 1) -> str:
+    """Wait until it is ready; its name."""
+    code, answer = root.ask("POST", APPS, document)
+    assert code == 201, answer
+    name = str(document["metadata"]["name"])
+    if ready:
+        until(f"{name} is ready", lambda: root.status(name).get("ready") == ready and root.status(name).get("updated") == ready)
+    return name
+
+
+def change(root: Site, name: str, **fields: Any) -> None:
+    def tried() -> bool:
+        document = root.get(f"{APPS}/{name}")
+        document["spec"]["components"][0].update(fields)
+        return root.ask("PUT", f"{APPS}/{name}", document)[0] == 200  # 409: a status came in between
+
+    until(f"{name} is changed", tried)
+
+
+def told(root: Site, name: str) -> dict[str, Any]:
+    """What the program says of itself, asked through the root."""
+    code, answer = root.ask("GET", f"{APPS}/{name}/proxy/")
+    assert code == 200, answer
+    return dict(answer)
+
+
+def pods(site: Site, name: str) -> list[dict[str, Any]]:
+    return [pod for pod in site.get("/api/v1/pods")["items"] if pod["metadata"]["labels"]["banyan.dev/application"] == name]
+
+
+def reason(root: Site, name: str) -> str:
+    component = root.status(name)["components"][0]
+    return f"{component.get('reason', '')}: {component.get('message', '')}"
+
+
+def core(root: Site, kind: str, name: str, **body: Any) -> None:
+    document = {"apiVersion": "v1", "kind": kind, "metadata": {"name": name}} | body
+    code, answer = root.ask("POST", f"{CORE}/{kind.lower()}s", document)
+    assert code == 201, answer
+
+
+def test_config_and_secrets_reach_the_instance_roll_it_and_lie_nowhere_else(grove: Tree, tmp_path: Path) -> None:
+    root = grove.sites["root"]
+    core(root, "ConfigMap", "colours", data={"COLOUR": "green", "plain.conf": "level=1"})
+    core(root, "Secret", "door", stringData={"PASSWORD": "first-hunter2"})
+    document = program(
+        "configured",
+        env=[{"name": "LEVEL", "value": "info"}, {"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "door", "key": "PASSWORD"}}}],
+        envFrom=[{"prefix": "CFG_", "configMapRef": {"name": "colours"}}],
+        files=[
+            {"path": "etc/plain.conf", "configMap": {"name": "colours", "key": "plain.conf"}},
+            {"path": "keys", "secret": {"name": "door"}},
+        ],
+        expose={"port": 18101},
+    )
+    name = create(root, document)
+    environment = told(root, name)["env"]
+    assert (environment["LEVEL"], environment["KEY"], environment["CFG_COLOUR"]) == ("info", "first-hunter2", "green")
+    assert root.ask("GET", f"{APPS}/{name}/proxy/file/etc/plain.conf") == (200, b"level=1")
+    assert root.ask("GET", f"{APPS}/{name}/proxy/file/keys/PASSWORD") == (200, b"first-hunter2")
+    root.kubectl("patch", "configmap", "colours", "-p", '{"data":{"COLOUR":"blue"}}')
+    until("the change has rolled it", lambda: told(root, name)["env"]["CFG_COLOUR"] == "blue")
+    root.kubectl("patch", "secret", "door", "-p", '{"stringData":{"PASSWORD":"second-hunter2"}}')
+    until("so has the Secret's", lambda: told(root, name)["env"]["KEY"] == "second-hunter2")
+    until("one instance is left", lambda: len(pods(grove.sites["edge-1"], name)) == 1)
+    for site in ("root", "region-a", "edge-1", "edge-2"):
+        for path in (*grove.sites[site].folder.glob("store.db*"), grove.folder / f"{site}.log"):
+            for plain in (b"hunter2", b"aHVudGVyMg", b"Zmlyc3QtaHVudGVyMg", b"c2Vjb25kLWh1bnRlcjI"):
+                assert plain not in path.read_bytes(), (path, plain)
+    assert holds_secret(grove.sites["region-a"], tmp_path / "region-a")
+    assert holds_secret(grove.sites["edge-1"], tmp_path / "edge-1")
+    assert not holds_secret(grove.sites["edge-2"], tmp_path / "edge-2")
+
+
+def holds_secret(site: Site, copy: Path) -> bool:
+    """Whether its store has a Secret; read from a copy, for the controller keeps the file locked."""
+    copy.mkdir(exist_ok=True)
+    for path in site.folder.glob("store.db*"):
+        shutil.copy(path, copy / path.name)
+    with contextlib.closing(sqlite3.connect(copy / "store.db")) as database:
+        return bool(database.execute("select count(*) from changes where kind = 'Secret'").fetchone()[0])
+
+
+def test_what_is_missing_is_waited_for_by_name(grove: Tree) -> None:
+    root = grove.sites["root"]
+    name = create(root, program("waits", envFrom=[{"configMapRef": {"name": "later"}}]), ready=0)
+    until("it says what it waits for", lambda: "waits for ConfigMap default/later" in str(root.status(name)["conditions"]))
+    assert "ConfigMap default/later" in root.banyan("explain", name).stdout
+    core(root, "ConfigMap", "later", data={"A": "1"})
+    until("it goes on", lambda: root.status(name).get("ready") == 1)
+
+
+def test_a_volume_survives_restarts_and_versions(grove: Tree) -> None:
+    root = grove.sites["root"]
+    name = create(root, program("keeps", volumes=[{"name": "data", "path": "data"}], expose={"port": 18102}))
+    first = told(root, name)
+    assert first["starts"] == 1
+    os.kill(first["pid"], signal.SIGKILL)
+    until("it was started again", lambda: told(root, name)["starts"] == 2)
+    assert pods(grove.sites["edge-1"], name)[0]["status"]["containerStatuses"][0]["restartCount"] == 1
+    change(root, name, env=[{"name": "VERSION", "value": "2"}])
+    until("version 2 found it", lambda: told(root, name)["env"].get("VERSION") == "2" and told(root, name)["starts"] == 3)
+
+
+def test_liveness_restarts_and_readiness_holds_back(grove: Tree) -> None:
+    root, edge = grove.sites["root"], grove.sites["edge-1"]
+    probe = {"httpGet": {"path": "/health"}, "periodSeconds": 1, "failureThreshold": 1}
+    name = create(root, program("lives", liveness=probe, expose={"port": 18103}))
+    pid = told(root, name)["pid"]
+    root.ask("GET", f"{APPS}/{name}/proxy/sick")
+    until("it was killed and started again", lambda: told(root, name)["pid"] != pid)
+    held = create(root, program("held", readiness=probe | {"httpGet": {"path": "/nowhere"}}, expose={"port": 18104}), ready=0)
+    until("it runs", lambda: [pod["status"]["phase"] for pod in pods(edge, held)] == ["Running"])
+    until("it is said why it is not ready", lambda: "404" in reason(root, held))
+    assert root.status(held).get("ready", 0) == 0
+    change(root, held, readiness=probe)
+    until("it is ready", lambda: root.status(held).get("ready") == 1)
+    test = {"exec": {"command": ["/bin/sh", "-c", "test -e data/starts"]}, "periodSeconds": 1}
+    create(root, program("execs", readiness=test, liveness={"tcpSocket": {}, "periodSeconds": 1}, expose={"port": 18105}))
+
+
+def test_a_command_that_fails_is_restarted_ever_more_slowly_and_says_why(grove: Tree) -> None:
+    root, edge = grove.sites["root"], grove.sites["edge-1"]
+    dying = {"name": "main", "command": ["/bin/sh", "-c", "echo last words; exit 3"], "takesSocket": False}
+    name = create(root, application("dying", [dying], clusterName="edge-1"), ready=0)
+    until("it backs off", lambda: "exited with code 3" in reason(root, name) and "again" in reason(root, name))
+    assert root.status(name)["phase"] == "Degraded"
+    assert pods(edge, name)[0]["status"]["containerStatuses"][0]["restartCount"] >= 2
+    assert "last words" in root.banyan("logs", name).stdout
+    absent = {"name": "main", "command": ["/no/such/program"], "takesSocket": False}
+    name = create(root, application("absent", [absent], clusterName="edge-1"), ready=0)
+    until("it is named", lambda: "/no/such/program: No such file" in reason(root, name))
+    change(root, name, command=["/bin/sleep", "1000"])
+    until("mended, it runs", lambda: root.status(name).get("ready") == 1)
+
+
+def test_a_memory_limit_holds_and_names_itself(grove: Tree) -> None:
+    root = grove.sites["root"]
+    hungry = [sys.executable, "-c", "import time; time.sleep(0.2); hoard = bytearray(256 << 20); time.sleep(1000)"]
+    component = {"name": "main", "command": hungry, "takesSocket": False, "resources": {"memory": "64Mi"}}
+    name = create(root, application("hungry", [component], clusterName="edge-1"), ready=0)
+    until("it is stopped by its limit", lambda: root.status(name)["phase"] == "Degraded" and reason(root, name) != ": ")
+    assert any(word in reason(root, name) for word in ("OOMKilled", "memory", "exited with code 1")), reason(root, name)
+
+
+def test_replicas_share_the_socket_and_are_swapped_one_by_one(grove: Tree) -> None:
+    root, edge = grove.sites["root"], grove.sites["edge-1"]
+    name = create(root, program("shared", replicas=3, expose={"port": 18106}), ready=3)
+    pids = {told(root, name)["pid"] for _ in range(60)}
+    assert 1 < len(pids) <= 3
+    change(root, name, env=[{"name": "VERSION", "value": "2"}])
+    asked = 0
+
+    def swapped() -> bool:
+        nonlocal asked
+        asked += 1
+        told(root, name)  # never fails while it is swapped
+        return root.status(name).get("updated") == 3 and len(pods(edge, name)) == 3
+
+    until("all are swapped", swapped)
+    assert asked > 3
+    assert {told(root, name)["env"].get("VERSION") for _ in range(20)} == {"2"}
+
+
+def test_a_command_without_a_socket_stops_before_it_starts_anew(grove: Tree) -> None:
+    root, edge = grove.sites["root"], grove.sites["edge-1"]
+    marks = grove.folder / "alone"
+    # Fails when another of it runs at the same time: a file that must not be there.
+    script = f"set -C; : > {marks} || exit 9; trap 'rm {marks}; exit 0' TERM; while :; do sleep 0.1; done"
+    component = {"name": "main", "command": ["/bin/sh", "-c", script], "takesSocket": False, "replicas": 2}
+    name = create(root, application("alone", [component], clusterName="edge-1"))
+    assert "one replica per site" in root.banyan("explain", name).stdout
+    assert root.status(name)["unplaced"] == 1
+    change(root, name, env=[{"name": "VERSION", "value": "2"}])
+    until(
+        "version 2 runs",
+        lambda: root.status(name).get("updated") == 1 and root.status(name).get("ready") == 1 and len(pods(edge, name)) == 1,
+    )
+    assert pods(edge, name)[0]["status"]["containerStatuses"][0]["restartCount"] == 0
+    assert Path(marks).exists()
