@@ -6,7 +6,8 @@ folder and a HOME of their own. Before a block a comment may say:
 
     <!-- not run: WHY -->     shown only; the reason is for the reader of the source
     <!-- needs: kubectl -->   left out, and named, where the tool is missing (tools/needs.py)
-    <!-- setup: root -->      before the first block: a root controller runs, and `banyan` finds it
+    <!-- file: NAME -->       the block, whatever it is written in, is the content of this file, there for the commands that follow
+    <!-- setup: NAME -->      before the first block: what has to be there already (SETUPS in tests/repository/test_docs.py)
 """
 
 import re
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-DIRECTIVE = re.compile(r"<!--\s*(not run|needs|setup):\s*(.*?)\s*-->")
+DIRECTIVE = re.compile(r"<!--\s*(not run|needs|file|setup):\s*(.*?)\s*-->")
 FENCE = re.compile(r"^(\s*)```(\w*)\s*$")
 
 
@@ -29,6 +30,8 @@ class Block(Struct, frozen=True):
     line: int
     needs: tuple[str, ...] = ()
     skipped: str = ""  # why it is not run
+    file: str = ""  # name of the file that ``text`` is
+    text: str = ""
 
 
 class Page(Struct, frozen=True):
@@ -59,8 +62,10 @@ def read(path: Path, text: str | None = None) -> Page:
                 number += 1
             if number == len(lines):
                 raise ValueError(f"{path}:{start}: this block has no end")
-            if fence[2] == "console":
-                body = [each.removeprefix(fence[1]) for each in lines[start:number]]
+            body = [each.removeprefix(fence[1]) for each in lines[start:number]]
+            if name := directives.get("file"):
+                blocks.append(Block((), start, file=name, text="\n".join(body) + "\n"))
+            elif fence[2] == "console":
                 blocks.append(
                     Block(
                         _commands(path, body, start + 1), start, tuple(directives.get("needs", "").split()), directives.get("not run", "")

@@ -24,6 +24,7 @@ class Shell:
     """One bash for a whole page, with a HOME of its own; `run` gives what a command printed and its exit code."""
 
     def __init__(self, home: Path) -> None:
+        self.home = home
         bin_folder = Path(sys.executable).parent
         environment = {
             "HOME": str(home),
@@ -70,7 +71,7 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
     found = Shell(tmp_path)
     yield found
     found.close()
-    for folder in tmp_path.glob("*/process"):
+    for folder in tmp_path.rglob("process"):
         supervisor.end(folder, 0)
 
 
@@ -85,7 +86,19 @@ def start_root(shell: Shell) -> None:
         assert code == 0, printed
 
 
-SETUPS = {"": lambda _: None, "root": start_root}
+def in_checkout(shell: Shell) -> None:
+    """`setup: checkout`: the folder where the reader is has the examples, and nothing runs yet."""
+    (shell.home / "examples").symlink_to(ROOT / "examples")
+    assert shell.run("unset BANYAN_DATA") == ("", 0)
+
+
+def start_root_in_checkout(shell: Shell) -> None:
+    """`setup: root in a checkout`: both."""
+    (shell.home / "examples").symlink_to(ROOT / "examples")
+    start_root(shell)
+
+
+SETUPS = {"": lambda _: None, "root": start_root, "checkout": in_checkout, "root in a checkout": start_root_in_checkout}
 
 
 def left_out(block: Block) -> bool:
@@ -112,6 +125,8 @@ def test_every_command_that_a_page_shows_does_what_it_shows(path: Path, shell: S
     for block in page.blocks:
         if block.skipped or left_out(block):
             continue
+        if block.file:
+            (shell.home / block.file).write_text(block.text, encoding="utf-8")
         for command in block.commands:
             printed, code = shell.run(command.text)
             where = f"{path.relative_to(ROOT)}:{command.line}: $ {command.text}"
@@ -147,11 +162,12 @@ def test_the_pages_made_from_the_code_are_current() -> None:
 def test_a_transcript_is_commands_and_what_they_print() -> None:
     text = (
         "<!-- setup: root -->\n<!-- needs: kubectl -->\n\n```console\n$ a \\\n  b\none\ntwo\n$ c\n```\n"
-        "<!-- not run: no such host -->\n```console\n$ d\n```\n```sh\nx\n```\n"
+        "<!-- not run: no such host -->\n```console\n$ d\n```\n```sh\nx\n```\n<!-- file: a.yaml -->\n```yaml\na: 1\n```\n"
     )
     page = transcript.read(Path("page.md"), text)
     assert page.setup == "root"
-    assert [[command.text for command in block.commands] for block in page.blocks] == [["a b", "c"], ["d"]]
+    assert [[command.text for command in block.commands] for block in page.blocks] == [["a b", "c"], ["d"], []]
+    assert (page.blocks[2].file, page.blocks[2].text) == ("a.yaml", "a: 1\n")
     assert page.blocks[0].commands[0].shown == ("one", "two")
     assert (page.blocks[0].needs, page.blocks[0].skipped, page.blocks[1].skipped) == (("kubectl",), "", "no such host")
 
