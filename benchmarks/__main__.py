@@ -1,7 +1,7 @@
 """Measure, and write down: `make bench`, `make bench-NAME`.
 
     python -m benchmarks all                 every benchmark, each in a process of its own, then the report
-    python -m benchmarks NAME                one: build/bench/NAME.json, a table, and docs/performance.md
+    python -m benchmarks NAME                one: build/bench/NAME.json and a table
     python -m benchmarks report              docs/performance.md's tables again, from the result files
 
 --quick measures with small counts in seconds: it shows that a benchmark works, its figures mean nothing and go nowhere but to --output.
@@ -39,10 +39,11 @@ def main() -> int:
         report.write(NAMES, output)
         return 0
     if given.name == "all":
-        return everything(sys.argv[1:])
+        code = everything(sys.argv[1:])
+        if output == records.RESULTS:
+            report.write(NAMES)
+        return code
     conduct(given.name, output, quick=given.quick, seed=given.seed)
-    if output == records.RESULTS:
-        report.write(NAMES)
     return 0
 
 

@@ -21,9 +21,9 @@ async def measure(options: Options) -> list[Row]:
         sites = await tree.leaves(["member-0", "member-1", "member-2"], root)
         await all_ready(root, 4)
         rows += await burst(tree, root, sites, count, "Duplicated", "to three clusters: until stored in all of them", 10)
-    for strategy, what, target in (
-        ("Divided", f"over {leaves} leaves two hops down, each on one: until all are stored", 20),
-        ("Duplicated", f"to {leaves} leaves two hops down: until stored in all of them", None),
+    for strategy, what in (
+        ("Divided", f"over {leaves} leaves two hops down, each on one: until all are stored"),
+        ("Duplicated", f"to {leaves} leaves two hops down: until stored in all of them"),
     ):
         async with growing(options.folder) as tree:
             root = await tree.root()
@@ -31,12 +31,12 @@ async def measure(options: Options) -> list[Row]:
             await all_ready(root, 2)
             sites = await tree.leaves([f"leaf-{number}" for number in range(leaves)], region)
             await all_ready(root, 2 + leaves)
-            rows += await burst(tree, root, sites, count, strategy, what, target)
+            rows += await burst(tree, root, sites, count, strategy, what, 20)
     rows[0].peer, rows[0].peer_measured = KARMADA, 625
     return rows
 
 
-async def burst(tree: Tree, root: Site, sites: list[Site], count: int, strategy: str, what: str, target: float | None) -> list[Row]:
+async def burst(tree: Tree, root: Site, sites: list[Site], count: int, strategy: str, what: str, target: float) -> list[Row]:
     before = {site.name: gauges.pss(site.pid) for site in tree.sites.values()}
     arrivals = Arrivals()
     async with Watches() as watches:

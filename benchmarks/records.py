@@ -117,7 +117,11 @@ def save(made: Result, folder: Path) -> Path:
 
 
 def load(path: Path) -> Result:
-    return msgspec.json.decode(path.read_bytes(), type=Result)
+    """ValueError when it is no result of this version."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Result)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{path} was written by another version ({error}); measure again: make bench-{path.stem}") from error
 
 
 def number(value: float | None) -> str:

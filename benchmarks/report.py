@@ -14,8 +14,8 @@ DOCUMENT = records.ROOT / "docs" / "performance.md"
 
 
 def write(names: Sequence[str], folder: Path = records.RESULTS, document: Path = DOCUMENT) -> None:
-    """Raises ValueError when the document has no markers."""
-    found = {path.stem: records.load(path) for path in sorted(folder.glob("*.json"))}
+    """Raises ValueError when the document has no markers, or a result file is from another version."""
+    found = {name: records.load(folder / f"{name}.json") for name in names if (folder / f"{name}.json").exists()}
     text = document.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise ValueError(f"{document} needs the lines {BEGIN} and {END}, each once; put them where the tables shall stand")

@@ -87,3 +87,9 @@ def test_a_document_without_markers_is_left_alone(tmp_path: Path) -> None:
 def test_the_document_of_this_repository_has_its_markers() -> None:
     text = report.DOCUMENT.read_text(encoding="utf-8")
     assert text.count(report.BEGIN) == text.count(report.END) == 1
+
+
+def test_a_result_of_another_version_is_named_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "relay.json").write_text('{"machine": "x86_64", "rows": []}', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"relay\.json was written by another version .* make bench-relay"):
+        records.load(tmp_path / "relay.json")
