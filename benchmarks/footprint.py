@@ -1,7 +1,10 @@
 """What an edge costs while nobody asks anything of it: controller and supervisor, with five models that serve."""
 
 import asyncio
+import contextlib
+import os
 import re
+from pathlib import Path
 
 from benchmarks import gauges, records
 from benchmarks.harness import APPS, Site, all_ready, applied, growing
@@ -26,17 +29,19 @@ async def measure(options: Options) -> list[Row]:
         root.forget()
         records.say(f"{count} models serve; idle for {seconds:g} s after {settle:g} s")
         await asyncio.sleep(settle)
-        return await idle(edge, count, seconds) + [await imports(edge)]
+        return await idle(root, edge, count, seconds) + [await imports(edge)]
 
 
-async def idle(edge: Site, count: int, seconds: float) -> list[Row]:
+async def idle(root: Site, edge: Site, count: int, seconds: float) -> list[Row]:
     controller, supervisor, workers = edge.pid, edge.supervisor(), edge.instances()
     before = gauges.sample(controller), gauges.sample(supervisor)
     await asyncio.sleep(seconds)
     mine, its = (gauges.cost(first, gauges.sample(pid)) for first, pid in zip(before, (controller, supervisor), strict=True))
+    root.destroy()  # on a site of its own an edge shares its libraries with nobody but what it runs
     what = f"edge controller, process shim, {count} application(s), idle"
     over = (
-        f"processor, wakeups and bytes written over {seconds:g} s; bytes extrapolated to a day, as the kernel counts them towards the disk"
+        f"processor, wakeups and bytes written over {seconds:g} s; bytes extrapolated to a day, as the kernel counts them towards the disk;"
+        f" memory right after its parent was ended, with {others(edge)} other Python processes on the machine to share libraries with"
     )
     each = [gauges.pss(pid) / gauges.MIB for pid in workers]
     return [
@@ -59,6 +64,16 @@ async def idle(edge: Site, count: int, seconds: float) -> list[Row]:
         Row(what="its supervisor: wakeups", measured=its.wakeups_per_second, unit="/s"),
         Row(what="its supervisor: written", measured=its.written_per_day / 1e6, unit="MB/day"),
     ]
+
+
+def others(edge: Site) -> int:
+    """Python processes besides this one and the edge's: what they share with it would make its memory look smaller than on a site."""
+    mine = {*edge.everything(), *edge.instances(), os.getpid()}
+    found = 0
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            found += entry.name.isdigit() and int(entry.name) not in mine and "python" in (entry / "exe").readlink().name
+    return found
 
 
 async def imports(edge: Site) -> Row:
