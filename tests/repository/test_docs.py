@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
+from cluster_controller.resources import kinds, shape, validate
 from cluster_shim.process import client as supervisor
 from tools import needs, reference, transcript
 from tools.transcript import Block, Page
@@ -154,6 +156,47 @@ def anchors(path: Path) -> set[str]:
 
 def test_the_pages_made_from_the_code_are_current() -> None:
     assert reference.check() == 0, "run: make docs"
+
+
+def test_every_metric_is_listed() -> None:
+    source = (ROOT / "cluster_controller" / "metrics.py").read_text(encoding="utf-8")
+    made = re.findall(r'(Counter|Gauge)MetricFamily\(\s*"(banyan_\w+)"', source)
+    names = {name + "_total" if kind == "Counter" else name for kind, name in made}
+    rows = re.findall(r"^\| (`banyan_.*?) \|", (ROOT / "docs" / "how-to" / "operate.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(names) > 10
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == names
+
+
+def test_the_examples_have_every_field_of_an_application() -> None:
+    page = transcript.read(ROOT / "docs" / "how-to" / "deploy.md")
+    documents = [each for block in page.blocks if block.file for each in yaml.safe_load_all(block.text)]
+    shown: set[str] = set()
+    for document in documents:
+        if document["kind"] == "Application":
+            validate.check("Application", document)
+            shown |= set(_paths(document["spec"], "spec"))
+    unserved = {path.replace("[]", "") for kind, path, values, _ in kinds.UNSERVED if kind == "Application" and values is None}
+    known = {path for path in _fields(shape.shape_of(kinds.ApplicationSpec), "spec") if not any(path.startswith(each) for each in unserved)}
+    assert len(known) > 60
+    assert known <= shown, f"docs/how-to/deploy.md has no example of {sorted(known - shown)}"
+
+
+def _paths(value: object, path: str) -> Iterator[str]:
+    yield path.replace(".liveness", ".readiness")  # both are a Probe: a field that one of them shows is shown
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _paths(inner, f"{path}.{key}")
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _paths(inner, path)
+
+
+def _fields(found: shape.Shape, path: str) -> Iterator[str]:
+    yield path.replace(".liveness", ".readiness")
+    for key, inner in (found.fields or {}).items():
+        yield from _fields(inner, f"{path}.{key}")
+    if found.items is not None:
+        yield from _fields(found.items, path)
 
 
 # --- the transcripts themselves ---
