@@ -85,15 +85,18 @@ def cluster(document: kinds.Cluster, via: str, running: Mapping[str, int]) -> Cl
 
 
 def _nodes(node_class: kinds.NodeClass) -> Iterable[NodeRecord]:
-    """A class is one record, unless its nodes are few enough to be named: then each named node can be asked for."""
+    """A class is one record, unless its nodes are few enough to be named: then each named node can be asked for.
+
+    Nodes that are not ready have no room: of an unnamed class only the ready ones count, of a named one they come first.
+    """
     names = node_class.names if node_class.count <= len(node_class.names) else [""]
-    for name in names:
+    for index, name in enumerate(names):
         yield NodeRecord(
             name=name,
-            count=1 if name else node_class.count,
+            count=1 if name else node_class.ready,
             architecture=node_class.architecture,
             labels=node_class.labels,
-            ready=node_class.ready > 0,
+            ready=index < node_class.ready,
             free_cpu_millis=node_class.free.cpu_millis,
             free_memory_bytes=node_class.free.memory_bytes,
             free_accelerators=node_class.free.accelerators,

@@ -1,7 +1,8 @@
 """Merge what a cluster says of itself with what its ancestors lay over it. Pure.
 
 Labels: the site's own, then overlays from the nearest ancestor to the farthest, so that the owner of more of the tree has the
-last word. Taints add up and one cordon is enough: the strictest wins. `sources` says who set what.
+last word. Taints add up and one cordon is enough: the strictest wins, and what one ancestor takes back stays for as long as another
+wants it. `sources` names everybody who set a thing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,15 +23,15 @@ def merge(site: str, site_labels: Mapping[str, str], overlays: Sequence[kinds.Cl
     """``overlays`` from the nearest ancestor to the farthest."""
     labels = dict(site_labels)
     setters = dict.fromkeys(site_labels, site)
-    taints: dict[tuple[str, str], kinds.Taint] = {}
+    taints: dict[tuple[str, str, str], kinds.Taint] = {}  # by value too: tolerating one ancestor's value is not tolerating another's
     sources: list[kinds.LabelSource] = []
     unschedulable = False
     for overlay in overlays:
         labels.update(overlay.labels)
         setters.update(dict.fromkeys(overlay.labels, overlay.set_by))
         for taint in overlay.taints:
-            if taints.setdefault((taint.key, taint.effect), taint) is taint:
-                sources.append(kinds.LabelSource(key=f"taint {taint.key}:{taint.effect}", value=taint.value, set_by=overlay.set_by))
+            taints.setdefault((taint.key, taint.value, taint.effect), taint)
+            sources.append(kinds.LabelSource(key=f"taint {taint.key}:{taint.effect}", value=taint.value, set_by=overlay.set_by))
         if overlay.unschedulable:
             unschedulable = True
             sources.append(kinds.LabelSource(key="cordon", set_by=overlay.set_by))
