@@ -39,7 +39,10 @@ def work_status(
         metadata=kinds.Metadata(name=application.uid, uid=application.uid),
         spec=kinds.WorkStatusSpec(application=application, cluster=cluster),
         status=kinds.WorkStatusStatus(
-            version=seen.version, components=components, clusters=[row] if desired or ready else [], cluster_count=1
+            version=seen.version if _settled(seen) else 0,
+            components=components,
+            clusters=[row] if desired or ready else [],
+            cluster_count=1,
         ),
     )
 
@@ -184,7 +187,8 @@ def _class(group: Sequence[contract.Node], requested: Mapping[str, kinds.Resourc
         ),
         free=max(frees, key=lambda free: (free.cpu_millis, free.memory_bytes), default=kinds.ResourceSums()),
         labels=dict(first.labels),
-        names=sorted(item.name for item in group)[:NAMES_PER_CLASS],
+        # Ready ones first: so the receiver knows which of the names those ``ready`` nodes are.
+        names=[item.name for item in sorted(group, key=lambda item: (not item.ready, item.name))][:NAMES_PER_CLASS],
     )
 
 

@@ -5,8 +5,10 @@ revision, so a change of any of them is a new revision and nothing else is.
 """
 
 import base64
+import binascii
 import hashlib
 from collections.abc import Mapping
+from typing import TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -15,6 +17,7 @@ from cluster_controller.errors import InvalidInput
 from cluster_controller.resources import kinds, quantity
 from cluster_shim import contract
 
+T = TypeVar("T", bound=msgspec.Struct)
 Found = Mapping[tuple[str, str], bytes]  # (kind, name as the application writes it) → document
 
 
@@ -39,7 +42,7 @@ def model_need(component: kinds.Component, found: Found) -> ModelNeed | None:
     document = found.get(("Model", component.model.name))
     if document is None:
         raise InvalidInput(f"model {component.model.name} is not here yet", f"components[{component.name}].model.name")
-    model = msgspec.json.decode(document, type=kinds.Model)
+    model = _read(document, kinds.Model, component.model.name)
     wanted = component.model.version or (model.spec.versions[-1].name if model.spec.versions else "")
     for version in model.spec.versions:
         if version.name == wanted:
@@ -118,28 +121,35 @@ def _probe(spec: kinds.Probe | None) -> contract.Probe | None:
 
 
 def _environment(spec: kinds.Component, found: Found) -> tuple[dict[str, str], dict[str, str]]:
-    plain: dict[str, str] = {}
-    secret: dict[str, str] = {}
+    """Plain and secret variables; no name is in both, so what is named by itself wins over what comes with a whole object."""
+    values: dict[str, tuple[bytes, bool]] = {}  # name → its text, and whether it is secret
     for whole in spec.env_from:
         if whole.config_map_ref is not None:
             for key, value in _data(found, "ConfigMap", whole.config_map_ref.name, whole.config_map_ref.optional).items():
-                plain[whole.prefix + key] = value.decode(errors="replace")
+                values[whole.prefix + key] = value, False
         if whole.secret_ref is not None:
             for key, value in _data(found, "Secret", whole.secret_ref.name, whole.secret_ref.optional).items():
-                secret[whole.prefix + key] = value.decode(errors="replace")
+                values[whole.prefix + key] = value, True
     for variable in spec.env:
         source = variable.value_from
         if source is None:
-            plain[variable.name] = variable.value
+            values[variable.name] = variable.value.encode(), False
         elif source.config_map_key_ref is not None:
             text = _key(found, "ConfigMap", source.config_map_key_ref)
             if text is not None:
-                plain[variable.name] = text.decode(errors="replace")
+                values[variable.name] = text, False
         elif source.secret_key_ref is not None:
             text = _key(found, "Secret", source.secret_key_ref)
             if text is not None:
-                secret[variable.name] = text.decode(errors="replace")
-    return plain, secret
+                values[variable.name] = text, True
+    plain = {name: _text(name, value) for name, (value, secret) in values.items() if not secret}
+    return plain, {name: _text(name, value) for name, (value, secret) in values.items() if secret}
+
+
+def _text(name: str, value: bytes) -> str:
+    if b"\0" in value:
+        raise InvalidInput(f"the value of {name} has a zero byte, which no environment variable can hold; mount it as a file", "env")
+    return value.decode(errors="replace")
 
 
 def _files(spec: kinds.Component, found: Found) -> tuple[contract.File, ...]:
@@ -181,8 +191,25 @@ def _data(found: Found, kind: str, name: str, optional: bool) -> dict[str, bytes
             return {}
         raise InvalidInput(f"{kind} {name} is not here yet", "references")
     if kind == "Secret":
-        secret = msgspec.json.decode(document, type=kinds.Secret)
-        return {key: base64.b64decode(value) for key, value in secret.data.items()}
-    config = msgspec.json.decode(document, type=kinds.ConfigMap)
+        return _decoded(kind, name, _read(document, kinds.Secret, name).data)
+    config = _read(document, kinds.ConfigMap, name)
     plain = {key: value.encode() for key, value in config.data.items()}
-    return plain | {key: base64.b64decode(value) for key, value in config.binary_data.items()}
+    return plain | _decoded(kind, name, config.binary_data)
+
+
+def _decoded(kind: str, name: str, data: Mapping[str, str]) -> dict[str, bytes]:
+    decoded = {}
+    for key, value in data.items():
+        try:
+            decoded[key] = base64.b64decode(value)
+        except (binascii.Error, ValueError) as error:
+            raise InvalidInput(f"{kind} {name}: the value of {key} is not base64", f"data[{key}]") from error
+    return decoded
+
+
+def _read(document: bytes, as_type: type[T], name: str) -> T:
+    """What arrived from elsewhere is judged per component: one object that cannot be read must not silence the others."""
+    try:
+        return msgspec.json.decode(document, type=as_type)
+    except msgspec.DecodeError as error:
+        raise InvalidInput(f"{as_type.__name__} {name} cannot be read here: {error}", "references") from error

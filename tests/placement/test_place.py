@@ -148,3 +148,55 @@ def test_small_changes_move_little() -> None:
         assert moved == abs(sum(after.values()) - sum(before.values()))
         given_shares = {uid: {"serve": Given(share=share, ceiling=share)} for uid, share in after.items()}
         clusters = [cluster(item.name, running={"serve": after.get(item.uid, 0)}) for item in clusters]
+
+
+def test_duplicated_gives_every_branch_the_count_per_cluster() -> None:
+    clusters = [cluster("a"), cluster("b1", via="b"), cluster("b2", via="b"), cluster("far", labels={})]
+    asked = demand(2, strategy="Duplicated", selector=(Requirement("tier", "Exists"),))
+    placed = place(asked, clusters, {})
+    assert placed.shares == {"a": {"serve": 2}, "b": {"serve": 2}}
+    assert (placed.unplaced, placed.eligible) == ({"serve": 0}, {"serve": ("a", "b1", "b2")})
+
+
+def test_duplicated_with_nobody_to_take_it_is_unplaced_and_zero_is_nothing() -> None:
+    asked = demand(2, strategy="Duplicated", selector=(Requirement("tier", "In", ("moon",)),))
+    placed = place(asked, [cluster("a")], {})
+    assert (placed.shares, placed.unplaced) == ({}, {"serve": 2})
+    assert place(demand(0, strategy="Duplicated"), [cluster("a")], {}).unplaced == {"serve": 0}
+
+
+def test_duplicated_keeps_what_a_silent_branch_has_and_takes_it_from_a_live_one_that_is_no_longer_meant() -> None:
+    stands = {
+        "a": {"serve": Given(share=1, ceiling=1, reachable=False)},
+        "b": {"serve": Given(share=1, ceiling=1)},
+        "c": {"serve": Given(reachable=False)},
+    }
+    placed = place(demand(2, strategy="Duplicated"), [cluster("d")], stands)
+    assert placed.shares == {"a": {"serve": 2}, "d": {"serve": 2}}
+
+
+def test_full_clusters_are_explained_only_where_they_matter() -> None:
+    full = {"nodes": (NodeRecord(name="n", architecture="amd64", free_cpu_millis=0, free_memory_bytes=0),)}
+    stands = {"a": {"serve": Given(share=2, ceiling=2)}}
+    happy = place(demand(2), [cluster("a", running={"serve": 2}, **full)], stands)
+    assert (happy.shares, happy.refusals) == ({"a": {"serve": 2}}, ())
+    wanting = place(demand(3), [cluster("a", running={"serve": 2}, **full)], stands)
+    assert wanting.unplaced == {"serve": 1} and reason(wanting, "a") == "Capacity"
+    beside = place(demand(2), [cluster("a", running={"serve": 2}), cluster("b", **full)], stands)
+    assert beside.unplaced == {"serve": 0} and reason(beside, "b") == "Capacity"
+
+
+def test_components_are_placed_each_by_its_own_rules() -> None:
+    both = Demand(
+        application="app",
+        components=(ComponentDemand(name="serve", replicas=1), ComponentDemand(name="pump", replicas=1, kind="command")),
+    )
+    placed = place(both, [cluster("a", component_kinds=("model",)), cluster("b", component_kinds=("command",))], {})
+    assert placed.shares == {"a": {"serve": 1}, "b": {"pump": 1}}
+    assert place(both, [], {}).unplaced == {"serve": 1, "pump": 1}
+
+
+def test_the_given_of_a_target_without_any_cluster_is_taken_back() -> None:
+    placed = place(demand(2), [cluster("a")], {"gone": {"serve": Given(share=2, ceiling=2)}})
+    assert "gone" not in placed.shares
+    assert placed.waiting == {"serve": 2}  # until it has said so

@@ -1,0 +1,154 @@
+"""What the shim saw becomes documents: never better than it is, and a lower share is acknowledged only when it is true."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster_controller.reconcile import observe
+from cluster_controller.resources import kinds
+from cluster_shim.contract import Instance, Node, ObservedComponent, ObservedWork, Phase
+
+APPLICATION = kinds.ApplicationReference(uid="app", name="emotion", namespace="shop", origin="o", origin_name="root")
+
+
+def component(name: str = "serve", desired: int = 1, ready: int = 1, **changes: object) -> ObservedComponent:
+    return ObservedComponent(**({"name": name, "desired": desired, "ready": ready, "updated": ready} | changes))  # type: ignore[arg-type]
+
+
+def instance(number: int = 0, name: str = "serve", **changes: object) -> Instance:
+    fields: dict[str, object] = {
+        "id": f"emotion-{name}-{number}",
+        "component": name,
+        "revision": "r1",
+        "phase": Phase.RUNNING,
+        "ready": True,
+    }
+    return Instance(**(fields | changes))  # type: ignore[arg-type]
+
+
+def work_status(
+    *components: ObservedComponent, instances: tuple[Instance, ...] = (), problems: dict[str, str] | None = None
+) -> kinds.WorkStatusStatus:
+    seen = ObservedWork(uid="app", version=4, components=components, instances=instances)
+    document = observe.work_status(APPLICATION, "me", "edge-1", seen, problems or {})
+    assert (document.metadata.name, document.spec.cluster, document.spec.application) == ("app", "me", APPLICATION)
+    return document.status
+
+
+def test_a_work_that_is_well() -> None:
+    status = work_status(component(port=8500), component("pump", 2, 2), instances=(instance(),))
+    assert (status.version, status.cluster_count) == (4, 1)
+    (row,) = status.clusters
+    assert (row.cluster, row.name, row.ready, row.desired, row.port, row.reason) == ("me", "edge-1", 3, 3, 8500, "")
+    assert row.components == {"serve": 1, "pump": 2}
+
+
+def test_the_first_trouble_is_shown_in_the_row() -> None:
+    status = work_status(component(), component("pump", 1, 0, reason="BackOff", message="exit 1"))
+    assert (status.clusters[0].reason, status.clusters[0].message) == ("BackOff", "exit 1")
+
+
+def test_a_component_that_could_not_be_told_is_not_updated_and_says_why() -> None:
+    status = work_status(component(), problems={"serve": "model 2 is on its way", "new": "Secret s is not here yet"})
+    serve, new = status.components
+    assert (serve.ready, serve.updated, serve.reason, serve.message) == (1, 0, "NotReady", "model 2 is on its way")
+    assert (new.name, new.ready, new.message) == ("new", 0, "Secret s is not here yet")
+    kept = work_status(component(reason="BackOff", message="exit 1"), problems={"serve": "later"}).components[0]
+    assert (kept.reason, kept.message) == ("BackOff", "later")
+
+
+def test_a_work_of_nothing_is_in_no_row() -> None:
+    assert work_status(component(desired=0, ready=0)).clusters == []
+
+
+@given(st.integers(0, 3), st.lists(st.sampled_from(list(Phase)), max_size=5))
+def test_a_share_is_acknowledged_only_when_no_more_than_it_runs(share: int, phases: list[Phase]) -> None:
+    instances = tuple(instance(number, phase=phase) for number, phase in enumerate(phases))
+    status = work_status(component(desired=share, ready=0), instances=instances)
+    assert status.version == (4 if len(instances) <= share else 0)
+
+
+def test_instances_of_a_component_that_is_gone_are_above_the_share() -> None:
+    assert work_status(component(), instances=(instance(name="old"),)).version == 0
+    assert work_status(instances=()).version == 4
+
+
+@pytest.mark.parametrize(
+    ("phase", "shown"),
+    [
+        (Phase.RUNNING, "Running"),
+        (Phase.STOPPING, "Running"),
+        (Phase.FAILED, "Failed"),
+        (Phase.PENDING, "Pending"),
+        (Phase.STARTING, "Pending"),
+        (Phase.BACKOFF, "Pending"),
+    ],
+)
+def test_an_instance_is_shown_as_a_pod(phase: Phase, shown: str) -> None:
+    seen = instance(phase=phase, pid=17, restarts=2, started_unix=1.0, node="box", reason="Why", message="so", ready=phase is Phase.RUNNING)
+    pod = observe.pod(ObservedWork(uid="app", version=1), APPLICATION, seen)
+    assert (pod.metadata.name, pod.metadata.namespace, pod.metadata.uid) == ("emotion-serve-0", "shop", "app-emotion-serve-0")
+    assert pod.metadata.labels["banyan.dev/application"] == "emotion"
+    assert (pod.status.phase, pod.status.reason, pod.spec.node_name) == (shown, "Why", "box")
+    assert pod.status.start_time == "1970-01-01T00:00:01Z"
+    (container,) = pod.status.container_statuses
+    assert (container.restart_count, container.container_id, container.ready) == (2, "process://17", phase is Phase.RUNNING)
+    assert (container.state.running is not None) == (shown == "Running")
+    assert {condition.status for condition in pod.status.conditions} == {"True" if phase is Phase.RUNNING else "False"}
+    if container.state.waiting is not None:
+        assert (container.state.waiting.reason, container.state.waiting.message) == ("Why", "so")
+
+
+def test_a_pod_that_has_not_started() -> None:
+    pod = observe.pod(ObservedWork(uid="app", version=1), APPLICATION, instance(phase=Phase.PENDING, ready=False))
+    (container,) = pod.status.container_statuses
+    assert (pod.status.start_time, container.container_id) == (None, "")
+    assert container.state.waiting is not None and container.state.waiting.reason == "Pending"
+
+
+def node(name: str = "box", **changes: object) -> Node:
+    fields: dict[str, object] = {
+        "name": name, "architecture": "amd64", "cpu_millis": 4000, "memory_bytes": 1 << 30, "allocatable_cpu_millis": 3500,
+        "allocatable_memory_bytes": 1 << 29, "accelerators": {"nvidia.com/gpu": 1}, "labels": {"disk": "ssd"},
+    }  # fmt: skip
+    return Node(**(fields | changes))  # type: ignore[arg-type]
+
+
+def test_a_machine_is_shown_as_a_node() -> None:
+    shown = observe.node(node(kernel="6.1", boot_id="b"), "v1")
+    assert shown.status.capacity == {"cpu": "4", "memory": "1Gi", "nvidia.com/gpu": "1"}
+    assert shown.status.allocatable == {"cpu": "3500m", "memory": "512Mi", "nvidia.com/gpu": "1"}
+    assert shown.metadata.labels == {
+        "kubernetes.io/hostname": "box", "kubernetes.io/arch": "amd64", "kubernetes.io/os": "linux", "disk": "ssd",
+    }  # fmt: skip
+    assert (shown.status.conditions[0].status, shown.status.node_info.boot_id) == ("True", "b")
+    assert observe.node(node(ready=False), "v1").status.conditions[0].reason == "NodeNotReady"
+
+
+def test_equal_nodes_are_one_class_with_what_is_free_on_the_emptiest_ready_one() -> None:
+    nodes = [node("a"), node("c", ready=False), node("b"), node("big", allocatable_cpu_millis=9000)]
+    asked = {
+        "a": kinds.ResourceSums(cpu_millis=500, memory_bytes=1 << 28, accelerators={"nvidia.com/gpu": 1}),
+        "b": kinds.ResourceSums(cpu_millis=9999, accelerators={"nvidia.com/gpu": 5}),
+    }
+    equal, big = observe.node_classes(nodes, asked)
+    assert (equal.count, equal.ready, equal.names) == (3, 2, ["a", "b", "c"])
+    assert (equal.free.cpu_millis, equal.free.memory_bytes, equal.free.accelerators) == (3000, 1 << 28, {"nvidia.com/gpu": 0})
+    assert (big.count, big.free.cpu_millis, big.labels) == (1, 9000, {"disk": "ssd"})
+    (dark,) = observe.node_classes([node("x", ready=False)], {})
+    assert (dark.ready, dark.free) == (0, kinds.ResourceSums())
+
+
+@given(st.lists(st.tuples(st.sampled_from(["amd64", "arm64"]), st.integers(0, 2), st.booleans()), max_size=40))
+def test_classes_count_every_node_once(made: list[tuple[str, int, bool]]) -> None:
+    nodes = [
+        node(f"n{index:02}", architecture=architecture, allocatable_cpu_millis=cpu * 1000, ready=ready)
+        for index, (architecture, cpu, ready) in enumerate(made)
+    ]
+    classes = observe.node_classes(nodes, {})
+    assert sum(found.count for found in classes) == len(nodes)
+    assert sum(found.ready for found in classes) == sum(item.ready for item in nodes)
+    up = {item.name for item in nodes if item.ready}
+    for found in classes:
+        assert len(found.names) == min(found.count, observe.NAMES_PER_CLASS)
+        assert all((name in up) == (index < found.ready) for index, name in enumerate(found.names))
