@@ -12,6 +12,7 @@ from typing import Any
 import structlog
 
 from cluster_controller.errors import BanyanError
+from cluster_shim.contract import ShimError
 
 log = structlog.get_logger()
 
@@ -46,7 +47,7 @@ class Tasks:
     async def _once(self, name: str, coroutine: Coroutine[Any, Any, None]) -> None:
         try:
             await coroutine
-        except BanyanError as error:
+        except (BanyanError, ShimError) as error:
             log.warning("task.failed", owner=self.owner, task=name, error=str(error))
         except Exception:
             log.exception("task.crashed", owner=self.owner, task=name)

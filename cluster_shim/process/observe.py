@@ -13,6 +13,7 @@ from cluster_shim.process.plan import Note, replicas
 
 CPU_NOISE_MILLIS = 20
 MEMORY_NOISE_BYTES = 4 << 20
+NOT_READY = "NotReady"  # it runs, and its readiness probe has failed for longer than it may
 _BAD = (Phase.BACKOFF, Phase.FAILED)
 
 
@@ -54,6 +55,9 @@ def _why(component: Component, updated: Sequence[Instance], note: Note | None) -
     for instance in updated:
         if instance.phase in _BAD:
             return instance.reason or "BackOff", f"{instance.id}: {instance.message}"
+    for instance in updated:
+        if instance.phase is Phase.RUNNING and instance.reason == NOT_READY:
+            return NOT_READY, f"{instance.id}: {instance.message}"
     if sum(instance.ready for instance in updated) < replicas(component):
         return "Starting", "waiting until the new instances are ready"
     return "", ""

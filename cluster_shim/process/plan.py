@@ -6,7 +6,8 @@ what a crash left undone is simply planned again. The rules that keep a site's p
 - An instance that is to be replaced is stopped only for a *ready* one of the new revision: a revision that never becomes ready
   never replaces the one that serves. One replacement starts at a time, whatever the free capacity: a swap needs room for one
   more, and that is what the node's reserve is for.
-- A component that takes no socket cannot share its port: one replica, and the new one starts when the old one is gone.
+- A component that takes no socket cannot share its port, nor stand beside its successor: one replica, and the new one starts
+  when the old one is gone.
 - A port is held as long as its component is wanted; it is let go when nobody is left who inherited it.
 """
 
@@ -84,7 +85,8 @@ def replicas(component: Component) -> int:
 
 
 def one_per_site(component: Component) -> bool:
-    return component.port > 0 and not component.takes_socket
+    """Whether it exposes a port or not: two of it at the same time are what a command without a socket is not ready for."""
+    return not component.takes_socket
 
 
 def plan(desired: Mapping[str, Work], seen: Iterable[Seen], held: Mapping[str, int], capacity: Capacity, node: str) -> Plan:

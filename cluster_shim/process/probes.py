@@ -40,6 +40,10 @@ MAX_CONCURRENT = 16
 _HEAD = 4096
 
 
+class _Failed(Exception):
+    """An answer that is not good; says which."""
+
+
 class Count(Struct):
     """Consecutive answers of one probe, pure."""
 
@@ -48,6 +52,7 @@ class Count(Struct):
     streak: int = 0  # answers in a row that contradict ``good``
     due: float = 0.0
     asking: bool = False
+    trouble: str = ""  # what the last bad answer was
 
     def observe(self, ok: bool) -> bool:
         """True when this answer turns the verdict."""
@@ -84,6 +89,11 @@ class _Subject:
     def ready(self) -> bool:
         return self.readiness.good if self.readiness else self.steady
 
+    def overdue(self, now: float) -> bool:
+        """It could have failed as often as its readiness probe allows."""
+        probe = self.readiness.probe if self.readiness else None
+        return probe is not None and now - self.began >= probe.initial_delay_seconds + probe.failure_threshold * probe.period_seconds
+
     def due(self) -> float:
         times = [count.due for count in (self.readiness, self.liveness) if count and not count.asking]
         if not self.readiness and not self.steady:
@@ -115,6 +125,13 @@ class Prober:
     def ready(self, name: str) -> bool:
         subject = self._subjects.get(name)
         return subject is not None and subject.ready
+
+    def trouble(self, name: str) -> str:
+        """Why it is not ready, once it has had the time that its probe gives it; empty while it is starting."""
+        subject = self._subjects.get(name)
+        if subject is None or subject.readiness is None or subject.ready:
+            return ""
+        return subject.readiness.trouble if subject.overdue(boottime()) else ""
 
     def follow(self, views: Iterable[InstanceView]) -> None:
         """These instances exist. A new pid is a new run and has to prove itself anew."""
@@ -164,8 +181,9 @@ class Prober:
                     ask.add_done_callback(self._asks.discard)
 
     async def _put(self, name: str, subject: _Subject, count: Count) -> None:
+        before = self.trouble(name)
         try:
-            answer = await self._ask(subject, count.probe)
+            answer = await self._ask(subject, count)
             turned = answer is not None and count.observe(answer)
         finally:
             count.asking = False
@@ -173,25 +191,34 @@ class Prober:
             now = boottime()
             count.due = now + pause(count, waiting=waiting, age=now - subject.began)
             self._wake.set()
-        if not turned or self._subjects.get(name) is not subject:
+        if self._subjects.get(name) is not subject:
             return
         if count is subject.readiness:
-            self._changed(name)
+            if turned or self.trouble(name) != before:
+                self._changed(name)
+        elif not turned:
+            return
         elif not count.good:
-            message = f"the liveness probe failed {count.probe.failure_threshold} times in a row"
+            message = f"the liveness probe failed {count.probe.failure_threshold} times in a row: {count.trouble}"
             with suppress(ShimError):  # no supervisor now: the next failures ask again
                 await self._supervisor.call("restart", instance=name, reason="Unhealthy", message=message)
 
-    async def _ask(self, subject: _Subject, probe: Probe) -> bool | None:
+    async def _ask(self, subject: _Subject, count: Count) -> bool | None:
         """None: somebody else answered, nothing is known."""
+        probe = count.probe
         async with self._slots:
             try:
                 async with asyncio.timeout(probe.timeout_seconds):
                     if probe.command:
                         return await _run(self._setting.folder / "instances" / subject.view.id, probe.command)
                     return await self._connect(subject, probe)
-            except (OSError, TimeoutError):
-                return False
+            except TimeoutError:
+                count.trouble = f"no answer within {probe.timeout_seconds:g} s"
+            except OSError as error:
+                count.trouble = error.strerror or str(error)
+            except _Failed as error:
+                count.trouble = str(error)
+            return False
 
     async def _connect(self, subject: _Subject, probe: Probe) -> bool | None:
         view = subject.view
@@ -208,6 +235,9 @@ class Prober:
             except TimeoutError:
                 if subject.private:
                     raise  # it has answered there before: now it hangs
+            except _Failed:
+                subject.private = True
+                raise
             else:
                 subject.private = True
                 return answer
@@ -229,7 +259,7 @@ class Prober:
 
 
 async def _http(sock: socket.socket, probe: Probe) -> bool:
-    """Whether it answers well."""
+    """True; _Failed when it does not answer well."""
     loop = asyncio.get_running_loop()
     with sock:
         if probe.tcp:
@@ -242,7 +272,12 @@ async def _http(sock: socket.socket, probe: Probe) -> bool:
                 break
             head += data
         words = head.split(b" ", 2)
-        return len(words) > 1 and words[0].startswith(b"HTTP/1.") and b"200" <= words[1] < b"400"
+        if len(words) < 2 or not words[0].startswith(b"HTTP/1."):
+            raise _Failed(f"GET {probe.http_path}: {'no HTTP answer' if head else 'hung up without an answer'}")
+        code = words[1][:3].decode("ascii", "replace")
+        if not "200" <= code < "400":
+            raise _Failed(f"GET {probe.http_path}: answered {code}")
+        return True
 
 
 async def _accepted_by(pid: int, sock: socket.socket) -> bool:
@@ -282,7 +317,9 @@ async def _run(home: Path, command: tuple[str, ...]) -> bool:
         start_new_session=True,
     )
     try:
-        return await process.wait() == 0
+        if code := await process.wait():
+            raise _Failed(f"{command[0]} exited with code {code}")
+        return True
     finally:
         if process.returncode is None:
             with suppress(ProcessLookupError):

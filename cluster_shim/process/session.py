@@ -270,6 +270,7 @@ class Session:
 
     def _instance(self, view: InstanceView) -> Instance:
         cpu, memory = self._usage.get(view.id, (-1, -1))
+        trouble = self._prober.trouble(view.id) if view.phase == Phase.RUNNING else ""
         return Instance(
             id=view.id,
             component=view.labels["component"],
@@ -277,8 +278,8 @@ class Session:
             phase=_PHASES.get(view.phase, Phase.PENDING),
             ready=view.phase == Phase.RUNNING and self._prober.ready(view.id),
             restarts=view.restarts,
-            reason=view.reason,
-            message=view.message,
+            reason=observe.NOT_READY if trouble else view.reason,
+            message=f"the readiness probe fails: {trouble}" if trouble else view.message,
             node=self._setting.node,
             pid=view.pid,
             started_unix=view.started_unix,

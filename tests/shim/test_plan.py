@@ -1,5 +1,6 @@
 """The plan of a process cluster, as properties over simulated clusters: it converges, and what serves is never given up too soon."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
@@ -140,9 +141,10 @@ def test_a_revision_that_never_becomes_ready_replaces_nobody(count: int, steps: 
     assert len(cluster.seen) == count + 1
 
 
-def test_without_a_socket_the_new_one_waits_until_the_old_one_is_gone() -> None:
+@pytest.mark.parametrize("port", [0, 8000])
+def test_without_a_socket_the_new_one_waits_until_the_old_one_is_gone(port: int) -> None:
     cluster = Cluster()
-    old, new = component("a", takes_socket=False, replicas=3), component("b", takes_socket=False, replicas=3)
+    old, new = (component(revision, takes_socket=False, replicas=3, port=port) for revision in "ab")
     assert cluster.step({"u": work(old)}).notes["u", "c"].reason == "OneReplicaPerSite"
     assert len(cluster.seen) == 1
     assert cluster.step({"u": work(new)}).actions == (Stop("1"),)

@@ -149,6 +149,9 @@ def test_a_hanging_instance_is_restarted_by_its_liveness_probe(tmp_path: Path) -
             (tmp_path / "process/instances" / before.id / "work/sick").unlink()
             after = (await driver.until_ready()).instances[0]
             assert after.pid != before.pid
+            assert {each.id for observed in driver.history for one in observed.works for each in one.instances} == {before.id}, (
+                "a spare was started"
+            )
 
     asyncio.run(scenario())
 

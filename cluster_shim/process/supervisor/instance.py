@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 STARTING, RUNNING, BACKOFF, STOPPING = "Starting", "Running", "BackOff", "Stopping"
 FIRST_DELAY, MAX_DELAY = 0.5, 60.0  # seconds
+TOLD_DELAY = 2.0  # a pause from which on people are told of it
 STEADY_SECONDS = 10.0  # a run as long as this is forgiven at once and forgets earlier failures
 LISTEN_FIRST = 3  # sd_listen_fds(3)
 
@@ -57,7 +58,7 @@ class Instance:
         return {
             "id": self.spec.id,
             "labels": self.spec.labels,
-            "phase": self.phase,
+            "phase": BACKOFF if self.phase == STOPPING and self.state.wanted == RUN else self.phase,  # a restart: it does not go
             "pid": self.pid,
             "restarts": self.state.restarts,
             "reason": self.state.reason,
@@ -259,10 +260,13 @@ class Instance:
         steady = self._ran_since and loop.now() - self._ran_since >= STEADY_SECONDS
         self._failures = 0 if steady else self._failures + 1
         self._ran_since = 0.0
-        self.state.reason, self.state.message = reason, message
         self.state.restarts += 1
+        delay = delay_after(self._failures)
+        if delay >= TOLD_DELAY:
+            message = f"{message}; restart {self.state.restarts} comes after a pause of {delay:g} s"
+        self.state.reason, self.state.message = reason, message
         self.phase = BACKOFF
-        self._timer = self._loop.call_at(loop.now() + delay_after(self._failures), self.start)
+        self._timer = self._loop.call_at(loop.now() + delay, self.start)
 
     def start_soon(self) -> None:
         """What it waited for is there: no more waiting."""
