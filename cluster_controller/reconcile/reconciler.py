@@ -2,7 +2,10 @@
 
 What was told last is kept in the store (without secrets), component by component: when a new version cannot be told yet, because
 its model has not arrived or a Secret is missing, the component goes on as it was told before. So a controller that starts with
-no parent in reach starts everything that ran, from its own disk (ARCHITECTURE law 9 and section 5, Autonomy).
+no parent in reach starts everything that ran, from its own disk (ARCHITECTURE law 9 and section 5, Autonomy). What was told with
+a Secret that is gone meanwhile goes on for as long as this controller lives: it is kept in memory only.
+
+What is written down never says more than the shim does: a Work that the shim does not run is not ready, whatever it was before.
 """
 
 import asyncio
@@ -42,6 +45,7 @@ class Told(Struct, frozen=True, kw_only=True):
 
     spec: kinds.Component
     model: contract.ModelRef | None = None
+    placement: kinds.Placement | None = None  # None: that of the whole, as it was kept by an older program
 
 
 class Applied(Struct, frozen=True, kw_only=True):
@@ -73,7 +77,8 @@ class Reconciler:
         self._dirty: set[str] = set()
         self._wake = asyncio.Event()
         self._problems: dict[str, dict[str, str]] = {}
-        self._fetching: dict[str, asyncio.Task[None]] = {}
+        self._fetching: dict[str, set[str]] = {}  # what is being fetched → the Works that wait for it
+        self._last: dict[str, dict[str, contract.Component]] = {}  # Work → components as the shim was last told
         self._pods: dict[str, set[Key]] = {}
         self._tasks = Tasks("reconcile")
         self._seen: dict[str, contract.ObservedWork] = {}
@@ -102,7 +107,6 @@ class Reconciler:
         try:
             async for observed in self._shim.reconcile(self._desired()):
                 await self._store.commit(lambda tx, observed=observed: self._write(tx, observed))  # type: ignore[misc]
-                self._remember(observed)
                 if observed.nodes is not None:
                     self.nodes = observed.nodes
                     self._nodes_changed(observed.nodes)
@@ -139,13 +143,15 @@ class Reconciler:
         """Resolve, and remember what is about to be told."""
         told: list[contract.Work] = []
         kept: dict[str, bytes] = {}
+        before = {name: self._problems.get(name) for name in names}
         for name in names:
             work, applied = self._resolve(name)
             if work is not None:
                 told.append(work)
+                self._last[name] = {component.name: component for component in work.components}
                 kept[f"reconcile/applied/{name}"] = msgspec.json.encode(applied, order="deterministic")
         fresh = {fact: value for fact, value in kept.items() if self._store.fact(fact) != value}
-        trouble = {name: dict(self._problems[name]) for name in names if self._problems.get(name)}
+        trouble = {name: problems for name in names if (problems := self._problems.get(name, {})) or before.get(name)}
         if fresh or trouble:
 
             def write(tx: Tx) -> None:
@@ -172,18 +178,16 @@ class Reconciler:
             try:
                 model = self._model(name, item, found)
                 components.append(resolve.component(item, spec.placement, found, model))
-                told[item.name] = Told(spec=item, model=model)
+                told[item.name] = Told(spec=item, model=model, placement=spec.placement)
             except InvalidInput as error:
                 problems[item.name] = str(error)
-                fallback = before.components.get(item.name) if before is not None else None
-                if before is None or fallback is None:
+                kept = before.components.get(item.name) if before is not None else None
+                if before is None or kept is None:
                     continue
-                as_before = msgspec.structs.replace(fallback.spec, replicas=item.replicas)
-                try:
-                    components.append(resolve.component(as_before, before.placement, found, fallback.model))
-                    told[item.name] = fallback
-                except InvalidInput as again:
-                    log.warning("work.unresolved", application=spec.application.name, component=item.name, error=str(again))
+                told[item.name] = msgspec.structs.replace(kept, placement=kept.placement or before.placement)
+                component = self._as_before(name, item, told[item.name], found)
+                if component is not None:
+                    components.append(component)
         self._problems[name] = problems
         if problems and not components:
             return None, None
@@ -196,6 +200,19 @@ class Reconciler:
             components=tuple(components),
         )
         return work, Applied(application=spec.application, placement=spec.placement, components=told)
+
+    def _as_before(self, name: str, item: kinds.Component, kept: Told, found: resolve.Found) -> contract.Component | None:
+        """The component as it runs, with the replicas that are wanted now; None when even that cannot be put together any more."""
+        assert kept.placement is not None
+        as_before = msgspec.structs.replace(kept.spec, replicas=item.replicas)
+        try:
+            return resolve.component(as_before, kept.placement, found, kept.model)
+        except InvalidInput as error:
+            last = self._last.get(name, {}).get(item.name)
+            if last is not None:
+                return msgspec.structs.replace(last, replicas=item.replicas)
+            log.warning("work.unresolved", work=name, component=item.name, error=str(error))
+            return None
 
     def _model(self, name: str, item: kinds.Component, found: resolve.Found) -> contract.ModelRef | None:
         need = resolve.model_need(item, found)
@@ -211,24 +228,28 @@ class Reconciler:
         return contract.ModelRef(name=need.name, version=need.version, uid=need.uid, folder=folder, files=need.files, runtime=need.runtime)
 
     def _fetch(self, name: str, need: ModelNeed) -> None:
-        if need.key not in self._fetching or self._fetching[need.key].done():
-            self._fetching[need.key] = self._tasks.spawn(f"fetch-{need.name}-{need.version}", self._fetch_until_there(name, need))
-        else:
-            self._fetching[need.key].add_done_callback(lambda _: self._mark(name))
+        waiting = self._fetching.get(need.key)
+        if waiting is None:
+            self._fetching[need.key] = waiting = set()
+            self._tasks.spawn(f"fetch-{need.name}-{need.version}", self._fetch_until_there(need, waiting))
+        waiting.add(name)
 
-    async def _fetch_until_there(self, name: str, need: ModelNeed) -> None:
+    async def _fetch_until_there(self, need: ModelNeed, waiting: set[str]) -> None:
         """Until it is there, or nothing here wants it any more; each try says why it failed."""
         delay = 0.2
-        while self._wanted(name, need):
-            try:
-                await self._models.ensure(need)
-            except BanyanError as error:
-                log.warning("model.not_here", model=need.name, version=need.version, error=str(error), retry_s=delay)
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, 10.0)
-            else:
-                self._mark(name)
-                return
+        try:
+            while any(self._wanted(name, need) for name in waiting):
+                try:
+                    await self._models.ensure(need)
+                    break
+                except BanyanError as error:
+                    log.warning("model.not_here", model=need.name, version=need.version, error=str(error), retry_s=delay)
+                    await asyncio.sleep(delay)
+                    delay = min(delay * 2, 10.0)
+        finally:
+            del self._fetching[need.key]
+        for name in waiting:
+            self._mark(name)
 
     def _wanted(self, name: str, need: ModelNeed) -> bool:
         stored = self._store.get(Key("local", "Work", "", name))
@@ -264,13 +285,15 @@ class Reconciler:
                 self._mark(stored.key.name)
 
     async def _forget(self, name: str) -> None:
+        """What the shim was told stays listed until the shim has let go of it."""
         self._problems.pop(name, None)
+        told = self._last.pop(name, None) is not None and name in self._seen
 
         def write(tx: Tx) -> None:
             if tx.fact(f"reconcile/applied/{name}") is not None:
                 tx.set_fact(f"reconcile/applied/{name}", None)
             status = tx.get(Key("observed", "WorkStatus", "", name))
-            if status is not None and not self._pods.get(name):
+            if status is not None and not told and not self._pods.get(name):
                 tx.delete(status.key)
 
         await self._store.commit(write)
@@ -283,6 +306,7 @@ class Reconciler:
             self._pods.setdefault(application, set()).add(stored.key)
 
     def _write(self, tx: Tx, observed: contract.Observed) -> None:
+        self._remember(observed)  # here, so that nobody who writes before this is on the disk goes by what was seen earlier
         for seen in observed.works:
             self._write_work(tx, seen)
         gone = set(observed.removed)
@@ -321,23 +345,34 @@ class Reconciler:
     def _write_gone(self, tx: Tx, name: str) -> None:
         for key in self._pods.pop(name, set()):
             tx.delete(key)
-        if tx.get(Key("local", "Work", "", name)) is None:
-            tx.delete(Key("observed", "WorkStatus", "", name))
+        key = Key("observed", "WorkStatus", "", name)
+        work = tx.get(Key("local", "Work", "", name))
+        if work is None:
+            tx.delete(key)
+        elif tx.get(key) is not None:
+            self._write_nothing(tx, name, self._documents.read(work, kinds.Work).spec)
 
     def _write_problems(self, tx: Tx, name: str, problems: dict[str, str]) -> None:
-        """A Work that could not be told at all is answered here; one that is told in part is answered with what the shim sees."""
+        """What keeps components from being told, beside what the shim sees: it has nothing new to say of what it was not told."""
         work = tx.get(Key("local", "Work", "", name))
         if work is None:
             return
         spec = self._documents.read(work, kinds.Work).spec
-        if self._pods.get(name):
-            return
-        wanted = {item.name: item.replicas for item in spec.components}
+        seen = self._seen.get(name)
+        if seen is not None:
+            status = observe.work_status(spec.application, self._uid, self._name, seen, problems)
+            put_changed(tx, Key("observed", "WorkStatus", "", name), status, name)
+        elif problems and not self._pods.get(name):
+            self._write_nothing(tx, name, spec)
+
+    def _write_nothing(self, tx: Tx, name: str, spec: kinds.WorkSpec) -> None:
+        """Nothing of it runs. A share that the shim was told it has yet to answer itself."""
+        problems = self._problems.get(name, {})
         seen = contract.ObservedWork(
             uid=name,
-            version=spec.shares[-1].id,
+            version=0 if name in self._last else spec.shares[-1].id,
             components=tuple(
-                contract.ObservedComponent(name=component, desired=wanted.get(component, 0), ready=0, updated=0) for component in problems
+                contract.ObservedComponent(name=item.name, desired=item.replicas, ready=0, updated=0) for item in spec.components
             ),
         )
         status = observe.work_status(spec.application, self._uid, self._name, seen, problems)
