@@ -18,7 +18,7 @@ from cluster_controller import clock
 from cluster_controller.config import Config, split_address
 from cluster_controller.documents import Documents
 from cluster_controller.errors import Conflict, NotFound, Unreachable
-from cluster_controller.facts import cluster_facts
+from cluster_controller.facts import Requested, cluster_facts
 from cluster_controller.identity import PeerCertificate
 from cluster_controller.identity import load as load_identity
 from cluster_controller.links import Links
@@ -103,6 +103,7 @@ class Controller:
 
     async def _build(self) -> None:
         config, store = self.config, self.store
+        self.requested = Requested(store)
         settings = Settings(
             software=f"banyan {self.version}", heartbeat_seconds=config.heartbeat_seconds, dead_after_seconds=3 * config.heartbeat_seconds
         )
@@ -121,6 +122,7 @@ class Controller:
             links=lambda: {uid: link.last_heard for uid, link in self.tunnel.links.items()},
             now=clock.boottime,
             timestamp=timestamp,
+            path=lambda: self.identity().path,
         )
         self.links = Links(store, self.tunnel, self.uid, self.census.link_changed)
         self.tunnel.handle(BLOB, self._serve_blob)
@@ -192,7 +194,7 @@ class Controller:
         labels = self.identity().saved.labels | self.config.labels
         fresh = cluster_facts(
             self.store,
-            self.documents,
+            self.requested,
             nodes=nodes,
             description=self.description,
             version=self.version,

@@ -5,18 +5,58 @@ Free is allocatable minus what Works ask for here, not what is measured: a reque
 
 from collections.abc import Mapping, Sequence
 
-from cluster_controller.documents import Documents
+from cluster_controller.documents import decode
+from cluster_controller.placement.model import Request
 from cluster_controller.placement.records import request
 from cluster_controller.reconcile.observe import node_classes
 from cluster_controller.resources import kinds
-from cluster_controller.store import Store
+from cluster_controller.store import Key, Store
 from cluster_controller.sync.conflicts import undecided
 from cluster_shim.contract import Description, Node
 
 
+class Requested:
+    """What all Works of the own cluster ask for. Each Work's part is added up once for as long as the Work stays what it is."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._parts: dict[Key, tuple[bytes, Request]] = {}
+
+    def sums(self) -> kinds.ResourceSums:
+        cpu = memory = 0
+        accelerators: dict[str, int] = {}
+        parts: dict[Key, tuple[bytes, Request]] = {}
+        for stored in self._store.scan("local"):
+            if stored.key.kind != "Work":
+                continue
+            part = self._parts.get(stored.key)
+            if part is None or part[0] is not stored.document:
+                part = (stored.document, _asked(decode(stored.document, kinds.Work).spec.components))
+            parts[stored.key] = part
+            cpu += part[1].cpu_millis
+            memory += part[1].memory_bytes
+            for name, count in part[1].accelerators.items():
+                accelerators[name] = accelerators.get(name, 0) + count
+        self._parts = parts
+        return kinds.ResourceSums(cpu_millis=cpu, memory_bytes=memory, accelerators=accelerators)
+
+
+def _asked(components: Sequence[kinds.Component]) -> Request:
+    """All replicas of all components of one Work together."""
+    cpu = memory = 0
+    accelerators: dict[str, int] = {}
+    for component in components:
+        asked = request(component.resources)
+        cpu += asked.cpu_millis * component.replicas
+        memory += asked.memory_bytes * component.replicas
+        for name, count in asked.accelerators.items():
+            accelerators[name] = accelerators.get(name, 0) + count * component.replicas
+    return Request(cpu_millis=cpu, memory_bytes=memory, accelerators=accelerators)
+
+
 def cluster_facts(
     store: Store,
-    documents: Documents,
+    requested_by: Requested,
     *,
     nodes: Sequence[Node],
     description: Description | None,
@@ -24,7 +64,7 @@ def cluster_facts(
     labels: Mapping[str, str],
     can_parent: bool,
 ) -> kinds.ClusterFacts:
-    requested = requested_here(store, documents)
+    requested = requested_by.sums()
     # A Work names its node or means any; on a cluster of one node both are that node.
     by_node = {node.name: requested for node in nodes[:1]}
     return kinds.ClusterFacts(
@@ -37,29 +77,26 @@ def cluster_facts(
         nodes_ready=sum(1 for node in nodes if node.ready),
         node_classes=node_classes(nodes, by_node),
         capacity=kinds.ResourceSums(
-            cpu_millis=sum(node.cpu_millis for node in nodes), memory_bytes=sum(node.memory_bytes for node in nodes)
+            cpu_millis=sum(node.cpu_millis for node in nodes),
+            memory_bytes=sum(node.memory_bytes for node in nodes),
+            accelerators=_accelerators(nodes),
         ),
         allocatable=kinds.ResourceSums(
             cpu_millis=sum(node.allocatable_cpu_millis for node in nodes),
             memory_bytes=sum(node.allocatable_memory_bytes for node in nodes),
+            accelerators=_accelerators(nodes),
         ),
         requested=requested,
         architectures=sorted({node.architecture for node in nodes}),
-        applications=len(store.list("local", "Work")),
+        applications=store.size("local"),
         instances=len(store.list("observed", "Pod")),
         conflicts=len(undecided(store, "desired")),
     )
 
 
-def requested_here(store: Store, documents: Documents) -> kinds.ResourceSums:
-    """Sum over all Works of the own cluster."""
-    cpu = memory = 0
-    accelerators: dict[str, int] = {}
-    for stored in store.list("local", "Work"):
-        for component in documents.read(stored, kinds.Work).spec.components:
-            asked = request(component.resources)
-            cpu += asked.cpu_millis * component.replicas
-            memory += asked.memory_bytes * component.replicas
-            for name, count in asked.accelerators.items():
-                accelerators[name] = accelerators.get(name, 0) + count * component.replicas
-    return kinds.ResourceSums(cpu_millis=cpu, memory_bytes=memory, accelerators=accelerators)
+def _accelerators(nodes: Sequence[Node]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for node in nodes:
+        for name, count in node.accelerators.items():
+            counts[name] = counts.get(name, 0) + count
+    return counts

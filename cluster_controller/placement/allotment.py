@@ -3,7 +3,7 @@
 Both become one `Allotment`, so that everything after it is the same at every level of the tree.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from msgspec import Struct
 
@@ -139,8 +139,3 @@ def _find_by_name(tx: Tx, documents: Documents, kind: str, namespace: str, name:
             if link.kind == "Model" and link.name == plain:
                 return tx.get(Key("desired", "Model", "", link.uid))
     return None
-
-
-def referring(components: Iterable[kinds.Component], kind: str, name: str) -> bool:
-    """Whether any of the components names this object."""
-    return any(item[0] == kind and item[1] == name for item in needed(list(components)))

@@ -9,6 +9,7 @@ commit as the documents that it needs, documents first; a Work that ended stays 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 import structlog
@@ -16,7 +17,7 @@ import structlog
 from cluster_controller.documents import Documents
 from cluster_controller.placement import records
 from cluster_controller.placement.aggregate import TargetReport, aggregate
-from cluster_controller.placement.allotment import Allotment, of_application, of_work, referring
+from cluster_controller.placement.allotment import Allotment, needed, of_application, of_work
 from cluster_controller.placement.model import ClusterRecord, Demand, Given, Placement
 from cluster_controller.placement.place import place
 from cluster_controller.placement.status import application_status, withdraw_application, write_application_status, write_work_status
@@ -28,6 +29,14 @@ from cluster_controller.store import Event, Key, Store, Stored, Tx
 log = structlog.get_logger()
 
 REFERENCED = ("Model", "ConfigMap", "Secret")
+Use = tuple[str, str, str]  # kind, namespace, name; below the origin kind, "", uid
+
+
+class Seen(NamedTuple):
+    """What one target was given, and what it last answered."""
+
+    work: kinds.WorkSpec | None
+    status: kinds.WorkStatusStatus | None
 
 
 class Engine:
@@ -42,9 +51,12 @@ class Engine:
         self._documents = Documents()
         self._works = Works(uid)
         self._keys: dict[str, Key] = {}  # application uid → its Application or Work
+        self._uses: dict[str, frozenset[Use]] = {}  # application → documents that it names
+        self._users: dict[Use, set[str]] = {}  # and back
         self._unplaced: set[str] = set()
         self._settler = Settler(store, self.settle)
         self._clusters: list[tuple[kinds.Cluster, str]] | None = None
+        self._names: dict[str, str] = {}  # of those clusters, by uid
         self.settled = 0  # placements decided, for /metrics
 
     # --- what changed ---
@@ -52,10 +64,10 @@ class Engine:
     def load(self) -> None:
         """Learn the stored state; everything is settled once after a start."""
         for stored in self._store.list("own", "Application"):
-            self._keys[stored.uid] = stored.key
+            self._learn(stored.uid, stored)
             self._settler.mark(stored.uid)
         for stored in self._store.list("desired", "Work"):
-            self._keys[stored.key.name] = stored.key
+            self._learn(stored.key.name, stored)
             self._settler.mark(stored.key.name)
         for application in self._works.load(self._store):
             self._settler.mark(application)
@@ -77,24 +89,38 @@ class Engine:
 
     def _know(self, event: Event, application: str) -> None:
         if event.kind_of == "put":
-            self._keys[application] = event.stored.key
+            self._learn(application, event.stored)
         else:
             self._keys.pop(application, None)
+            self._learn_uses(application, frozenset())
         self._settler.mark(application)
 
+    def _learn(self, application: str, stored: Stored) -> None:
+        """Where the application is written, and which documents it names: by name at its origin, by uid below."""
+        self._keys[application] = stored.key
+        if stored.key.space == "desired":
+            links = self._documents.read(stored, kinds.Work).spec.references
+            self._learn_uses(application, frozenset((link.kind, "", link.uid) for link in links))
+        else:
+            components = self._documents.read(stored, kinds.Application).spec.components
+            self._learn_uses(application, frozenset((kind, stored.key.namespace, name) for kind, name, _ in needed(components)))
+
+    def _learn_uses(self, application: str, uses: frozenset[Use]) -> None:
+        before = self._uses.pop(application, frozenset())
+        for use in before - uses:
+            self._users[use].discard(application)
+            if not self._users[use]:
+                del self._users[use]
+        for use in uses - before:
+            self._users.setdefault(use, set()).add(application)
+        if uses:
+            self._uses[application] = uses
+
     def _reference_changed(self, stored: Stored) -> None:
-        for application, key in self._keys.items():
-            holder = self._store.get(key)
-            if holder is None:
-                continue
-            if key.space == "desired":
-                spec = self._documents.read(holder, kinds.Work).spec
-                if any(link.kind == stored.key.kind and link.uid == stored.key.name for link in spec.references):
-                    self._settler.mark(application)
-            elif key.namespace == stored.key.namespace and stored.key.space == "own":
-                components = self._documents.read(holder, kinds.Application).spec.components
-                if referring(components, stored.key.kind, stored.key.name):
-                    self._settler.mark(application)
+        namespace = stored.key.namespace if stored.key.space == "own" else ""
+        self._settler.mark_all(self._users.get((stored.key.kind, namespace, stored.key.name), ()))
+        if stored.key.kind == "Model" and stored.key.space == "desired":  # an own Application may name it NAME.ORIGIN
+            self._settler.mark_all(user for use, users in self._users.items() if use[0] == "Model" and "." in use[2] for user in users)
 
     def _cluster_changed(self, event: Event) -> None:
         self._clusters = None
@@ -127,19 +153,28 @@ class Engine:
         if allotment is None or allotment.withdrawn:
             self._withdraw(tx, application, allotment, ceilings)
             return
-        given = self._given(tx, application, allotment, ceilings)
+        seen = self._look(tx, application)
+        given = self._given(tx, allotment, ceilings, seen)
         if allotment.missing:
             # What runs, runs on; nothing new is decided with half of what it needs.
             placement = Placement(shares=_standing(given), unplaced={}, waiting={}, refusals=(), eligible={})
         else:
-            placement = place(self._demand(allotment), self._records(tx, application), given)
-            self._works.write(tx, allotment, placement.shares, given)
+            placement = place(self._demand(allotment), self._records(tx, seen), given)
+            if self._works.write(tx, allotment, placement.shares, given):
+                seen = self._look(tx, application)
         left = {name: count + placement.waiting.get(name, 0) for name, count in placement.unplaced.items()}
         if any(left.values()):
             self._unplaced.add(application)
         else:
             self._unplaced.discard(application)
-        self._report(tx, application, allotment, placement, left)
+        self._report(tx, allotment, placement, left, seen)
+
+    def _look(self, tx: Tx, application: str) -> dict[str, Seen]:
+        """What every target was given and answered, read once for one settling."""
+        works = self._works
+        return {
+            target: Seen(works.get(tx, target, application), works.status(tx, target, application)) for target in works.targets(application)
+        }
 
     def allotment(self, tx: Tx, application: str) -> Allotment | None:
         key = self._keys.get(application)
@@ -155,8 +190,9 @@ class Engine:
         allotment = self.allotment(tx, application)
         if allotment is None:
             return None
-        clusters = self._records(tx, application)
-        given = self._given(tx, application, allotment, self._works.ceilings(tx, application))
+        seen = self._look(tx, application)
+        clusters = self._records(tx, seen)
+        given = self._given(tx, allotment, self._works.ceilings(tx, application), seen)
         return allotment, place(self._demand(allotment), clusters, given), clusters
 
     def _demand(self, allotment: Allotment) -> Demand:
@@ -179,14 +215,12 @@ class Engine:
                 withdraw_application(tx, stored, [self._target_name(tx, target) for target in waiting])
 
     def _given(
-        self, tx: Tx, application: str, allotment: Allotment, ceilings: Mapping[str, Mapping[str, int]]
+        self, tx: Tx, allotment: Allotment, ceilings: Mapping[str, Mapping[str, int]], seen: Mapping[str, Seen]
     ) -> dict[str, dict[str, Given]]:
         silent = self._silent()
         duplicated = allotment.placement.strategy == "Duplicated"
         given: dict[str, dict[str, Given]] = {}
-        for target in self._works.targets(application):
-            work = self._works.get(tx, target, application)
-            status = self._works.status(tx, target, application)
+        for target, (work, status) in seen.items():
             shares = {component.name: component.replicas for component in work.components} if work else {}
             answered = work is not None and status is not None and status.version >= work.shares[-1].id
             confirmed = answered or (work is None and status is None)
@@ -203,16 +237,14 @@ class Engine:
                 )
             given[target] = per
             if confirmed and target in ceilings:
-                self._works.confirm(tx, application, target)
+                self._works.confirm(tx, allotment.application.uid, target)
         return given
 
-    def _report(self, tx: Tx, application: str, allotment: Allotment, placement: Placement, left: Mapping[str, int]) -> None:
+    def _report(self, tx: Tx, allotment: Allotment, placement: Placement, left: Mapping[str, int], seen: Mapping[str, Seen]) -> None:
         silent = self._silent()
         reports: list[TargetReport] = []
         acknowledged = True
-        for target in self._works.targets(application):
-            work = self._works.get(tx, target, application)
-            status = self._works.status(tx, target, application)
+        for target, (work, status) in seen.items():
             if work is None and status is None:
                 continue
             share_id = work.shares[-1].id if work is not None else 0
@@ -223,7 +255,7 @@ class Engine:
         messages = {name: self._why(tx, placement, name) for name, count in left.items() if count}
         settled = acknowledged and not any(placement.waiting.values()) and not allotment.missing
         duplicated = allotment.placement.strategy == "Duplicated"
-        status = aggregate(
+        folded = aggregate(
             components=allotment.components,
             duplicated=duplicated,
             reports=reports,
@@ -236,15 +268,15 @@ class Engine:
             if stored is not None:
                 before = self._documents.read(stored, kinds.Application)
                 now = self._timestamp()
-                write_application_status(tx, stored, application_status(before, status, allotment.missing, now), now)
+                write_application_status(tx, stored, application_status(before, folded, allotment.missing, now), now)
             return
-        write_work_status(tx, allotment, status, self._uid)
+        write_work_status(tx, allotment, folded, self._uid)
 
     def _why(self, tx: Tx, placement: Placement, component: str) -> str:
         """One sentence with the most frequent reasons; `explain` shows them all."""
         if placement.waiting.get(component):
             return "waits until another cluster has given replicas back"
-        names = {document.status.uid: document.metadata.name for document, _ in self._known(tx)}
+        names = self._names
         refusals = [item for item in placement.refusals if item.component == component]
         # What could be mended soonest comes first; that a controller has no cluster of its own explains little.
         refusals.sort(key=lambda item: (item.filter == "NoShim", item.filter != "Capacity"))
@@ -258,19 +290,21 @@ class Engine:
         if self._clusters is None:
             documents = [self._documents.read(stored, kinds.Cluster) for stored in tx.list("own", "Cluster")]
             parents = {document.status.uid: document.status.parent_uid for document in documents}
-            self._clusters = [(document, _via(document.status.uid, parents, self._uid)) for document in documents]
-        return [(document, via) for document, via in self._clusters if via]
+            ways = ((document, _via(document.status.uid, parents, self._uid)) for document in documents)
+            self._clusters = [(document, via) for document, via in ways if via]
+            self._names = {document.status.uid: document.metadata.name for document, _ in self._clusters}
+        return self._clusters
 
-    def _records(self, tx: Tx, application: str) -> list[ClusterRecord]:
+    def _records(self, tx: Tx, seen: Mapping[str, Seen]) -> list[ClusterRecord]:
         running: dict[str, dict[str, int]] = {}
-        for target in self._works.targets(application):
-            status = self._works.status(tx, target, application)
+        for _, status in seen.values():
             for row in status.clusters if status is not None else ():
                 running[row.cluster] = row.components
         return [records.cluster(document, via, running.get(document.status.uid, {})) for document, via in self._known(tx)]
 
     def _target_name(self, tx: Tx, target: str) -> str:
-        return next((document.metadata.name for document, _ in self._known(tx) if document.status.uid == target), target)
+        self._known(tx)
+        return self._names.get(target, target)
 
 
 def _via(uid: str, parents: Mapping[str, str], me: str) -> str:

@@ -75,22 +75,29 @@ class Works:
 
     def write(
         self, tx: Tx, allotment: Allotment, shares: Mapping[str, Mapping[str, int]], given: Mapping[str, Mapping[str, Given]]
-    ) -> None:
-        """Make the Works say ``shares``; a target that has nothing keeps a Work of zero replicas until it has answered."""
+    ) -> bool:
+        """Make the Works say ``shares``; a target that has nothing keeps a Work of zero replicas until it has answered.
+
+        Whether anything was written.
+        """
         application = allotment.application.uid
         ceilings = self.ceilings(tx, application)
         before = dict(ceilings)
+        changed = False
         for target in sorted(set(shares) | set(given)):
             wanted = dict(shares.get(target, {}))
             held = {name: item.ceiling for name, item in given.get(target, {}).items()}
             if not any(wanted.values()) and not any(held.values()):
                 self._remove(tx, target, application)
+                changed = True
                 continue
             if self._put(tx, target, allotment, wanted):
+                changed = True
                 raised = {name: max(wanted.get(name, 0), held.get(name, 0)) for name in {*wanted, *held}}
                 ceilings[target] = {name: count for name, count in raised.items() if count}
         if ceilings != before:
             self._set_ceilings(tx, application, ceilings)
+        return changed
 
     def remove_all(self, tx: Tx, application: str) -> None:
         for target in self.targets(application):

@@ -22,7 +22,7 @@ from cluster_controller.tree.merge import Merged, merge
 
 log = structlog.get_logger()
 Ready = Literal["True", "False", "Unknown"]
-OURS = frozenset({"Ready", "Conflict"})  # condition types that this room writes
+OURS = frozenset({"Ready", "Conflict", "NameConflict"})  # condition types that this room writes
 
 
 class Heard(Struct, frozen=True):
@@ -54,7 +54,8 @@ class Census:
     """The clusters of this controller's subtree.
 
     ``links``: for each direct child with a live link, the boot-time clock at which it was last heard.
-    ``facts`` is what this cluster says of itself now; ``timestamp`` the wall clock for people.
+    ``facts`` is what this cluster says of itself now; ``timestamp`` the wall clock for people; ``path`` the uids of those above,
+    from the root down to here.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Census:
         links: Callable[[], Mapping[str, float]],
         now: Callable[[], float],
         timestamp: Callable[[], str],
+        path: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         self._store = store
         self._uid = uid
@@ -77,10 +79,13 @@ class Census:
         self._links = links
         self._now = now
         self._timestamp = timestamp
+        self._above = path
         self._started = now()
         self._documents = Documents()
         self._settler = Settler(store, self.settle, order=self._order)
+        self._direct: dict[str, str] | None = None  # names of direct children by uid, until a Cluster changes
         self._via: dict[str, str] = {}  # cluster → the direct child that reports it
+        self._laid: dict[str, set[Key]] = {}  # cluster → the overlays that were sent down for it
         self._lost: dict[str, float] = {}  # direct child → when it was last heard
         self._told: dict[str, float] = {}  # cluster → when we were told that it fell silent
 
@@ -92,6 +97,11 @@ class Census:
             if child != space:
                 for stored in self._store.list(space, "ClusterStatus"):
                     self._via[stored.key.name] = child
+            elif space.startswith("down/"):
+                for stored in self._store.list(space, "ClusterOverlay"):
+                    cluster = self._documents.read(stored, kinds.ClusterOverlay).spec.cluster
+                    self._laid.setdefault(cluster, set()).add(stored.key)
+                    self._settler.mark(cluster)
         for stored in self._store.list("own", "Cluster"):
             self._settler.mark(stored.uid)
         self._settler.mark(self._uid)
@@ -100,10 +110,12 @@ class Census:
         for event in events:
             space, kind = event.stored.key.space, event.stored.key.kind
             if kind == "ClusterStatus" and space.startswith("up/"):
-                self._via[event.stored.key.name] = space.removeprefix("up/")
-                self._settler.mark(event.stored.key.name)
+                self._reported(event)
             elif kind == "Cluster" and space == "own":
+                self._direct = None
                 self._settler.mark(event.stored.uid)
+                if event.previous is None or event.kind_of == "delete":
+                    self._settler.mark(self._uid)  # how many children it has
             elif kind == "ClusterOverlay" and space == "desired":
                 self._settler.mark(self._documents.read(event.stored, kinds.ClusterOverlay).spec.cluster)
             elif space == "conflict/desired" or (kind == "Work" and space == "local") or (kind == "Pod" and space == "observed"):
@@ -112,6 +124,17 @@ class Census:
                 (kind == "Work" and space.startswith("down/")) or (kind == "WorkStatus" and space.startswith("up/"))
             ):
                 self._mark_below(space.partition("/")[2])  # what it has yet to withdraw
+
+    def _reported(self, event: Event) -> None:
+        uid, via = event.stored.key.name, event.stored.key.space.removeprefix("up/")
+        if event.kind_of == "put":
+            self._via[uid] = via
+        elif self._via.get(uid) == via:  # perhaps another child reports it too: it moved, and both said so in this order
+            others = (space for space in self._store.spaces() if space.startswith("up/"))
+            other = next((space for space in others if self._store.get(Key(space, "ClusterStatus", "", uid)) is not None), None)
+            if other is not None:
+                self._via[uid] = other.removeprefix("up/")
+        self._settler.mark(uid)
 
     def link_changed(self, child: str, last_heard: float | None) -> None:
         """A link to a direct child came up (None) or was lost, and when it was last heard."""
@@ -135,14 +158,15 @@ class Census:
 
     def silent(self) -> dict[str, str]:
         """Direct children out of reach, with the broken hop in words."""
+        if self._direct is None:
+            documents = ((stored, self._documents.read(stored, kinds.Cluster)) for stored in self._store.list("own", "Cluster"))
+            self._direct = {
+                stored.uid: stored.key.name
+                for stored, document in documents
+                if stored.uid != self._uid and document.status.parent_uid == self._uid
+            }
         links = self._links()
-        return {
-            stored.uid: f"{self._name} → {stored.key.name}"
-            for stored in self._store.list("own", "Cluster")
-            if stored.uid != self._uid
-            and stored.uid not in links
-            and self._documents.read(stored, kinds.Cluster).status.parent_uid == self._uid
-        }
+        return {uid: f"{self._name} → {name}" for uid, name in self._direct.items() if uid not in links}
 
     def heard(self, uid: str) -> Heard | None:
         """How long ago this cluster was heard of; None for the own one and for one that nobody knows."""
@@ -267,19 +291,24 @@ class Census:
         """By uid, through pending writes: names may differ from what the cluster calls itself."""
         found = self._store.find("own", "Cluster", uid)
         if found is not None:
-            return tx.get(found.key)
+            there = tx.get(found.key)
+            if there is not None and there.uid == uid:  # a name may pass to a successor within one commit
+                return there
         return next((stored for stored in tx.list("own", "Cluster") if stored.uid == uid), None)
 
     def _gone(self, tx: Tx, uid: str, stored: Stored | None) -> None:
         """No longer reported: removed by its parent. A direct child goes only by `banyan cluster remove`."""
-        self._via.pop(uid, None)
-        self._told.pop(uid, None)
+        for remembered in (self._via, self._told, self._lost):
+            remembered.pop(uid, None)
+        for key in self._laid.pop(uid, ()):
+            tx.delete(key)
         if stored is not None and self._documents.read(stored, kinds.Cluster).status.parent_uid != self._uid:
             tx.delete(stored.key)
         tx.delete(Key("report", "ClusterStatus", "", uid))
 
     def _write_cluster(self, tx: Tx, known: Known, stored: Stored | None, own: kinds.Cluster | None, merged: Merged) -> None:
         before = own.status if own is not None else kinds.ClusterState()
+        name = stored.key.name if stored is not None else self._free_name(tx, known)
         phase = {"True": "Ready", "False": "NotReady", "Unknown": "Unknown"}[known.ready]
         if before.phase in DECIDED:
             phase = before.phase  # what a person or the membership decided stands until they end it
@@ -314,7 +343,12 @@ class Census:
             unschedulable=merged.unschedulable,
             sources=merged.sources,
             children=known.children,
-            conditions=[condition, *self._conflict(known, before), *(item for item in before.conditions if item.type not in OURS)],
+            conditions=[
+                condition,
+                *self._conflict(known, before),
+                *_alias(name, known, before, self._timestamp()),
+                *(item for item in before.conditions if item.type not in OURS),
+            ],
             withdrawing=known.withdrawing,
             address=before.address,
             joined=before.joined,
@@ -323,7 +357,6 @@ class Census:
             if status != before:
                 write_status(tx, stored, status)
             return
-        name = self._free_name(tx, known)
         document = kinds.Cluster(
             metadata=kinds.Metadata(name=name, uid=known.uid, creation_timestamp=self._timestamp(), generation=1), status=status
         )
@@ -361,9 +394,16 @@ class Census:
         record(tx, about=about, kind="Warning", reason=reason, message=message, component="census", timestamp=self._timestamp())
 
     def _free_name(self, tx: Tx, known: Known) -> str:
-        """Its own name, or NAME.PARENT where another cluster of the subtree has that name (condition NameConflict there)."""
-        taken = tx.get(Key("own", "Cluster", "", known.name))
-        return known.name if taken is None or taken.uid == known.uid else f"{known.name}.{known.parent_name or known.parent}"
+        """Its own name, or NAME.PARENT where another cluster of the subtree has that name (condition NameConflict there).
+
+        Parents of equal names may stand in different branches: then the parent's uid tells them apart.
+        """
+        names = (known.name, f"{known.name}.{known.parent_name or known.parent}", f"{known.name}.{known.parent}")
+        for name in names:
+            taken = tx.get(Key("own", "Cluster", "", name))
+            if taken is None or taken.uid == known.uid:
+                return name
+        return f"{known.name}.{known.uid}"
 
     def _path(self, tx: Tx, known: Known) -> list[str]:
         """Names from this controller's child down to the cluster; empty for the own one."""
@@ -401,7 +441,7 @@ class Census:
     # --- overlays ---
 
     def _overlays(self, tx: Tx, uid: str, own: kinds.Cluster | None) -> list[kinds.ClusterOverlaySpec]:
-        """This controller's, then those of its ancestors as they were sent down (nearest first by how they were relayed)."""
+        """This controller's, then those of its ancestors as they were sent down, the nearest first."""
         overlays: list[kinds.ClusterOverlaySpec] = []
         if own is not None and (own.metadata.labels or own.spec.taints or own.spec.unschedulable):
             overlays.append(
@@ -414,21 +454,34 @@ class Census:
                     unschedulable=own.spec.unschedulable,
                 )
             )
-        for stored in tx.list("desired", "ClusterOverlay"):
-            spec = self._documents.read(stored, kinds.ClusterOverlay).spec
-            if spec.cluster == uid:
-                overlays.append(spec)
-        return overlays
+        sent = [self._documents.read(stored, kinds.ClusterOverlay).spec for stored in tx.list("desired", "ClusterOverlay")]
+        distance = {ancestor: hops for hops, ancestor in enumerate(reversed(self._above()))}
+        mine = [spec for spec in sent if spec.cluster == uid]
+        mine.sort(key=lambda spec: (distance.get(spec.set_by_uid, len(distance)), spec.set_by_uid))
+        return overlays + mine
 
     def _write_overlays(self, tx: Tx, known: Known, overlays: Sequence[kinds.ClusterOverlaySpec]) -> None:
+        """Through the child that reports the cluster, and through no other."""
         space = f"down/{known.via}"
-        wanted = {f"{known.uid}.{overlay.set_by_uid}": overlay for overlay in overlays}
-        for stored in tx.list(space, "ClusterOverlay"):
-            if stored.key.name.startswith(f"{known.uid}.") and stored.key.name not in wanted:
-                tx.delete(stored.key)
-        for name, overlay in wanted.items():
-            document = kinds.ClusterOverlay(metadata=kinds.Metadata(name=name, uid=name), spec=overlay)
-            put_changed(tx, Key(space, "ClusterOverlay", "", name), document, name)
+        wanted = {Key(space, "ClusterOverlay", "", f"{known.uid}.{overlay.set_by_uid}"): overlay for overlay in overlays}
+        for key in self._laid.get(known.uid, set()) - set(wanted):
+            tx.delete(key)
+        for key, overlay in wanted.items():
+            document = kinds.ClusterOverlay(metadata=kinds.Metadata(name=key.name, uid=key.name), spec=overlay)
+            put_changed(tx, key, document, key.name)
+        if wanted:
+            self._laid[known.uid] = set(wanted)
+        else:
+            self._laid.pop(known.uid, None)
+
+
+def _alias(name: str, known: Known, before: kinds.ClusterState, now: str) -> list[kinds.Condition]:
+    """Shown where a cluster could not be listed under its own name."""
+    if name == known.name:
+        return []
+    since = next((item.last_transition_time for item in before.conditions if item.type == "NameConflict"), now)
+    message = f"another cluster of this subtree is named {known.name}; here this one is listed as {name}"
+    return [kinds.Condition(type="NameConflict", status="True", reason="NameTaken", message=message, last_transition_time=since)]
 
 
 def write_status(tx: Tx, stored: Stored, status: kinds.ClusterState) -> None:
