@@ -1,11 +1,12 @@
 """Fixtures: a tree of one's own, a three-level tree per module, and one grove for all tests that clean up after themselves."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from e2e.support import Tree, growing, until
+from e2e.support import Site, Tree, growing, until
 
 
 @pytest.fixture
@@ -45,6 +46,10 @@ def grove(_grove: Tree) -> Iterator[Tree]:
     root = _grove.sites["root"]
     root.kubectl("delete", "applications", "--all", "--timeout=30s")
     clean = '{"metadata":{"labels":{"zone":null}},"spec":{"unschedulable":false,"taints":[]}}'
-    for edge in ("edge-1", "edge-2"):
-        root.kubectl("patch", "cluster", edge, "--type=merge", "-p", clean)
-        until("nothing runs", lambda edge=edge: _grove.sites[edge].get("/api/v1/pods")["items"] == [])
+    for edge in (_grove.sites["edge-1"], _grove.sites["edge-2"]):
+        root.kubectl("patch", "cluster", edge.name, "--type=merge", "-p", clean)
+        until("nothing runs", partial(runs_nothing, edge))
+
+
+def runs_nothing(site: Site) -> bool:
+    return bool(site.get("/api/v1/pods")["items"] == [])

@@ -31,6 +31,7 @@ def until(what: str, check: Callable[[], Any], seconds: float = WAIT_SECONDS) ->
     deadline = time.monotonic() + seconds
     trouble = ""
     while time.monotonic() < deadline:
+        trouble = ""
         try:
             if found := check():
                 return found

@@ -107,11 +107,12 @@ def test_secrets_are_for_those_who_may_edit(grove: Tree) -> None:
 def test_a_namespace_takes_all_that_is_in_it(grove: Tree) -> None:
     root = grove.sites["root"]
     shop = APPS.replace("default", "shop")
-    code, answer = root.ask("POST", shop, program("till"))
+    document: dict[str, Any] = program("till")
+    assert root.ask("POST", shop, document)[0] == 400  # it names another namespace than its address
+    document["metadata"]["namespace"] = "shop"
+    code, answer = root.ask("POST", shop, document)
     assert code == 404, answer
     root.kubectl("create", "namespace", "shop")
-    document: dict[str, Any] = program("till")
-    document["metadata"]["namespace"] = "shop"
     assert root.ask("POST", shop, document)[0] == 201
     root.kubectl("create", "configmap", "prices", "-n", "shop")
     until("it runs", lambda: root.get(f"{shop}/till")["status"].get("ready") == 1)

@@ -1,0 +1,95 @@
+"""Models on their way down the tree: what is no model never replaces what serves, and a region fetches once for all its edges."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from banyanctl.client import Client
+from banyanctl.endpoint import ADMIN_KUBECONFIG, read
+from e2e.support import API, APPS, EMOTION, Site, Tree, infer, model_application, publish, until
+from e2e.test_workloads import change, create, pods
+
+MODELS = f"{API}/namespaces/default/models"
+
+
+def test_what_is_no_onnx_never_replaces_what_serves(grove: Tree, tmp_path: Path) -> None:
+    root, edge = grove.sites["root"], grove.sites["edge-1"]
+    publish(root)
+    name = create(root, model_application(port=18401, clusterName="edge-1"))
+    url = "http://127.0.1.1:18401/v2/models/emotion/infer"
+    assert infer(url)["version"] == "1"
+    (tmp_path / "model.onnx").write_bytes(b"this is no model" * 1000)
+    root.banyan("model", "publish", "emotion", str(tmp_path / "model.onnx"), "--version", "broken")
+    change(root, name, model={"name": "emotion", "version": "broken"})
+    until("it is said what is wrong", lambda: "model.onnx" in str(root.status(name)["components"]))
+    assert infer(url)["version"] == "1"
+    assert root.status(name)["ready"] == 1
+    root.banyan("undo", name)
+    until("it is as before", lambda: root.status(name).get("updated") == 1 and len(pods(edge, name)) == 1)
+
+
+def test_a_digest_that_is_not_that_of_the_bytes(grove: Tree) -> None:
+    root = grove.sites["root"]
+    sent = b"some bytes"
+    wrong = hashlib.sha256(b"others").hexdigest()
+    files = [{"path": "model.onnx", "sha256": wrong, "size": len(sent)}]
+    document: dict[str, Any] = {"apiVersion": "banyan.dev/v1alpha1", "kind": "Model", "metadata": {"name": "hollow"}}
+    code, answer = root.ask("POST", MODELS, document | {"spec": {"versions": [{"name": "1", "files": files}]}})
+    assert code == 201, answer
+    blob = f"{MODELS}/hollow/blobs/sha256/{wrong}"
+    with Client(read(root.folder / ADMIN_KUBECONFIG)) as client:
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(len(sent))}
+        refused = client.request("PUT", blob, body=sent, headers=headers)
+        assert refused.status in (400, 422), refused.body
+        assert wrong[:12] in refused.body.decode()
+        assert client.request("HEAD", blob).status == 404
+        unlisted = client.request("PUT", f"{MODELS}/hollow/blobs/sha256/{'0' * 64}", body=sent, headers=headers)
+        assert unlisted.status == 404, unlisted.body
+    application = model_application("hollow", clusterName="edge-1")
+    application["spec"]["components"][0]["model"]["name"] = "hollow"
+    create(root, application, ready=0)
+    until("it says what is missing", lambda: wrong[:12] in str(root.status("hollow")))
+    root.kubectl("delete", "model", "hollow", "--wait=false")
+
+
+def received(site: Site) -> dict[str, float]:
+    """Bytes that came over its links, by peer."""
+    text = site.ask("GET", "/metrics")[1].decode()
+    return {
+        line.rpartition(" ")[0]: float(line.rpartition(" ")[2])
+        for line in text.splitlines()
+        if line.startswith("banyan_link_received_bytes_total")
+    }
+
+
+def test_a_region_fetches_a_model_once_and_a_cut_goes_on_where_it_was(tree: Tree, tmp_path: Path) -> None:
+    root = tree.root()
+    region = tree.region("region-a", root)
+    for edge in ("edge-1", "edge-2"):
+        tree.edge(edge, region)
+    until("all are in", lambda: len(root.clusters()) == 4)
+    size = 48 << 20
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.onnx").write_bytes((EMOTION / "model-1" / "model.onnx").read_bytes())
+    (tmp_path / "model" / "ballast").write_bytes(os.urandom(size))
+    root.banyan("model", "publish", "heavy", str(tmp_path / "model"), "--version", "1")
+    before = sum(received(region).values())
+    document = model_application("heavy", strategy="Duplicated", clusterSelector={"matchLabels": {"tier": "edge"}})
+    document["spec"]["components"][0]["model"]["name"] = "heavy"
+    assert root.ask("POST", APPS, document)[0] == 201
+    partial = region.folder / "blobs"
+
+    def begun() -> bool:
+        return any(path.stat().st_size > 4 << 20 for path in partial.rglob("partial/*"))
+
+    until("the region has begun", begun, 20)
+    assert root.process is not None
+    root.kill()
+    kept = max((path.stat().st_size for path in partial.rglob("partial/*")), default=0)
+    root.run()
+    until("both serve", lambda: root.status("heavy").get("ready") == 2)
+    # The cut may have come after the last byte: then there is nothing to go on with, and nothing more was fetched either.
+    assert sum(received(region).values()) - before < size - min(kept, size) + size * 0.6 + (8 << 20)
+    for edge in ("edge-1", "edge-2"):
+        assert len(tree.sites[edge].get("/api/v1/pods")["items"]) == 1
