@@ -41,11 +41,18 @@ class Upward:
             if kind == "Application" and space == "own":
                 self._mark(event.stored.uid, "own")
             elif kind == KIND and space.startswith("up/"):
-                self._mark(event.stored.key.name, space)
+                self._mark(event.stored.key.name, space if event.kind_of == "put" else self._holder(event.stored.key.name, space))
 
     def _mark(self, application: str, space: str) -> None:
         self._holders[application] = space
         self._settler.mark(application)
+
+    def _holder(self, application: str, gone: str) -> str:
+        """Who speaks for an application that ``gone`` no longer reports: perhaps another child does, when its origin moved."""
+        if self._holders.get(application, gone) != gone:
+            return self._holders[application]
+        spaces = (space for space in self._store.spaces() if space.startswith("up/"))
+        return next((space for space in spaces if self._store.get(Key(space, KIND, "", application)) is not None), gone)
 
     async def run(self) -> None:
         await self._settler.run()
@@ -64,7 +71,10 @@ class Upward:
         put_changed(tx, report, summary, application)
         if space != "own":
             reference = summary.spec.application
-            name = f"{reference.name}.{reference.origin_name}"
+            name = self._name_of(tx, reference)
+            there = self._store.find("own", KIND, application)
+            if there is not None and there.key.name != name:
+                tx.delete(there.key)
             shown = msgspec.structs.replace(
                 summary,
                 metadata=kinds.Metadata(
@@ -72,6 +82,12 @@ class Upward:
                 ),
             )
             put_changed(tx, Key("own", KIND, reference.namespace, name), shown, application)
+
+    def _name_of(self, tx: Tx, reference: kinds.ApplicationReference) -> str:
+        """NAME.ORIGIN; where another origin of that name has an application of that name, the origin's uid tells them apart."""
+        name = f"{reference.name}.{reference.origin_name}"
+        taken = tx.get(Key("own", KIND, reference.namespace, name))
+        return name if taken is None or taken.uid == reference.uid else f"{reference.name}.{reference.origin}"
 
     def _own(self, application: str) -> kinds.SubtreeApplication | None:
         stored = self._store.find("own", "Application", application)

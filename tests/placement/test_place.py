@@ -39,7 +39,7 @@ def demand(replicas: int = 1, **changes: object) -> Demand:
 
 
 def reason(placement: object, name: str) -> str:
-    return next(item.filter for item in placement.refusals if item.cluster == name)  # type: ignore[attr-defined]
+    return str(next(item.filter for item in placement.refusals if item.cluster == name))  # type: ignore[attr-defined]
 
 
 def test_every_filter_refuses_with_its_name() -> None:
@@ -117,7 +117,8 @@ def test_what_runs_stays_when_a_link_or_a_node_is_silent_and_goes_when_a_person_
     running = {"serve": 1}
     for still in ({"reachable": False}, {"nodes": ()}, {"taints": (Taint("x", "y", "NoSchedule"),)}):
         assert place(demand(), [cluster("a", running=running, **still)], stands).shares == {"a": {"serve": 1}}
-    for change in ({"taints": (Taint("x", "y", "NoExecute"),)}, {"labels": {}}):
+    changes: list[dict[str, object]] = [{"taints": (Taint("x", "y", "NoExecute"),)}, {"labels": {}}]
+    for change in changes:
         asked = demand(selector=(Requirement("tier", "Exists"),))
         assert place(asked, [cluster("a", running=running, **change)], stands).shares == {}
 

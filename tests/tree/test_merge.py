@@ -8,7 +8,9 @@ from cluster_controller.tree.merge import merge
 
 labels = st.dictionaries(st.sampled_from("abc"), st.sampled_from("xyz"), max_size=3)
 taints = st.lists(
-    st.builds(kinds.Taint, key=st.sampled_from("kl"), value=st.sampled_from(["", "1", "2"]), effect=st.sampled_from(["NoSchedule", "NoExecute"])),
+    st.builds(
+        kinds.Taint, key=st.sampled_from("kl"), value=st.sampled_from(["", "1"]), effect=st.sampled_from(["NoSchedule", "NoExecute"])
+    ),
     max_size=3,
 )  # fmt: skip
 overlays = st.lists(st.tuples(labels, taints, st.booleans()), max_size=4).map(
