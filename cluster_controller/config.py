@@ -4,6 +4,7 @@ The file is ``DATA/banyan.toml``, written by ``banyan init`` and ``banyan join``
 name in capitals; the flags are those of ``banyan run``. Every field is documented here, and nowhere else.
 """
 
+import math
 import os
 import tomllib
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from cluster_controller.errors import InvalidInput
 
 FILE_NAME = "banyan.toml"
 FILE_LIMIT_BYTES = 256 * 1024
+SECONDS = (0.05, 3600.0)  # what a time may be set to
 
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -89,6 +91,8 @@ def load(data: Path, environment: Mapping[str, str] = os.environ, overrides: Map
             raise InvalidInput(f"{path} is larger than {FILE_LIMIT_BYTES} bytes; it cannot be a banyan configuration")
         try:
             merged.update(tomllib.loads(path.read_text(encoding="utf-8")))
+        except OSError as error:
+            raise InvalidInput(f"{path} cannot be read: {error.strerror}; it must belong to the user who runs the controller") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InvalidInput(f"{path} is not valid TOML: {error}; mend that line or write the file anew with `banyan join`") from error
     merged.update(_from_environment(environment))
@@ -97,9 +101,18 @@ def load(data: Path, environment: Mapping[str, str] = os.environ, overrides: Map
     if "name" not in merged:
         raise InvalidInput(f"no cluster lives in {data}: create a root with `banyan init` or a member with `banyan join`", "name")
     try:
-        return msgspec.convert(merged, Config, strict=False, dec_hook=_path)
+        return _checked(msgspec.convert(merged, Config, strict=False, dec_hook=_path))
     except msgspec.ValidationError as error:
         raise InvalidInput(f"configuration of {data} ({FILE_NAME}, BANYAN_… variables, flags): {error}") from error
+
+
+def _checked(config: Config) -> Config:
+    """Refuse times with which nothing could work: a controller that never, or always, takes its links for dead."""
+    for name in ("heartbeat_seconds", "report_usage_seconds"):
+        seconds = getattr(config, name)
+        if not (math.isfinite(seconds) and SECONDS[0] <= seconds <= SECONDS[1]):
+            raise InvalidInput(f"{name} {seconds}: it lies between {SECONDS[0]} and {SECONDS[1]} seconds", name)
+    return config
 
 
 def _path(wanted: type, given: Any) -> Any:
@@ -126,7 +139,7 @@ def parse_labels(text: str, where: str) -> dict[str, str]:
     """``k=v,k2=v2`` → mapping; InvalidInput names the part that has no ``=``."""
     labels = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
-        key, separator, value = part.partition("=")
+        key, separator, value = (piece.strip() for piece in part.partition("="))
         if not separator or not key:
             raise InvalidInput(f"{where}: {part!r} is not KEY=VALUE", where)
         labels[key] = value
@@ -149,6 +162,11 @@ def save(config: Config) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(config.data / FILE_NAME)
+    folder = os.open(config.data, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _default(info: msgspec.structs.FieldInfo) -> Any:
@@ -166,13 +184,13 @@ def _toml(value: Any) -> str:
         case tuple() | list():
             return "[" + ", ".join(_toml(item) for item in value) + "]"
         case _:
-            # A JSON string is a valid TOML basic string.
-            return msgspec.json.encode(str(value)).decode()
+            # A JSON string is a valid TOML basic string, but for this one control character.
+            return msgspec.json.encode(str(value)).decode().replace("\x7f", "\\u007f")
 
 
 def split_address(address: str, where: str) -> tuple[str, int]:
     """``HOST:PORT`` → parts; IPv6 hosts stand in brackets. InvalidInput names ``where`` it was given."""
     host, separator, port = address.rpartition(":")
-    if not separator or not port.isdigit() or int(port) > 65535:
+    if not separator or not (port.isascii() and port.isdigit() and len(port) <= 5) or int(port) > 65535:
         raise InvalidInput(f"{where}: {address!r} is not HOST:PORT", where)
     return host.strip("[]"), int(port)
