@@ -82,14 +82,15 @@ def test_a_file_that_cannot_be_a_configuration(tmp_path: Path) -> None:
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+addresses = st.builds(lambda host, port: f"{host}:{port}", texts, st.integers(0, 65535))
 seconds = st.floats(0.05, 3600, allow_nan=False)
 configs = st.builds(
     Config,
     data=st.just(Path("/unused")),
     name=texts,
-    api_listen=texts,
+    api_listen=addresses,
     api_advertise=st.lists(texts, max_size=2).map(tuple),
-    tunnel_listen=texts,
+    tunnel_listen=st.one_of(st.just(""), addresses),
     tunnel_advertise=st.lists(texts, max_size=2).map(tuple),
     proxy=texts,
     shim=texts,
@@ -97,7 +98,7 @@ configs = st.builds(
     node_name=texts,
     capacity=st.dictionaries(texts, texts, max_size=2),
     site_bind=texts,
-    blob_budget=texts,
+    blob_budget=st.sampled_from(["4Gi", "1", "1e9", "250M"]),
     heartbeat_seconds=seconds,
     report_usage_seconds=seconds,
     log_format=texts,
