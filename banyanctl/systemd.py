@@ -1,49 +1,21 @@
-"""The systemd unit of a controller: written and started by `banyan join --install`.
-
-KillMode=process is what makes law 9 hold under systemd: stopping or restarting the unit ends the controller alone, and the
-supervisor with its instances and listening sockets serves on. (The default, control-group, would end every application.)
-"""
+"""`banyan join --install`: write the systemd unit of a controller, enable it, start it. What it says is the process shim's to know."""
 
 import os
-import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from cluster_controller.errors import BanyanError, InvalidInput, NotFound
+from cluster_shim.process.systemd import unit
 
 SYSTEMCTL_SECONDS = 60
 
 
-def unit_text(data: Path, program: str) -> str:
+def unit_text(name: str, data: Path, program: Sequence[str]) -> str:
     """The unit file of the controller in ``data``."""
-    command = f"{program} run --data {shlex.quote(str(data))} --log-format human"
-    return f"""\
-# Written by `banyan join --install`; settings of the controller are in {data}/banyan.toml.
-[Unit]
-Description=Banyan cluster controller ({data})
-Documentation=https://banyan.dev/docs
-After=network-online.target
-Wants=network-online.target
-StartLimitIntervalSec=0
-
-[Service]
-Type=exec
-ExecStart={command}
-Restart=always
-RestartSec=1
-# Ends the controller alone: applications, and the supervisor that holds their sockets, outlive every stop, restart and upgrade.
-KillMode=process
-# Applications may have their own limits below this unit's control group.
-Delegate=yes
-OOMPolicy=continue
-TimeoutStopSec=30
-UMask=0077
-LimitNOFILE=65536
-
-[Install]
-WantedBy={"multi-user.target" if os.geteuid() == 0 else "default.target"}
-"""
+    command = [*program, "run", "--data", str(data), "--log-format", "human"]
+    return unit(command, name=name, target="multi-user.target" if os.geteuid() == 0 else "default.target")
 
 
 def unit_name(name: str) -> str:
@@ -57,10 +29,10 @@ def unit_folder() -> Path:
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "systemd" / "user"
 
 
-def program() -> str:
+def program() -> list[str]:
     """The command that starts this very installation."""
     beside = Path(sys.executable).with_name("banyan")
-    return shlex.quote(str(beside)) if beside.exists() else f"{shlex.quote(sys.executable)} -m banyanctl"
+    return [str(beside)] if beside.exists() else [sys.executable, "-m", "banyanctl"]
 
 
 def available() -> bool:
@@ -75,7 +47,7 @@ def install(name: str, data: Path) -> Path:
     path = unit_folder() / unit_name(name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(unit_text(data, program()), encoding="utf-8")
+        path.write_text(unit_text(name, data, program()), encoding="utf-8")
     except OSError as error:
         raise InvalidInput(f"{path} cannot be written: {error.strerror}; install as root, or without --install") from error
     scope = [] if os.geteuid() == 0 else ["--user"]

@@ -121,12 +121,12 @@ class Controller:
             facts=self.facts,
             links=lambda: {uid: link.last_heard for uid, link in self.tunnel.links.items()},
             now=clock.boottime,
-            timestamp=timestamp,
+            timestamp=clock.timestamp,
             path=lambda: self.identity().path,
         )
         self.links = Links(store, self.tunnel, self.uid, self.census.link_changed)
         self.tunnel.handle(BLOB, self._serve_blob)
-        self.engine = Engine(store, self.uid, self.name, self.census.silent, timestamp)
+        self.engine = Engine(store, self.uid, self.name, self.census.silent, clock.timestamp)
         self.upward = Upward(store, uid=self.uid, name=self.name)
         if self.shim is not None:
             self.reconciler = Reconciler(store, self.shim, self.library, uid=self.uid, name=self.name, nodes_changed=self._nodes_changed)
@@ -323,11 +323,6 @@ class _Doors:
         self._membership.control(link, message)
 
 
-def timestamp() -> str:
-    """Now, for people: RFC 3339 in UTC."""
-    return clock.wall().strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 def own_hosts() -> list[str]:
     """Names and addresses under which others may reach this machine: the address of the default route first, then the host's name."""
     hosts: list[str] = []
@@ -338,4 +333,4 @@ def own_hosts() -> list[str]:
     return hosts
 
 
-__all__ = ["ANY_HOST", "Controller", "own_hosts", "timestamp"]
+__all__ = ["ANY_HOST", "Controller", "own_hosts"]

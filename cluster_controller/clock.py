@@ -19,6 +19,11 @@ def wall() -> datetime:
     return datetime.now(UTC)
 
 
+def timestamp() -> str:
+    """Now, for people: RFC 3339 in UTC, to the second."""
+    return wall().strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
 def boot_id() -> str:
     """The kernel's random id of this boot; boot-time readings are comparable only within one."""
     with Path("/proc/sys/kernel/random/boot_id").open(encoding="ascii") as file:

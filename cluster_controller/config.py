@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Struct, field
 
 from cluster_controller.errors import InvalidInput
+from cluster_controller.resources import quantity
 
 FILE_NAME = "banyan.toml"
 FILE_LIMIT_BYTES = 256 * 1024
@@ -107,7 +108,14 @@ def load(data: Path, environment: Mapping[str, str] = os.environ, overrides: Map
 
 
 def _checked(config: Config) -> Config:
-    """Refuse times with which nothing could work: a controller that never, or always, takes its links for dead."""
+    """Refuse what nothing could work with before anything is started: addresses, sizes, times at which links die at once or never."""
+    for name in ("api_listen", "tunnel_listen"):
+        if getattr(config, name) or name == "api_listen":
+            split_address(getattr(config, name), name)
+    try:
+        quantity.units(config.blob_budget)
+    except InvalidInput as error:
+        raise InvalidInput(f"blob_budget: {error}", "blob_budget") from error
     for name in ("heartbeat_seconds", "report_usage_seconds"):
         seconds = getattr(config, name)
         if not (math.isfinite(seconds) and SECONDS[0] <= seconds <= SECONDS[1]):

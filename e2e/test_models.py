@@ -22,7 +22,7 @@ def test_what_is_no_onnx_never_replaces_what_serves(grove: Tree, tmp_path: Path)
     (tmp_path / "model.onnx").write_bytes(b"this is no model" * 1000)
     root.banyan("model", "publish", "emotion", str(tmp_path / "model.onnx"), "--version", "broken")
     change(root, name, model={"name": "emotion", "version": "broken"})
-    until("it is said what is wrong", lambda: "model.onnx" in str(root.status(name)["components"]))
+    until("it is said what is wrong", lambda: "exited with code 3" in str(root.status(name)["components"]))
     assert infer(url)["version"] == "1"
     assert root.status(name)["ready"] == 1
     root.banyan("undo", name)

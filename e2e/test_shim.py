@@ -54,6 +54,7 @@ def test_over_a_unix_socket_and_again_after_it_was_away(tree: Tree, tmp_path: Pa
     with shim(tmp_path / "far", address):
         runs_on(root.wait())
     assert "Traceback" not in root.log(500)
+    until("nothing stale looks fresh", lambda: root.status("far").get("ready", 0) == 0)
     with shim(tmp_path / "far", address):
         until("it runs again", lambda: root.status("far").get("ready") == 1)
         root.stop()

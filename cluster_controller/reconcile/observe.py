@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
+import msgspec
+
 from cluster_controller.resources import kinds, quantity
 from cluster_controller.resources.registry import LABEL_APPLICATION_UID, LABEL_COMPONENT
 from cluster_shim import contract
@@ -65,6 +67,15 @@ def _component(seen: contract.ObservedComponent, problem: str) -> kinds.Componen
     )
 
 
+def lost(seen: contract.ObservedWork, why: str) -> contract.ObservedWork:
+    """The same, as it looks once the shim has fallen silent: wanted as before, nothing known to be ready."""
+    return msgspec.structs.replace(
+        seen,
+        components=tuple(msgspec.structs.replace(item, ready=0, updated=0, reason="ShimLost", message=why) for item in seen.components),
+        instances=tuple(msgspec.structs.replace(item, ready=False, reason="ShimLost", message=why) for item in seen.instances),
+    )
+
+
 def pod(work: contract.ObservedWork, application: kinds.ApplicationReference, instance: contract.Instance) -> kinds.Pod:
     """One running instance as kubectl shows it."""
     running = instance.phase in {contract.Phase.RUNNING, contract.Phase.STOPPING}
@@ -121,7 +132,7 @@ def _time(unix: float) -> str | None:
     return datetime.fromtimestamp(unix, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if unix else None
 
 
-def node(seen: contract.Node, version: str, taints: Sequence[kinds.Taint] = ()) -> kinds.Node:
+def node(seen: contract.Node, version: str, created: str | None = None, taints: Sequence[kinds.Taint] = ()) -> kinds.Node:
     capacity = {"cpu": quantity.format_millis(seen.cpu_millis), "memory": quantity.format_bytes(seen.memory_bytes)}
     allocatable = {
         "cpu": quantity.format_millis(seen.allocatable_cpu_millis),
@@ -136,6 +147,7 @@ def node(seen: contract.Node, version: str, taints: Sequence[kinds.Taint] = ()) 
         metadata=kinds.Metadata(
             name=seen.name,
             uid=f"node-{seen.name}",
+            creation_timestamp=created,
             labels={"kubernetes.io/hostname": seen.name, "kubernetes.io/arch": seen.architecture, "kubernetes.io/os": seen.os}
             | seen.labels,
         ),

@@ -16,6 +16,7 @@ import msgspec
 import structlog
 from msgspec import Struct
 
+from cluster_controller.clock import timestamp
 from cluster_controller.documents import Documents, put_changed
 from cluster_controller.errors import BanyanError, InvalidInput
 from cluster_controller.reconcile import observe, resolve
@@ -78,6 +79,7 @@ class Reconciler:
         self._wake = asyncio.Event()
         self._problems: dict[str, dict[str, str]] = {}
         self._fetching: dict[str, set[str]] = {}  # what is being fetched → the Works that wait for it
+        self._trouble: dict[str, str] = {}  # of those, why the last try failed
         self._last: dict[str, dict[str, contract.Component]] = {}  # Work → components as the shim was last told
         self._pods: dict[str, set[Key]] = {}
         self._tasks = Tasks("reconcile")
@@ -110,8 +112,19 @@ class Reconciler:
                 if observed.nodes is not None:
                     self.nodes = observed.nodes
                     self._nodes_changed(observed.nodes)
+        except contract.ShimError as error:
+            await self._lost(str(error))
+            raise
         finally:
             await self._tasks.close()
+
+    async def _lost(self, why: str) -> None:
+        """The shim no longer answers: what it last said is not taken for the present (ARCHITECTURE law 5). Nothing is stopped."""
+        seen = [observe.lost(one, why) for one in self._seen.values()]
+        nodes = tuple(msgspec.structs.replace(node, ready=False) for node in self.nodes)
+        await self._store.commit(lambda tx: self._write(tx, contract.Observed(works=tuple(seen), nodes=nodes)))
+        self.nodes = nodes
+        self._nodes_changed(nodes)
 
     def _remember(self, observed: contract.Observed) -> None:
         if observed.full:
@@ -221,7 +234,9 @@ class Reconciler:
         folder = self._models.ready(need)
         if folder is None:
             self._fetch(name, need)
-            raise InvalidInput(f"model {need.name} version {need.version} is on its way here", f"components[{item.name}].model")
+            trouble = self._trouble.get(need.key)
+            state = f"is not here: {trouble}" if trouble else "is on its way here"
+            raise InvalidInput(f"model {need.name} version {need.version} {state}", f"components[{item.name}].model")
         return self._reference(need, folder)
 
     def _reference(self, need: ModelNeed, folder: str) -> contract.ModelRef:
@@ -244,10 +259,15 @@ class Reconciler:
                     break
                 except BanyanError as error:
                     log.warning("model.not_here", model=need.name, version=need.version, error=str(error), retry_s=delay)
+                    if self._trouble.get(need.key) != str(error):
+                        self._trouble[need.key] = str(error)
+                        for name in waiting:  # so that the status says why
+                            self._mark(name)
                     await asyncio.sleep(delay)
                     delay = min(delay * 2, 10.0)
         finally:
             del self._fetching[need.key]
+            self._trouble.pop(need.key, None)
         for name in waiting:
             self._mark(name)
 
@@ -383,7 +403,9 @@ class Reconciler:
         for item in nodes:
             key = Key("observed", "Node", "", item.name)
             keys.add(key)
-            put_changed(tx, key, observe.node(item, ""), f"node-{item.name}")
+            there = tx.get(key)
+            created = self._documents.read(there, kinds.Node).metadata.creation_timestamp if there is not None else None
+            put_changed(tx, key, observe.node(item, "", created or timestamp()), f"node-{item.name}")
         for stored in tx.list("observed", "Node"):
             if stored.key not in keys:
                 tx.delete(stored.key)

@@ -219,7 +219,8 @@ UNSERVED: tuple[tuple[str, str, tuple[object, ...] | None, str], ...] = (
     ("Application", "spec.components[].helm", None, "use model or command"),
     ("Application", "spec.placement.onUnreachable.action", ("Replace",), "use Keep"),
     ("Application", "spec.rollout", None, "leave it out: a change goes to all clusters at once"),
-    ("Application", "spec.placement.tolerations[].tolerationSeconds", None, "leave it out: nothing is evicted by a taint yet"),
+    ("Application", "spec.placement.tolerations[].tolerationSeconds", None, "leave it out: NoExecute moves replicas at once"),
+    ("Cluster", "spec.taints[].effect", ("PreferNoSchedule",), "use NoSchedule or NoExecute"),
     ("Model", "spec.versions[].variants", None, "list the files of one version for all architectures"),
 )
 

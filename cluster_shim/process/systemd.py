@@ -2,7 +2,7 @@
 
 ``KillMode=process``: stopping or restarting the unit ends the controller alone. The supervisor and the instances live in the
 same control group, and any other mode would kill them with it. ``Delegate=`` lets the supervisor limit cpu and memory of
-instances. A failed controller comes back for ever; to stop the applications of a site, ``banyan leave`` or `client.end`.
+instances, and ``OOMPolicy=continue`` keeps one instance that asked for too much from ending the unit. A failed controller comes back for ever; to stop the applications of a site, ``banyan leave`` or `client.end`.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,6 @@ _TEMPLATE = """\
 # Written by banyan; stopping this unit stops the controller, not the applications that run on this site.
 [Unit]
 Description=Banyan cluster controller{name}
-Documentation=https://github.com/banyan-edge/banyan
 After=network-online.target time-sync.target
 Wants=network-online.target
 StartLimitIntervalSec=0
@@ -26,19 +25,21 @@ ExecStart={command}
 RestartSec=1
 KillMode=process
 Delegate=cpu memory
+OOMPolicy=continue
 TimeoutStopSec=30
-OOMScoreAdjust=-500
 UMask=0077
-NoNewPrivileges=yes
 LimitNOFILE=65536
 
 [Install]
-WantedBy=multi-user.target
+WantedBy={target}
 """
 
 
-def unit(command: Sequence[str], *, name: str = "", user: str = "") -> str:
-    """The unit's text. ``command``: an absolute program and its arguments, for instance ``banyan run --data-dir /var/lib/banyan``."""
+def unit(command: Sequence[str], *, name: str = "", user: str = "", target: str = "multi-user.target") -> str:
+    """The unit's text. ``command``: an absolute program and its arguments, for instance ``banyan run --data /var/lib/banyan``.
+
+    ``target``: what pulls it in at boot; a user's own unit says ``default.target``.
+    """
     if not command or not Path(command[0]).is_absolute():
         raise ShimError(f"systemd wants the program's absolute path, not {command[0] if command else 'nothing'!r}")
     for word in (*command, name, user):
@@ -48,6 +49,7 @@ def unit(command: Sequence[str], *, name: str = "", user: str = "") -> str:
         name=f" {_escape(name)}" if name else "",
         command=" ".join(_quote(word) for word in command),
         user=f"User={_escape(user)}\n" if user else "",
+        target=target,
     )
 
 

@@ -136,7 +136,7 @@ def test_a_root_has_nobody_to_leave(data: Path) -> None:
 
 def test_the_unit_ends_the_controller_alone(tmp_path: Path) -> None:
     """KillMode=process is what lets applications outlive the unit."""
-    text = systemd.unit_text(tmp_path, "/usr/bin/banyan")
+    text = systemd.unit_text("edge-1", tmp_path, ["/usr/bin/banyan"])
     assert "\nKillMode=process\n" in text
     assert f"\nExecStart=/usr/bin/banyan run --data {tmp_path}" in text
 
@@ -144,7 +144,7 @@ def test_the_unit_ends_the_controller_alone(tmp_path: Path) -> None:
 @pytest.mark.needs("systemd-analyze")
 def test_systemd_finds_no_fault_in_the_unit(tmp_path: Path) -> None:
     unit = tmp_path / "banyan-edge-1.service"
-    unit.write_text(systemd.unit_text(tmp_path, sys.executable))
+    unit.write_text(systemd.unit_text("edge-1", tmp_path, [sys.executable]))
     checker = str(needs.TOOLS["systemd-analyze"]())
     done = subprocess.run([checker, "verify", "--man=no", str(unit)], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr

@@ -15,6 +15,7 @@ def test_it_ends_the_controller_alone_and_delegates_its_group() -> None:
     lines = unit(["/usr/bin/env", "run"], name="edge-1").splitlines()
     assert "KillMode=process" in lines
     assert "Delegate=cpu memory" in lines
+    assert "OOMPolicy=continue" in lines
     assert "Restart=always" in lines
 
 
