@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
-        listening, inherited = _listening(options.listen)
+        listening, inherited = _listening(options.listen, options.control)
     except ValueError as error:
         parser.error(str(error))
     except OSError as error:
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     return uvloop.run(_run(settings, listening, inherited))
 
 
-async def _run(settings: Settings, listening: socket.socket, inherited: bool) -> int:
+async def _run(settings: Settings, listening: socket.socket | None, inherited: bool) -> int:
     return await Worker(settings, listening, inherited).run()
 
 
@@ -94,8 +94,10 @@ def _control(text: str) -> Path:
     return Path(path)
 
 
-def _listening(address: str | None) -> tuple[socket.socket, bool]:
-    """The public socket, and whether it was inherited. `ValueError` for wrong usage."""
+def _listening(address: str | None, control: Path | None) -> tuple[socket.socket | None, bool]:
+    """The public socket, and whether it was inherited; None with a control socket alone. `ValueError` for wrong usage."""
+    if address is None and control is not None and "LISTEN_FDS" not in os.environ:
+        return None, False
     if address is None:
         return _inherited(), True
     host, _, port = address.rpartition(":")
@@ -109,7 +111,7 @@ def _listening(address: str | None) -> tuple[socket.socket, bool]:
 def _inherited() -> socket.socket:
     count, pid = os.environ.pop("LISTEN_FDS", ""), os.environ.pop("LISTEN_PID", "")
     if count != "1" or (pid and pid != str(os.getpid())):
-        raise ValueError("give --listen HOST:PORT, or LISTEN_FDS=1 with the listening socket as file descriptor 3")
+        raise ValueError("give --listen HOST:PORT, LISTEN_FDS=1 with the listening socket as file descriptor 3, or --control unix:PATH")
     listening = socket.socket(fileno=LISTEN_FDS_START)
     listening.set_inheritable(False)
     if not listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):

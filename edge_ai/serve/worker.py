@@ -52,8 +52,8 @@ class Settings(Struct, frozen=True, kw_only=True):
 
 
 class Worker:
-    def __init__(self, settings: Settings, listening: socket.socket, inherited: bool) -> None:
-        """``listening``: bound; ``inherited`` when somebody else holds it open too."""
+    def __init__(self, settings: Settings, listening: socket.socket | None, inherited: bool) -> None:
+        """``listening``: bound; ``inherited`` when somebody else holds it open too. None: asked on the control socket alone."""
         self._settings = settings
         self._socket = listening
         self._inherited = inherited
@@ -80,8 +80,11 @@ class Worker:
         try:
             if not await self._load():
                 return 0 if self._stop.is_set() else 3
-            server = await loop.create_server(self._public.connection, sock=self._socket, backlog=BACKLOG)
-            events.info("worker.ready", model=self._settings.name, version=self._settings.version, address=_address(self._socket))
+            server = None
+            if self._socket is not None:
+                server = await loop.create_server(self._public.connection, sock=self._socket, backlog=BACKLOG)
+            address = _address(self._socket) if self._socket is not None else f"unix:{self._settings.control}"
+            events.info("worker.ready", model=self._settings.name, version=self._settings.version, address=address)
             await self._stop.wait()
             await self._drain(server)
         finally:
@@ -91,7 +94,8 @@ class Worker:
                 self._settings.control.unlink(missing_ok=True)
             await self._control.drain(0.0)
             self._runner.close()
-            self._socket.close()
+            if self._socket is not None:
+                self._socket.close()
             if self._folder is not None:
                 self._folder.cleanup()
         events.info("worker.ended")
@@ -175,20 +179,22 @@ class Worker:
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
-    async def _drain(self, server: asyncio.Server) -> None:
+    async def _drain(self, server: asyncio.Server | None) -> None:
         events.info("worker.draining", connections=len(self._public.connections), grpc=len(self._ends))
         self._repository.draining = True
+        if server is None or self._socket is None:
+            await self._control.drain(self._settings.grace)
+            return
         if not self._inherited:
-            await self._accept_rest()
+            await self._accept_rest(self._socket)
         server.close()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._public.drain(self._settings.grace))
             group.create_task(self._drain_grpc())
 
-    async def _accept_rest(self) -> None:
+    async def _accept_rest(self, listening: socket.socket) -> None:
         """Nobody else holds this socket: who waits in its queue would be reset, so they are let in first."""
         loop = asyncio.get_running_loop()
-        listening = self._socket
         for _ in range(BACKLOG):
             try:
                 accepted, _ = listening.accept()
