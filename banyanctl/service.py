@@ -237,15 +237,13 @@ def _outside(settings: Config) -> "Shim":
         except InvalidInput:
             raise InvalidInput(f"shim {settings.shim!r}: it is process, none, unix:/PATH or HOST:PORT", "shim") from None
     try:
-        import grpc
-
-        from cluster_shim.grpc.client import GrpcShim
+        from cluster_shim.grpc.client import GrpcShim, credentials
     except ImportError as error:
         raise InvalidInput("a shim outside this process needs gRPC: pip install 'banyan-edge[shim]'", "shim") from error
     if settings.shim.startswith("unix:"):
         return GrpcShim(settings.shim)
     ca, certificate, key = (_credential(settings, name) for name in SHIM_CREDENTIALS)
-    return GrpcShim(settings.shim, grpc.ssl_channel_credentials(ca, key, certificate))
+    return GrpcShim(settings.shim, credentials(ca=ca, key=key, certificate=certificate))
 
 
 def _credential(settings: Config, name: str) -> bytes:

@@ -24,6 +24,7 @@ from cluster_controller.identity import load as load_identity
 from cluster_controller.links import Links
 from cluster_controller.models.blobs import BlobStore
 from cluster_controller.models.library import Library
+from cluster_controller.models.shelf import Shelf
 from cluster_controller.placement.engine import Engine
 from cluster_controller.reconcile.reconciler import Reconciler
 from cluster_controller.resources import kinds, quantity
@@ -132,7 +133,8 @@ class Controller:
             self.reconciler = Reconciler(store, self.shim, self.library, uid=self.uid, name=self.name, nodes_changed=self._nodes_changed)
             store.subscribe(self.reconciler.changed)
             self._tasks.keep("reconcile", self.reconciler.run)
-        for room in (self.census, self.engine, self.upward):
+        self.shelf = Shelf(store, blobs)
+        for room in (self.census, self.engine, self.upward, self.shelf):
             room.load()
             store.subscribe(room.changed)
             self._tasks.keep(type(room).__name__.lower(), room.run)

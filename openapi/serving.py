@@ -85,6 +85,7 @@ class Services:
 
     async def put_blob(self, digest: str, size: int, chunks: AsyncIterator[bytes]) -> None:
         await self._controller.library.blobs.write(digest, size, chunks)
+        self._controller.shelf.arrived(digest)
 
     async def get_blob(self, digest: str, offset: int = 0) -> Blob:
         blobs = self._controller.library.blobs

@@ -23,6 +23,11 @@ OPTIONS = (("grpc.max_receive_message_length", MAX_MESSAGE), ("grpc.max_send_mes
 _KEEPALIVE = (("grpc.keepalive_time_ms", 30_000), ("grpc.keepalive_timeout_ms", 10_000))
 
 
+def credentials(*, ca: bytes, key: bytes, certificate: bytes) -> grpc.ChannelCredentials:
+    """For a shim on another machine; PEM. Each side shows a certificate and checks the other's."""
+    return grpc.ssl_channel_credentials(ca, key, certificate)
+
+
 class GrpcShim:
     """``address``: ``unix:/path`` or ``host:port``; without ``credentials`` only a Unix socket is spoken to."""
 

@@ -2,7 +2,8 @@
 
 ``KillMode=process``: stopping or restarting the unit ends the controller alone. The supervisor and the instances live in the
 same control group, and any other mode would kill them with it. ``Delegate=`` lets the supervisor limit cpu and memory of
-instances, and ``OOMPolicy=continue`` keeps one instance that asked for too much from ending the unit. A failed controller comes back for ever; to stop the applications of a site, ``banyan leave`` or `client.end`.
+instances, and ``OOMPolicy=continue`` keeps one instance that asked for too much from ending the unit. A failed controller comes
+back for ever; to stop the applications of a site, ``banyan leave`` or ``client.end``.
 """
 
 from collections.abc import Sequence
