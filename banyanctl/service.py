@@ -10,9 +10,9 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from importlib.metadata import version as installed
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, structs
 
@@ -30,6 +30,7 @@ DISTRIBUTION = "banyan-edge"
 APPROVAL_SECONDS = 7 * 24 * 3600.0  # how long `banyan join` waits for a person
 SHIM_CREDENTIALS = ("ca.pem", "certificate.pem", "key.pem")  # in DATA/shim, for a shim that is spoken to over TCP
 LEAVE_SECONDS = 20.0  # for a link to the parent, when leaving
+STOP_SECONDS = 8.0  # for the API's requests in flight, and again for everything else
 FILES = 65_536  # open files that a controller asks for; the hard limit may allow fewer
 
 
@@ -174,6 +175,15 @@ def run(settings: Config) -> int:
     return 0
 
 
+async def _bounded(what: str, closing: Coroutine[Any, Any, None]) -> None:
+    """A stop that meets a peer or a disk that does not answer still ends; what was acknowledged is on the disk already."""
+    try:
+        async with asyncio.timeout(STOP_SECONDS):
+            await closing
+    except TimeoutError:
+        print(f"{what} did not end within {STOP_SECONDS:g} s; leaving it", file=sys.stderr, flush=True)
+
+
 def _raise_file_limit() -> None:
     """As many connections as the system allows this process, not as few as a shell's default."""
     import resource
@@ -203,8 +213,8 @@ async def _serve(settings: Config) -> None:
         await stop.wait()
     finally:
         if serving is not None:
-            await serving.close()
-        await controller.stop()
+            await _bounded("serving", serving.close())
+        await _bounded("controller", controller.stop())
 
 
 def _shim(settings: Config) -> "Shim | None":

@@ -17,6 +17,8 @@ from cluster_shim.contract import ShimError
 log = structlog.get_logger()
 
 RESTART_DELAY_SECONDS = (0.2, 10.0)
+CANCEL_ROUNDS = 10
+CANCEL_SECONDS = 1.0
 
 
 class Tasks:
@@ -39,10 +41,16 @@ class Tasks:
         return self.spawn(name, self._forever(name, factory))
 
     async def close(self) -> None:
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        """Cancel all and wait. A cancellation can get lost on its way (bpo-37658), so it is said again until everybody has heard."""
+        pending = set(self._tasks)
+        for _ in range(CANCEL_ROUNDS):
+            for task in pending:
+                task.cancel()
+            if pending:
+                _, pending = await asyncio.wait(pending, timeout=CANCEL_SECONDS)
+            if not pending:
+                return
+        log.error("task.does_not_end", owner=self.owner, tasks=sorted(task.get_name() for task in pending))
 
     async def _once(self, name: str, coroutine: Coroutine[Any, Any, None]) -> None:
         try:

@@ -24,7 +24,9 @@ def demo(
     folder: Annotated[
         Path | None, typer.Option("--folder", help="Where the six data folders and logs go.", show_default="a new one")
     ] = None,
-    files: Annotated[Path, typer.Option("--examples", help="Folder with the emotion example of a checkout.")] = EXAMPLES,
+    files: Annotated[
+        Path, typer.Option("--examples", help="Folder with the emotion example of a checkout.", show_default="that of this checkout")
+    ] = EXAMPLES,
 ) -> None:
     """Play a three-level tree on this machine: join, deploy a real model, cut, reboot in the dark, heal."""
     if not (files / "model-1" / "model.onnx").exists():
