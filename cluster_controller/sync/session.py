@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 
 from cluster_controller.errors import ProtocolError
-from cluster_controller.store import Event, Store
+from cluster_controller.store import Store, Tx
 from cluster_controller.sync.codec import Decoder, encode
 from cluster_controller.sync.limits import SyncLimits
 from cluster_controller.sync.messages import Ack, Batch, Begin, Check, Chunk, Differ, Message, Resume, Snapshot, ToReceiver, ToSender
@@ -37,7 +37,8 @@ class SyncSession:
     """Sends ``send_space`` of ``store`` and receives into ``receive_space``, with the peer's session doing the reverse.
 
     ``follow``: whether the peer is believed across histories; by default it is in what a child reports (``up/…``) and not in
-    what a parent desires. ``changed`` is called after each commit with what arrived.
+    what a parent desires. Who wants to know what arrives subscribes to the store, for longer than any session lives: a commit
+    that was under way when its session was cancelled is written all the same.
     """
 
     def __init__(
@@ -48,7 +49,6 @@ class SyncSession:
         receive_space: str,
         me: str,
         peer: str,
-        changed: Callable[[Sequence[Event]], None] | None = None,
         follow: bool | None = None,
         compress: bool = True,
         limits: SyncLimits | None = None,
@@ -59,7 +59,6 @@ class SyncSession:
         self._receive_space = receive_space
         self._me = me
         self._peer = peer
-        self._changed = changed
         self._follow = receive_space.startswith("up/") if follow is None else follow
         self._compress = compress
         self._limits = limits or SyncLimits()
@@ -71,22 +70,21 @@ class SyncSession:
         """Until the peer ends the stream; safe to run again, on a new stream, and goes on where it was.
 
         ``open_bulk`` gives the second stream: the child opens it, the parent waits for it. It is called once at most, when a
-        large snapshot is announced. Raises what the streams and the store raise.
+        large snapshot is announced. Raises what the streams and the store raise. An earlier run has ended before: of two at once
+        each would apply what it knows of without the other.
         """
+        await self._store.commit(_nothing)
         source = Source(self._send_space, self._store, self._limits)
         target = Target(self._receive_space, self._store, follow=self._follow, limits=self._limits, zstd=self._compress)
         self.source, self.target = source, target
-        ends = [self._store.subscribe(lambda _: run.wake.set(), self._send_space)]
-        if self._changed is not None:
-            ends.append(self._store.subscribe(self._changed, self._receive_space))
+        unsubscribe = self._store.subscribe(lambda _: run.wake.set(), self._send_space)
         run = _Run(self._store, source, target, stream, open_bulk, compress=self._compress)
         name = f"sync {self._me} {self._peer}"
         log.debug("sync.started", peer=self._peer, send=self._send_space, receive=self._receive_space)
         try:
             await _first_of(name, run.read(stream), run.write(), run.bulk(), run.compare(self._check_seconds))
         finally:
-            for end in ends:
-                end()
+            unsubscribe()
             run.close()
             self.source = self.target = None
             log.debug(
@@ -99,6 +97,11 @@ class SyncSession:
                 oversized=source.oversized,
                 repairs=source.repairs,
             )
+
+
+def _nothing(_: Tx) -> None:
+    """Committed, it waits until what an earlier session left under way is on the disk: a cursor read before that is too old, and
+    would ask for changes again whose consequences are about to be there."""
 
 
 class _Run:

@@ -2,13 +2,17 @@
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
 from cluster_controller.store import Event, Key, Limits, Store
+from cluster_controller.store.database import Batch
 from cluster_controller.sync import SyncLimits, SyncSession
+from cluster_controller.sync.codec import Decoder
+from cluster_controller.sync.messages import Message, Resume
 from tests.sync.streams import MemoryStream, StreamLost, pair
 
 PATIENCE = 30.0  # seconds; a bound against hanging, not a measure
@@ -20,14 +24,13 @@ class Ends:
     def __init__(self, parent: Store, child: Store, limits: SyncLimits | None = None) -> None:
         self.parent = parent
         self.child = child
-        self.arrived: list[Event] = []
+        self.arrived: list[Event] = []  # heard as the product hears of it: from the store, for longer than a session lives
+        child.subscribe(self.arrived.extend, "desired")
         self.down = SyncSession(parent, send_space="down/kid", receive_space="up/kid", me="parent", peer="kid", limits=limits)
-        self.up = SyncSession(
-            child, send_space="report", receive_space="desired", me="kid", peer="parent", limits=limits, changed=self.arrived.extend
-        )
+        self.up = SyncSession(child, send_space="report", receive_space="desired", me="kid", peer="parent", limits=limits)
         self.bulks = 0
         self.streams: list[MemoryStream] = []
-        self._running: list[asyncio.Task[None]] = []
+        self.running: list[asyncio.Task[None]] = []
 
     async def link(self) -> None:
         upper, lower = pair()
@@ -43,27 +46,29 @@ class Ends:
             return await bulk
 
         self.streams = [upper, lower]
-        self._running = [asyncio.create_task(self.down.run(upper, wait_bulk)), asyncio.create_task(self.up.run(lower, open_bulk))]
+        self.running = [asyncio.create_task(self.down.run(upper, wait_bulk)), asyncio.create_task(self.up.run(lower, open_bulk))]
 
     async def cut(self) -> None:
         for stream in self.streams:
             stream.abort()
-        results = await asyncio.wait_for(asyncio.gather(*self._running, return_exceptions=True), PATIENCE)
+        results = await asyncio.wait_for(asyncio.gather(*self.running, return_exceptions=True), PATIENCE)
         assert all(isinstance(result, StreamLost) for result in results), results
 
     async def until(self, store: Store, condition: Callable[[], bool]) -> None:
+        """Wait for what is committed; who subscribed has been told of it when this returns."""
         changed = asyncio.Event()
         end = store.subscribe(lambda _: changed.set())
         try:
             async with asyncio.timeout(PATIENCE):
                 while not condition():
-                    for task in self._running:
+                    for task in self.running:
                         if task.done():
                             task.result()
                     changed.clear()
                     await changed.wait()
         finally:
             end()
+        await asyncio.sleep(0)  # a store shows a commit one turn of the loop before it tells of it
 
 
 @contextlib.asynccontextmanager
@@ -77,6 +82,17 @@ async def ends(folder: Path, limits: SyncLimits | None = None, store_limits: Lim
         await both.cut()
         await parent.close()
         await child.close()
+
+
+async def no_bulk() -> MemoryStream:
+    raise AssertionError("nothing large is sent")
+
+
+async def first_message(stream: MemoryStream) -> Message:
+    decoder = Decoder()
+    while not (messages := decoder.feed(await stream.read())):
+        pass
+    return messages[0]
 
 
 async def put(store: Store, space: str, name: str, document: bytes, kind: str = "Work") -> None:
@@ -151,5 +167,44 @@ def test_large_snapshots_in_both_directions_at_once(tmp_path: Path) -> None:
             await tree.link()
             await tree.until(tree.child, lambda: content(tree.child, "desired") == content(tree.parent, "down/kid"))
             await tree.until(tree.parent, lambda: content(tree.child, "report") == content(tree.parent, "up/kid"))
+
+    asyncio.run(scenario())
+
+
+def test_what_a_session_was_writing_when_it_was_cut_is_heard_of_and_not_asked_for_again(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        release = threading.Event()
+        async with ends(tmp_path) as tree:
+            write = tree.child._database.write
+            held = asyncio.Event()
+            loop = asyncio.get_running_loop()
+
+            def slow(batch: Batch) -> None:
+                loop.call_soon_threadsafe(held.set)
+                assert release.wait(PATIENCE)
+                write(batch)
+
+            tree.child._database.write = slow  # type: ignore[method-assign]
+            await tree.link()
+            await put(tree.parent, "down/kid", "w", b"{}")
+            await held.wait()
+            for task in tree.running:
+                task.cancel()
+            await asyncio.gather(*tree.running, return_exceptions=True)
+            tree.running = []
+
+            above, below = pair()
+            again = asyncio.create_task(tree.up.run(below, no_bulk))
+            asked = asyncio.create_task(first_message(above))
+            for _ in range(50):  # turns of the loop, more than a message needs
+                await asyncio.sleep(0)
+            early = asked.done()
+            release.set()
+            resume = await asked
+            assert not early, "the cursor is not known before that commit has returned"
+            assert isinstance(resume, Resume) and resume.cursor[1] == 1
+            assert [event.stored.key.name for event in tree.arrived] == ["w"]
+            again.cancel()
+            await asyncio.gather(again, return_exceptions=True)
 
     asyncio.run(scenario())
