@@ -315,7 +315,8 @@ class _Doors:
 
     def link_up(self, link: Link) -> None:
         self._membership.link_up(link)
-        self._controller.links.up(link)
+        if not link.closed:  # one that lost its race against a newer attach by another way is down already
+            self._controller.links.up(link)
 
     def link_down(self, link: Link, reason: str) -> None:
         self._membership.link_down(link, reason)

@@ -54,7 +54,7 @@ from cluster_controller.tree.child import warn_of_skew
 from cluster_controller.tunnel.dialer import ask
 from cluster_controller.tunnel.handshake import Refused
 from cluster_controller.tunnel.messages import JoinReply, JoinRequest, Refusal
-from cluster_controller.tunnel.proxy import parse_address, proxy_for
+from cluster_controller.tunnel.proxy import ProxyFailed
 
 log = structlog.get_logger()
 
@@ -203,8 +203,7 @@ class _Attempt:
 
     def _unreachable(self, error: BanyanError) -> JoinError:
         text = str(error)
-        through = proxy_for(parse_address(self._shown.addresses[0]), self._request.proxy, os.environ)
-        if through is not None and str(through) in text:  # the tunnel's errors name the proxy when it was the proxy
+        if isinstance(error, ProxyFailed):
             return ProxyRefused(f"{text}; check --proxy, HTTPS_PROXY and NO_PROXY")
         parent = f"{self._shown.parent_name} ({', '.join(self._shown.addresses)})"
         return ParentUnreachable(f"{parent} cannot be reached: {text}; check the network, then run the same command again")

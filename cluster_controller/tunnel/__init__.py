@@ -36,6 +36,7 @@ from cluster_controller.tunnel.messages import (
     Withdrawal,
 )
 from cluster_controller.tunnel.protocol.connection import LinkStats
+from cluster_controller.tunnel.proxy import ProxyFailed
 from cluster_controller.tunnel.router import Applied, Router, Verdict
 from cluster_controller.tunnel.stream import Stream, StreamExhausted, StreamForbidden, StreamNotServed, StreamReset, StreamUnreachable
 from cluster_controller.tunnel.tunnel import Tunnel
@@ -59,6 +60,7 @@ __all__ = [
     "LinkStats",
     "Membership",
     "Path",
+    "ProxyFailed",
     "Refusal",
     "RefusalCode",
     "Refused",

@@ -28,7 +28,7 @@ from cluster_controller.tunnel.messages import (
     RenewRequest,
 )
 from cluster_controller.tunnel.protocol.stream import StreamState
-from cluster_controller.tunnel.proxy import Address, Connect, parse_address, proxy_for
+from cluster_controller.tunnel.proxy import Address, Connect, Proxy, ProxyFailed, ended, parse_address, proxy_for
 from cluster_controller.tunnel.wire import Wire, Wires
 
 log = structlog.get_logger()
@@ -69,13 +69,13 @@ async def connect(link: Link, context: ssl.SSLContext, address: Address, *, prox
         async with asyncio.timeout(limits.connect_time):
             await loop.create_connection(lambda: wire, target.host, target.port)
     except TimeoutError:
-        raise Unreachable(f"{target} does not answer within {limits.connect_time:g} s{_by(through)}") from None
+        raise _out_of_reach(target, through, f"does not answer within {limits.connect_time:g} s") from None
     except OSError as error:
-        raise Unreachable(f"{target} cannot be reached: {error.strerror or error}{_by(through)}") from None
+        raise _out_of_reach(target, through, f"cannot be reached: {error.strerror or error}") from None
 
 
-def _by(proxy: object) -> str:
-    return f" (it is the proxy {proxy})" if proxy is not None else ""
+def _out_of_reach(target: Address, through: Proxy | None, why: str) -> Unreachable:
+    return Unreachable(f"{target} {why}") if through is None else ProxyFailed(f"{target} {why} (it is the proxy {through})")
 
 
 class Dialer:
@@ -147,6 +147,7 @@ class _Asking(LinkHost):
     def __init__(self, request: JoinRequest | RenewRequest, check: Callable[[tuple[bytes, ...]], None] | None) -> None:
         self._request = request
         self._check = check
+        self.asked = False  # the other side may have the request
         self.reply: asyncio.Future[JoinReply | RenewReply] = asyncio.get_running_loop().create_future()
 
     def link_ready(self, link: Link) -> None:
@@ -158,6 +159,7 @@ class _Asking(LinkHost):
                     self.reply.set_exception(error)
                 link.close(CloseCode.FORBIDDEN, "not the parent that was expected")
                 return
+        self.asked = True
         link.send_control(self._request)
 
     def link_control(self, link: Link, message: ControlMessage) -> None:
@@ -175,7 +177,7 @@ class _Asking(LinkHost):
 
     def link_lost(self, link: Link, code: int, reason: str) -> None:
         if not self.reply.done():
-            self.reply.set_exception(ProtocolError(reason, code))
+            self.reply.set_exception(ended(code, reason))
 
 
 async def ask(
@@ -187,25 +189,29 @@ async def ask(
     check: Callable[[tuple[bytes, ...]], None] | None = None,
     limits: Limits | None = None,
 ) -> JoinReply | RenewReply:
-    """Ask the first of ``addresses`` that answers, once. For `banyan join` and for a renewal without a link.
+    """Ask the first of ``addresses`` where a controller answers, once. For `banyan join` and for a renewal without a link.
 
     ``check`` is given the certificates (DER, leaf first) that the other side presents, before anything is said to it; what it
-    raises is raised here. Raises `Unreachable` when no address answers, `Refused`, and `ProtocolError`.
+    raises is raised here. Raises `Unreachable` when no address answers (`ProxyFailed`: it was the proxy), `Refused`, and `ProtocolError`.
     """
     limits = limits or Limits()
-    wires = Wires(limits)
     targets = [parse_address(text) for text in addresses]
     failure: BanyanError = InvalidInput("no address of the parent is known; give at least one as host:port", "addresses")
     for address in targets:
         asking = _Asking(request, check)
+        wires = Wires(limits)
         link = Link(asking, limits, dialled=True)
         try:
             async with asyncio.timeout(limits.connect_time + limits.handshake_time):
                 await connect(link, context, address, proxy=proxy, wires=wires)
                 return await asking.reply
         except TimeoutError:
-            failure = Unreachable(f"{address} does not answer within {limits.connect_time + limits.handshake_time:g} s")
+            failure = _no_answer(link, address, limits.connect_time + limits.handshake_time)
         except Unreachable as error:
+            failure = error
+        except ProtocolError as error:
+            if asking.asked:  # it may have been taken in: a second controller must not be asked the same
+                raise
             failure = error
         finally:
             link.close(CloseCode.NORMAL, "asked")
@@ -213,6 +219,13 @@ async def ask(
             if asking.reply.done() and not asking.reply.cancelled():
                 asking.reply.exception()  # seen
     raise failure
+
+
+def _no_answer(link: Link, address: Address, seconds: float) -> Unreachable:
+    proxy = link.wire.behind
+    if proxy is not None:
+        return ProxyFailed(str(proxy.failed(f"does not connect to {address} within {seconds:g} s")))
+    return Unreachable(f"{address} does not answer within {seconds:g} s")
 
 
 __all__ = ["Backoff", "Dialer", "Handshake", "ask", "connect"]

@@ -1,7 +1,8 @@
 """The first messages of a link, on both sides: who are you, what do you speak, may you come in.
 
 An accepted peer has `Limits.handshake_time` from the first packet to Welcome, however its bytes trickle. A peer without a
-certificate may only Join. Nothing of a peer that was not welcomed reaches the rest of the controller.
+certificate may only Join. Nothing of a peer that was not welcomed reaches the rest of the controller: its attach record is judged
+before the membership is asked, so what a child lies there is neither stored nor routed nor told upwards.
 """
 
 import asyncio
@@ -34,10 +35,18 @@ from cluster_controller.tunnel.messages import (
     Welcome,
 )
 from cluster_controller.tunnel.protocol.stream import StreamState
+from cluster_controller.tunnel.proxy import ended
+from cluster_controller.tunnel.router import Router, Verdict
 
 log = structlog.get_logger()
 
 VERSIONS = (1,)
+ATTACH_REFUSALS = {
+    Verdict.NOT_YOURS: RefusalCode.FORBIDDEN,
+    Verdict.UNSIGNED: RefusalCode.FORBIDDEN,
+    Verdict.STALE: RefusalCode.REPLAYED,
+    Verdict.FULL: RefusalCode.BUSY,
+}
 SKEW = 300.0  # seconds between two clocks that are worth a warning
 
 
@@ -66,6 +75,7 @@ class HandshakeOwner(Protocol):
     uid: str
     limits: Limits
     membership: Membership
+    router: Router
     tasks: Tasks
 
     def admit(self, link: Link) -> None:
@@ -112,7 +122,12 @@ class Handshake(LinkHost):
         self._stop_timer()
 
     def _late(self, link: Link) -> None:
-        link.close(CloseCode.HANDSHAKE_TIMEOUT, f"no Hello and Welcome within {self.owner.limits.handshake_time:g} s")
+        seconds = self.owner.limits.handshake_time
+        proxy = link.wire.behind
+        if proxy is not None:
+            link.close(CloseCode.PROXY, str(proxy.failed(f"does not connect within {seconds:g} s")))
+        else:
+            link.close(CloseCode.HANDSHAKE_TIMEOUT, f"no Hello and Welcome within {seconds:g} s")
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -197,6 +212,11 @@ class Accepting(Handshake):
             return RefusalCode.VERSION, f"the child speaks tunnel versions {theirs}, this controller {ours}; upgrade the older one", 0.0
         if hello.role is LinkRole.BULK:
             return RefusalCode.INVALID, "this controller takes one link per child; send bulk over it", 0.0
+        if hello.attach is None or hello.attach.uid != hello.uid:
+            return RefusalCode.FORBIDDEN, f"Hello of {hello.uid} holds no attach record of its own", 0.0
+        verdict = self.owner.router.judge(hello.attach)
+        if verdict is not Verdict.ADDED:
+            return ATTACH_REFUSALS[verdict], f"the attach record of {hello.uid} is refused: {verdict.value}", 0.0
         if not self.owner.room_for(hello.uid):
             return RefusalCode.BUSY, f"this controller has {self.owner.limits.max_links} links; attach elsewhere or raise max_links", 10.0
         return None
@@ -279,7 +299,7 @@ class Dialling(Handshake):
 
     def link_lost(self, link: Link, code: int, reason: str) -> None:
         super().link_lost(link, code, reason)
-        self._settle(ProtocolError(reason, code))
+        self._settle(ended(code, reason))
 
     def _settle(self, error: BanyanError | None) -> None:
         if self.outcome.done():

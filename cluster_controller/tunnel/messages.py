@@ -79,6 +79,7 @@ class CloseCode(IntEnum):
     OVERLOADED = 4009
     FORBIDDEN = 4010
     BUSY = 4011
+    PROXY = 4012  # said to nobody: how this side knows that it was the proxy that did not help
 
 
 class AttachRecord(Struct, frozen=True, kw_only=True):

@@ -12,11 +12,21 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from msgspec import Struct
 
-from cluster_controller.errors import InvalidInput, ProtocolError
+from cluster_controller.errors import BanyanError, InvalidInput, ProtocolError, Unreachable
+from cluster_controller.tunnel.messages import CloseCode
 from cluster_controller.tunnel.tls import TlsPipe
 
 DEFAULT_PORT = 10000  # of a controller's tunnel
 MAX_HEAD = 16384  # bytes of a proxy's answer
+
+
+class ProxyFailed(Unreachable):
+    """It was the proxy that stood in the way, not what lies behind it."""
+
+
+def ended(code: int, reason: str) -> BanyanError:
+    """The error for a connection that ended with ``code`` before it was of use."""
+    return ProxyFailed(reason) if code == CloseCode.PROXY else ProtocolError(reason, code)
 
 
 class Address(Struct, frozen=True):
@@ -111,7 +121,7 @@ class Connect:
         if not self._proxy.tls:
             return None
         context = self._context or ssl.create_default_context()
-        return TlsPipe(context, server_side=False, server_hostname=self._proxy.address.host)
+        return TlsPipe(context, server_side=False, server_hostname=self._proxy.address.host, fault=self._fault)
 
     def request(self) -> bytes:
         self.requested = True
@@ -122,19 +132,27 @@ class Connect:
         return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
     def feed(self, data: bytes | memoryview) -> bytes | None:
-        """None until the answer is whole; then what came after it. Raises `ProtocolError` when the proxy refuses."""
+        """None until the answer is whole; then what came after it. Raises `ProtocolError` (PROXY) when the proxy refuses."""
         self._head += data
         end = self._head.find(b"\r\n\r\n")
         if end < 0:
             if len(self._head) > MAX_HEAD:
-                raise ProtocolError(f"the proxy {self._proxy} answers with more than {MAX_HEAD} bytes of headers")
+                raise self.failed(f"answers with more than {MAX_HEAD} bytes of headers")
             return None
         status = bytes(self._head[:end]).split(b"\r\n", 1)[0].decode("latin-1")
         parts = status.split(None, 2)
         if len(parts) < 2 or not parts[0].startswith("HTTP/1."):
-            raise ProtocolError(f"the proxy {self._proxy} does not speak HTTP: {status[:80]!r}")
+            raise self.failed(f"does not speak HTTP: {status[:80]!r}")
         if parts[1] == "407":
-            raise ProtocolError(f"the proxy {self._proxy} wants credentials; write them in its URL: http://user:password@host:port")
+            raise self.failed("wants credentials; write them in its URL: http://user:password@host:port")
         if not (len(parts[1]) == 3 and parts[1].startswith("2")):
-            raise ProtocolError(f"the proxy {self._proxy} refuses to connect to {self._target}: {status[:80]}")
+            raise self.failed(f"refuses to connect to {self._target}: {status[:80]}")
         return bytes(self._head[end + 4 :])
+
+    def failed(self, what: str) -> ProtocolError:
+        return ProtocolError(f"the proxy {self._proxy} {what}", CloseCode.PROXY)
+
+    def _fault(self, error: ssl.SSLError) -> ProtocolError:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return self.failed(f"shows a certificate that is not trusted here: {error.verify_message}")
+        return self.failed(f"does not speak TLS ({(error.reason or str(error)).lower().replace('_', ' ')}); is its URL http:// perhaps?")

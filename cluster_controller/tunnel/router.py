@@ -23,7 +23,7 @@ class Verdict(Enum):
     ADDED = "added"
     KNOWN = "known"  # nothing changed
     STALE = "a newer attach, or the same one by another way, is known"
-    NOT_YOURS = "not below the child that announced it"
+    NOT_YOURS = "it is not below who sent it"
     UNSIGNED = "the signature does not match"
     FULL = "the route table is full"
 
@@ -73,6 +73,21 @@ class Router:
         for one in found:
             found.extend(sorted(self._below.get(one, ())))
         return tuple(found)
+
+    def judge(self, record: AttachRecord) -> Verdict:
+        """What `attach` would make of ``record``, changing nothing: asked before a child is welcomed. ADDED: it may come.
+
+        An older record than one that came by this child's own link is no case for the router: a copied data folder says
+        such, and the membership has more to say to it.
+        """
+        if record.parent_uid != self.uid or record.uid == self.uid:
+            return Verdict.NOT_YOURS
+        known = self._routes.get(record.uid)
+        if known is None and len(self._routes) >= self._max_routes:
+            return Verdict.FULL
+        if known is not None and known.via != record.uid and record.attach <= known.record.attach:
+            return Verdict.STALE
+        return Verdict.ADDED if self._verify(record) else Verdict.UNSIGNED
 
     def attach(self, record: AttachRecord) -> Routes | None:
         """A child of this controller was admitted with ``record``. What the own parent is to be told.

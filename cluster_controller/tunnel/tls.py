@@ -7,6 +7,7 @@ runs TLS itself over a plain TCP transport. It also makes TLS inside a proxy's T
 
 import contextlib
 import ssl
+from collections.abc import Callable
 
 from cluster_controller.errors import ProtocolError
 from cluster_controller.identity import contexts
@@ -17,7 +18,15 @@ READ_SIZE = 262144
 class TlsPipe:
     """One TLS connection. After `feed` and `write`, what `ciphertext` returns must be sent."""
 
-    def __init__(self, context: ssl.SSLContext, *, server_side: bool, server_hostname: str | None = None) -> None:
+    def __init__(
+        self,
+        context: ssl.SSLContext,
+        *,
+        server_side: bool,
+        server_hostname: str | None = None,
+        fault: Callable[[ssl.SSLError], ProtocolError] | None = None,  # what a failure means, when the peer is no controller
+    ) -> None:
+        self._fault = fault or _of_a_controller
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._object = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname)
@@ -49,7 +58,7 @@ class TlsPipe:
             self.ended = True
         except ssl.SSLError as error:
             self.failed = True
-            raise ProtocolError(_readable(error)) from None
+            raise self._fault(error) from None
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -80,8 +89,12 @@ class TlsPipe:
             return
         except ssl.SSLError as error:
             self.failed = True
-            raise ProtocolError(_readable(error)) from None
+            raise self._fault(error) from None
         self.ready = True
+
+
+def _of_a_controller(error: ssl.SSLError) -> ProtocolError:
+    return ProtocolError(_readable(error))
 
 
 def _readable(error: ssl.SSLError) -> str:

@@ -133,8 +133,6 @@ class Tunnel(LinkHost):
         if parent is not None and uid == parent.peer_uid:
             return parent
         hop = self.router.next_hop(uid)
-        if hop is None and uid in self._links:
-            hop = uid
         if hop is not None:
             link = self._links.get(hop)
             if link is None or link.closed:

@@ -64,6 +64,7 @@ class Wires:
         self.limits = limits
         self.buffer = memoryview(bytearray(READ_SIZE))
         self.open: set[Wire] = set()
+        self.closing = False  # nobody connects any more, whoever is still dialling
         self._emptied: asyncio.Future[None] | None = None
 
     def lost(self, wire: "Wire") -> None:
@@ -72,7 +73,10 @@ class Wires:
             self._emptied.set_result(None)
 
     async def closed(self) -> None:
-        """Returns when the last connection has gone. The closing ones take `Limits.close_time` at most."""
+        """Let nobody in and return when the last connection has gone. The closing ones take `Limits.close_time` at most."""
+        self.closing = True
+        for wire in list(self.open):
+            wire.close(CloseCode.GOING_AWAY, "this controller stops")
         if self.open:
             self._emptied = asyncio.get_running_loop().create_future()
             await self._emptied
@@ -124,6 +128,11 @@ class Wire(asyncio.BufferedProtocol):
         return self._lost or bool(self._code)
 
     @property
+    def behind(self) -> Connect | None:
+        """The proxy that has not yet connected this side to its peer; None when none is in the way."""
+        return self._connect
+
+    @property
     def tls(self) -> TlsPipe:
         """Only once the wire is ready."""
         assert self._tls is not None
@@ -172,7 +181,7 @@ class Wire(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
         self._wires.open.add(self)
-        if self._code:  # closed before it was connected
+        if self._code or self._wires.closing:  # closed before it was connected
             transport.abort()
             return
         transport.set_write_buffer_limits(high=0)
@@ -222,7 +231,10 @@ class Wire(asyncio.BufferedProtocol):
         code, reason = self._code, self._reason
         if not code:
             close = self._websocket.close_rcvd
-            if close is not None:
+            if self._connect is not None:
+                failure = self._connect.failed("closed the connection before it had connected")
+                code, reason = failure.code, str(failure)
+            elif close is not None:
                 code, reason = close.code, close.reason or f"the peer closed with code {close.code}"
             else:
                 code, reason = 1006, f"the connection broke: {exc}" if exc else "the peer closed the connection"

@@ -89,6 +89,7 @@ class Member:
     seen: dict[str, int] = field(default_factory=dict)
     downs: list[str] = field(default_factory=list)
     controls: list[ControlMessage] = field(default_factory=list)
+    asked: list[Hello] = field(default_factory=list)  # Hellos that reached the membership
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -106,6 +107,7 @@ class Member:
 
     async def welcome(self, hello: Hello, peer: PeerCertificate) -> Welcome | Refusal:
         assert hello.attach is not None
+        self.asked.append(hello)
         if hello.attach.attach <= self.seen.get(peer.uid, 0):
             return Refusal(code=RefusalCode.REPLAYED, reason="this attach was seen before; connect again")
         self.seen[peer.uid] = hello.attach.attach

@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster_controller.errors import InvalidInput
+from cluster_controller.identity.contexts import join_client
+from cluster_controller.tunnel import JoinRequest, Limits, ProxyFailed, ask
 from cluster_controller.tunnel.dialer import Backoff
 from cluster_controller.tunnel.proxy import Address, parse_address, parse_proxy, proxy_for
 from tests.tunnel.support import Member, identity, root, run
@@ -150,6 +152,66 @@ def test_a_proxy_that_wants_credentials_is_the_reason_shown() -> None:
                 await asyncio.sleep(0.01)
             assert "wants credentials" in str(child.tunnel.dial_error)
             assert proxy.refused
+            await child.close()
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("manner", "reason"),
+    [
+        ("refuses", "wants credentials"),
+        ("hangs up", "closed the connection"),
+        ("is silent", "does not connect"),
+        ("is not there", "cannot be reached"),
+        ("speaks no TLS", "does not speak TLS"),
+        ("is not trusted", "certificate that is not trusted"),
+    ],
+)
+def test_when_it_is_the_proxy_the_error_says_so_by_its_type(manner: str, reason: str) -> None:
+    """Whoever asks (`banyan join`) and whoever keeps a link: both know it without reading the text."""
+
+    async def main() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError, ssl.SSLError):
+                if manner == "is silent":
+                    await reader.read()
+                elif manner != "hangs up":
+                    await reader.read(1)
+                    writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n")
+                writer.close()
+
+        context = identity("other").server_context() if manner == "is not trusted" else None
+        server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+        port = server.sockets[0].getsockname()[1]
+        if manner == "is not there":
+            server.close()
+        scheme = "https" if manner in ("speaks no TLS", "is not trusted") else "http"
+        proxy, limits = f"{scheme}://user:secret@127.0.0.1:{port}", Limits(handshake_time=0.3, connect_time=0.3, backoff_first=0.01)
+        with pytest.raises(ProxyFailed, match=reason) as caught:
+            await ask(["127.0.0.1:10000"], join_client(), JoinRequest(), proxy=proxy, limits=limits)
+        assert "secret" not in str(caught.value)
+        child = Member(identity("honest"), limits)
+        child.dial(10000, proxy)
+        while child.tunnel.dial_error is None:
+            await asyncio.sleep(0.01)
+        assert isinstance(child.tunnel.dial_error, ProxyFailed), child.tunnel.dial_error
+        assert reason in str(child.tunnel.dial_error)
+        await child.close()
+        server.close()
+        await asyncio.sleep(0.05)  # the conversations end
+
+    run(main)
+
+
+def test_a_parent_behind_a_proxy_that_refuses_is_not_taken_for_the_proxy() -> None:
+    async def main() -> None:
+        async with proxy_and_parent(None) as (_, proxy_port, _parent, port):
+            child = Member(identity("child", "region"))  # of another parent
+            child.dial(port, f"http://user:secret@127.0.0.1:{proxy_port}")
+            while child.tunnel.dial_error is None:
+                await asyncio.sleep(0.01)
+            assert not isinstance(child.tunnel.dial_error, ProxyFailed)
             await child.close()
 
     run(main)

@@ -245,6 +245,66 @@ def test_a_newer_connection_takes_the_place_of_the_old_one() -> None:
     run(main)
 
 
+@pytest.mark.parametrize("lie", ["none", "another's", "another parent", "unsigned", "signed by another"])
+def test_a_child_that_lies_in_its_attach_record_is_refused_before_anything_is_done(lie: str) -> None:
+    """Not welcomed and asked to leave: the membership commits and the parent above is told what was admitted."""
+    who, sibling, region = identity("liar", "region"), identity("sibling", "region"), identity("region")
+    true = record_of(who, region.uid, 3)
+    record = {
+        "none": None,
+        "another's": record_of(sibling, region.uid, 3),
+        "another parent": record_of(who, root().uid, 3),
+        "unsigned": msgspec.structs.replace(true, attach=4),
+        "signed by another": msgspec.structs.replace(record_of(sibling, region.uid, 3), uid=who.uid),
+    }[lie]
+
+    async def main() -> None:
+        async with chain("region") as (top, middle):
+            port = await middle.tunnel.serve("127.0.0.1", 0)
+            told = list(top.controls)
+            liar = await Stranger.connect(port, who)
+            liar.say(msgspec.structs.replace(hello(who), attach=record))
+            answer = await liar.answer()
+            assert isinstance(answer, Refusal)
+            assert answer.code is RefusalCode.FORBIDDEN
+            assert "attach record" in answer.reason
+            assert (await liar.closed())[0] == CloseCode.REFUSED
+            assert await top.tunnel.links[middle.uid].probe(5)  # whatever middle had said before is here
+            assert middle.asked == []
+            assert not middle.tunnel.links
+            assert len(middle.router) == 0
+            assert top.controls == told
+            assert top.router.next_hop(who.uid) is None
+
+    run(main)
+
+
+def test_a_child_that_has_moved_elsewhere_below_is_not_taken_back_by_an_older_record() -> None:
+    async def main() -> None:
+        async with parent() as (member, port):
+            region, moved = identity("region"), identity("honest")
+            one = await Stranger.connect(port, region)
+            one.say(hello(region, 1))
+            await one.answer()
+            one.say(Routes(announce=(record_of(moved, region.uid, 7),)))
+            await member.until(lambda: member.router.next_hop(moved.uid))
+            two = await Stranger.connect(port, moved)
+            two.say(hello(moved, 6))
+            answer = await two.answer()
+            assert isinstance(answer, Refusal)
+            assert answer.code is RefusalCode.REPLAYED
+            assert [asked.uid for asked in member.asked] == [region.uid]
+            assert member.router.next_hop(moved.uid) == region.uid
+            await two.closed()
+            three = await Stranger.connect(port, moved)
+            three.say(hello(moved, 8))
+            await member.until(lambda: member.router.next_hop(moved.uid) == moved.uid)
+            await one.drop()
+            await three.drop()
+
+    run(main)
+
+
 def test_a_child_that_announces_its_sibling_changes_nothing() -> None:
     async def main() -> None:
         async with parent() as (member, port):
@@ -382,6 +442,22 @@ def test_a_renewal_needs_no_link_and_the_certificate() -> None:
             assert reply.certificate_chain == (identity("honest").uid.encode(),)
             with pytest.raises(Refused, match="certificate"):
                 await ask([f"127.0.0.1:{port}"], join_client(), RenewRequest(csr=b"x"), proxy="")
+
+    run(main)
+
+
+def test_the_next_address_is_asked_when_something_else_answers_at_the_first() -> None:
+    async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"SSH-2.0-x\r\n")
+        writer.close()
+
+    async def main() -> None:
+        other = await asyncio.start_server(greet, "127.0.0.1", 0)
+        async with other, parent() as (member, port):
+            addresses = [f"127.0.0.1:{other.sockets[0].getsockname()[1]}", f"127.0.0.1:{port}"]
+            reply = await ask(addresses, join_client(), JoinRequest(name="new"), proxy="")
+            assert isinstance(reply, JoinReply)
+            assert reply.parent_uid == member.uid
 
     run(main)
 

@@ -30,6 +30,23 @@ def test_what_is_below_a_child_is_reached_by_way_of_it() -> None:
     assert r.announcement() == Routes(announce=(rec("a", "me"), rec("b", "me"), rec("a1", "a"), rec("a11", "a1")), full=True)
 
 
+def test_what_a_new_child_shows_is_judged_without_changing_anything() -> None:
+    r = router(max_routes=4)
+    r.apply("b", Routes(announce=(rec("b1", "b", 5),)))
+    before = r.announcement()
+    assert r.judge(rec("c", "me")) is Verdict.ADDED
+    assert r.judge(rec("a", "me")) is Verdict.ADDED  # replays by the same way are the membership's to judge
+    assert r.judge(rec("c", "a")) is r.judge(rec("me", "me")) is Verdict.NOT_YOURS
+    assert r.judge(rec("b1", "me", 5)) is Verdict.STALE
+    assert r.judge(rec("b1", "me", 6)) is Verdict.ADDED
+    assert r.judge(AttachRecord(uid="c", parent_uid="me", attach=1, signature=b"false")) is Verdict.UNSIGNED
+    r.apply("b", Routes(announce=(rec("b2", "b"),)))
+    assert r.judge(rec("c", "me")) is Verdict.FULL
+    assert r.judge(rec("b2", "me", 2)) is Verdict.ADDED
+    r.apply("b", Routes(withdraw=(Withdrawal(uid="b2", attach=1),)))
+    assert r.announcement() == before
+
+
 def test_a_child_cannot_announce_its_sibling_nor_what_is_below_it() -> None:
     r = router()
     r.apply("b", Routes(announce=(rec("b1", "b"),)))

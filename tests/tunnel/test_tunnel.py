@@ -1,6 +1,8 @@
 """Tunnels over real sockets and real TLS: routed streams, relays, and what ends them."""
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
@@ -18,7 +20,26 @@ from cluster_controller.tunnel import (
     StreamReset,
     Welcome,
 )
-from tests.tunnel.support import chain, echo, identity, read_all, record_of, run
+from tests.tunnel.support import Member, chain, echo, identity, read_all, record_of, run
+
+@contextlib.asynccontextmanager
+async def held_open(accepted: Callable[[], None]) -> AsyncIterator[int]:
+    """A port that takes connections and says nothing; whoever connects is told to ``accepted``."""
+    writers: list[asyncio.StreamWriter] = []
+
+    async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        accepted()
+        await reader.read()
+
+    server = await asyncio.start_server(hold, "127.0.0.1", 0)
+    try:
+        yield int(server.sockets[0].getsockname()[1])
+    finally:
+        server.close()
+        for writer in writers:
+            writer.close()
+
 
 LOOPS = pytest.mark.parametrize("uvloop", [False, True], ids=["asyncio", "uvloop"])
 
@@ -224,6 +245,27 @@ def test_a_probe_of_a_link_that_has_ended_is_false() -> None:
             link.close(CloseCode.NORMAL, "enough")
             assert not await link.probe(5)
             await link.gone()
+
+    run(main)
+
+
+def test_it_closes_though_somebody_goes_on_dialling_a_parent_that_does_not_answer() -> None:
+    """The parent's kernel takes the connection, the parent says nothing: each new dial would keep the closing tunnel open."""
+
+    async def main() -> None:
+        child, dialled = Member(identity("child")), asyncio.Event()
+        async with held_open(dialled.set) as port:
+            child.dial(port)
+            await dialled.wait()
+            async with asyncio.timeout(5):
+                await child.tunnel.close()
+            assert child.dialling is not None
+            assert not child.dialling.done()
+            dialled.clear()
+            await dialled.wait()  # it is dialled again, and let go at once
+            await asyncio.sleep(0)
+            assert not child.tunnel._wires.open
+        await child.close()
 
     run(main)
 

@@ -277,4 +277,5 @@ def test_a_proxy_that_does_not_help_is_named_without_its_password(answer: bytes,
         connect.feed(answer)
     assert reason in str(caught.value)
     assert "proxy.example:3128" in str(caught.value)
+    assert caught.value.code == CloseCode.PROXY
     assert "secret" not in str(caught.value)
