@@ -6,7 +6,7 @@ import shutil
 import signal
 from pathlib import Path
 
-from banyanctl.demo.story import free_port
+from banyanctl.demo.ports import free_port
 from e2e.support import APPS, Asker, Tree, infer, model_application, publish, talker, until
 
 

@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from banyanctl.demo.story import free_port
+from banyanctl.demo.ports import free_port
 from e2e.support import APPS, ROOT, Site, Tree, program, until
 
 

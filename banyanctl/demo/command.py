@@ -1,7 +1,6 @@
 """The `banyan demo` command: play the story, leave the tree running when asked, stop everything otherwise, also on Ctrl-C."""
 
 import asyncio
-import contextlib
 import shutil
 import signal
 import tempfile
@@ -13,7 +12,7 @@ import typer
 from banyanctl.cli import examples
 from banyanctl.demo.screen import Screen
 from banyanctl.demo.story import Story
-from cluster_controller.errors import InvalidInput
+from cluster_controller.errors import BanyanError, InvalidInput
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "emotion"
 
@@ -34,8 +33,12 @@ def demo(
     place = folder.absolute() if folder is not None else Path(tempfile.mkdtemp(prefix="banyan-demo-"))
     if folder is not None and place.exists() and any(place.iterdir()):
         raise InvalidInput(f"{place} is not empty; name a new folder", "folder")
-    done = asyncio.run(_play(place, files, keep=keep))
-    if done and folder is None:
+    try:
+        done = asyncio.run(_play(place, files, keep=keep))
+    except BanyanError:
+        typer.echo(f"The demo did not get to its end; nothing of it runs any more. Its data and logs are in {place}", err=True)
+        raise
+    if folder is None:
         shutil.rmtree(place, ignore_errors=True)
     if not done:
         raise typer.Exit(130)
@@ -45,7 +48,7 @@ async def _play(folder: Path, files: Path, *, keep: bool) -> bool:
     """False when a person ended it early."""
     story = Story(folder, files, Screen())
     stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     playing = asyncio.create_task(story.play())
     stopping = asyncio.create_task(stop.wait())
@@ -61,6 +64,5 @@ async def _play(folder: Path, files: Path, *, keep: bool) -> bool:
     finally:
         for task in (playing, stopping):
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await task
+        await asyncio.wait({playing, stopping})
         await story.close()

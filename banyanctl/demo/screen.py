@@ -12,14 +12,14 @@ from rich.table import Table
 class Screen:
     def __init__(self) -> None:
         self.plain = not sys.stdout.isatty()
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._console = Console(highlight=False, soft_wrap=True)  # a long line stays one line for who copies it
         self._started = time.monotonic()
 
     def title(self, text: str, note: str) -> None:
         if self.plain:
             print(f"== {text}\n   {note}", flush=True)
         else:
-            self._console.print(Panel(note, title=f"[bold]{text}[/bold]", border_style="green", expand=False))
+            self._console.print(Panel(note, title=f"[bold]{text}[/bold]", border_style="green", expand=False), soft_wrap=False)
 
     def step(self, number: int, text: str) -> None:
         elapsed = time.monotonic() - self._started
@@ -38,8 +38,11 @@ class Screen:
         self._line(text, "yellow", "  ✗ ")
 
     def command(self, text: str) -> None:
-        """A command that the reader can repeat."""
-        self._line(text, "cyan", "  $ ")
+        """A command that the reader can repeat; the lines after the first go on."""
+        lead = "  $ "
+        for line in text.splitlines():
+            self._line(line, "cyan", lead)
+            lead = "    "
 
     def block(self, text: str) -> None:
         for line in text.rstrip().splitlines():
@@ -58,7 +61,7 @@ class Screen:
         for row in rows:
             table.add_row(*map(str, row))
         self._console.print()
-        self._console.print(table)
+        self._console.print(table, soft_wrap=False)
 
     def _line(self, text: str, style: str, lead: str) -> None:
         if self.plain:

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from banyanctl.client import Client
 from banyanctl.credential import Endpoint
+from banyanctl.demo import words
 from banyanctl.demo.wire import Wire
 from banyanctl.endpoint import ADMIN_KUBECONFIG, read
 from cluster_controller.errors import BanyanError, Unreachable
@@ -51,13 +52,10 @@ class Site:
 
     async def run(self, *arguments: str) -> str:
         """A `banyan` command against this site; its standard output. Unreachable carries what it said when it fails."""
-        process = await asyncio.create_subprocess_exec(
-            *self.banyan(*arguments), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=self._environment()
-        )
-        out, err = await process.communicate()
-        if process.returncode != 0:
-            raise Unreachable(f"banyan {' '.join(arguments[:3])} at {self.name} failed: {err.decode(errors='replace').strip()[-600:]}")
-        return out.decode()
+        code, out, err = await words.output(self.banyan(*arguments), self._environment())
+        if code != 0:
+            raise Unreachable(f"banyan {' '.join(arguments[:3])} at {self.name} failed: {err.strip()[-600:]}")
+        return out
 
     # --- life ---
 

@@ -4,9 +4,10 @@ import asyncio
 import contextlib
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
-import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -15,14 +16,17 @@ from typing import Any
 
 from msgspec import Struct
 
+from banyanctl.demo.ports import claim_port
 from banyanctl.demo.screen import Screen
 from banyanctl.demo.sites import Plan, Site
 from banyanctl.demo.wire import Wire
-from cluster_controller.errors import BanyanError, InvalidInput, Unreachable
+from banyanctl.demo.words import output, shown
+from cluster_controller.errors import BanyanError, Unreachable
 
 API = "/apis/banyan.dev/v1alpha1"
 APPS = f"{API}/namespaces/default/applications"
 WAIT_SECONDS = 60.0
+SURE = 0.9  # confidence of an answer that counts
 BIG = {"BANYAN_CAPACITY": "cpu=1,memory=1Gi"}
 SMALL = {"BANYAN_CAPACITY": "cpu=100m,memory=64Mi"}
 PLANS = (
@@ -50,13 +54,14 @@ class Story:
         self.screen = screen
         self.sites: dict[str, Site] = {}
         self.rows: list[Row] = []
-        self.port = free_port(8500)
+        self.port, self._claim = claim_port(8500)
 
     # --- the whole ---
 
     async def play(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.screen.title("Banyan", "a tree of six clusters on this machine: it serves, is cut, reboots in the dark, and heals")
+        self.screen.command(self._settings())
         await self.grow()
         await self.publish()
         await self.deploy()
@@ -67,12 +72,18 @@ class Story:
         self.summary()
 
     async def close(self) -> None:
-        """Stop everything that was started, children first."""
-        for site in reversed(list(self.sites.values())):
-            await site.stop()
+        """Stop everything that was started, children first; what goes wrong with one site keeps no other alive."""
+        self._claim.close()
+        depths = [{plan.name for plan in PLANS if plan.parent.partition("-")[0] == level} for level in ("region", "root", "")]
+        failed: list[BaseException] = []
+        for names in depths:
+            stops = (site.stop() for name, site in self.sites.items() if name in names)
+            failed += [found for found in await asyncio.gather(*stops, return_exceptions=True) if found is not None]
         for site in self.sites.values():
             if site.wire is not None:
                 await site.wire.close()
+        if failed:
+            raise failed[0]
 
     # --- 1 ---
 
@@ -128,11 +139,11 @@ class Story:
         body.write_text(json.dumps(application, indent=1))
         credential = self._credential()
         server = self.root.endpoint.server
-        words = ["curl", "-sS", "--fail-with-body", *credential, "-H", "Content-Type: application/json", "-X", "POST"]
-        words += ["--data-binary", f"@{body}", f"{server}{APPS}"]
-        self.screen.command(" ".join(words).replace(str(self.folder), "$FOLDER"))
-        self.screen.say(f"FOLDER={self.folder}")
-        await self._post(words, application)
+        call = ["curl", "-sS", "--fail-with-body", *credential, "-H", "Content-Type: application/json", "-X", "POST"]
+        call += ["--data-binary", f"@{body}", f"{server}{APPS}"]
+        self._curl = shown(call, self.folder)
+        self.screen.command(self._curl)
+        await self._post(call, application)
         await self._until("two replicas are ready", lambda: self._is_ready(2))
         status = await self._status()
         where = [row["name"] for row in status["clusters"]]
@@ -145,13 +156,13 @@ class Story:
         self.screen.say(f"edge-2 {third['components'][0]['reason']}")
         self._row("application deployed and ready on two edges", "edge-1, edge-3", began)
 
-    async def _post(self, words: list[str], application: dict[str, Any]) -> None:
+    async def _post(self, call: list[str], application: dict[str, Any]) -> None:
         if shutil.which("curl"):
-            process = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
-            out, err = await process.communicate()
-            if process.returncode != 0:
-                raise Unreachable(f"curl failed: {(out + err).decode(errors='replace')[-600:]}")
+            code, out, err = await output(call)
+            if code != 0:
+                raise Unreachable(f"curl failed: {(out + err)[-600:]}")
             return
+        self.screen.say("curl is not installed here; the demo makes the same call itself")
         code, answer = await self.root.request("POST", APPS, application)
         if code >= 300:
             raise Unreachable(answer.decode(errors="replace"))
@@ -161,8 +172,9 @@ class Story:
     async def ask(self) -> None:
         self.screen.step(4, "a device asks for a real photograph, through the root")
         began = time.monotonic()
-        answer = await self._device(f"{self.root.endpoint.server}{APPS}/emotion/proxy/v2/models/emotion/infer", remote=True)
-        self.screen.command("python examples/emotion/device.py --url https://ROOT/…/applications/emotion/proxy/v2/models/emotion/infer")
+        device = self._device_words(f"{self.root.endpoint.server}{APPS}/emotion/proxy/v2/models/emotion/infer", remote=True)
+        self.screen.command(shown(device, self.folder))
+        answer = self._answer = self._happy(await self._device(device))
         self.screen.good(
             f"{answer['label']}, confidence {answer['confidence']:.3f}; route {answer['route']}; {answer['milliseconds']:.1f} ms"
         )
@@ -178,16 +190,19 @@ class Story:
         killed = edge.kill_everything()
         self.screen.bad(f"region-a is cut off; {killed} processes of edge-1 killed with SIGKILL")
         await self._until("the root shows edge-1 stale", self._edge_is_stale)
-        self.screen.block(await self.root.run("tree"))
         restarted = time.monotonic()
         self._wire("edge-1").cut()  # no parent in reach at all: it starts from its own disk
         edge.start()
-        answer = await self._answered_locally()
+        answer = self._happy(await self._answered_locally())
+        if (answer["version"], answer["confidence"]) != (self._answer["version"], self._answer["confidence"]):
+            raise Unreachable(f"the same photograph got another answer: {self._answer}, now {answer}")
         seconds = time.monotonic() - restarted
         self.screen.good(
             f"edge-1 serves again {seconds:.1f} s after its start, with no parent in reach: "
             f"{answer['label']} {answer['confidence']:.3f} at its own port 127.0.0.1:{self.port}"
         )
+        self.screen.say("the root says since when it does not know, and which hop is broken:")
+        self.screen.block(await self.root.run("tree"))
         self._wire("edge-1").heal()
         self._row("power lost at edge-1, restarted with no parent", f"serves after {seconds:.1f} s", began)
 
@@ -199,7 +214,7 @@ class Story:
         deadline = time.monotonic() + WAIT_SECONDS
         while True:
             try:
-                return await self._device(self._local_url)
+                return await self._device(self._device_words(self._local_url))
             except Unreachable:
                 if time.monotonic() > deadline:
                     raise
@@ -265,6 +280,7 @@ class Story:
             raise Unreachable(f"{failed} of {asked} requests failed while version 2 came: {counted}")
         self.screen.good(f"edge-1 came to version 2: {asked} requests, {failed} failed")
         await self._nothing_twice()
+        await self._once()
         self.screen.block(await self.root.run("tree"))
         self._row("healed: edge-1 at version 2", f"{asked} requests, {failed} failed", began)
 
@@ -287,6 +303,12 @@ class Story:
         if counts != {"emotion": 2, "beacon": 1} or status["ready"] != 2:
             raise Unreachable(f"instances at the leaves: {counts}; the root was told {status['ready']} of emotion")
         self.screen.good("nothing runs twice: 2 of emotion, 1 of beacon, and the root's count is the leaves' own")
+
+    async def _once(self) -> None:
+        """What the root counts of the reports that came over the healed link."""
+        metrics = (await self.root.request("GET", "/metrics"))[1].decode()
+        applied, known = (_counted(metrics, f"banyan_sync_{what}_objects_total", "region-a") for what in ("applied", "known"))
+        self.screen.good(f"each report is applied once: {applied} from region-a since the link healed, {known} that came again dropped")
 
     async def _client(self) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
@@ -319,13 +341,21 @@ class Story:
 
     def next_commands(self) -> None:
         """For a tree that is left running."""
-        at = f"banyan --data {self.root.folder}"
-        self.screen.say("The tree is running. Try:")
-        self.screen.command(f"{at} tree")
-        self.screen.command(f"{at} get applications -o wide")
-        self.screen.command(f"kubectl --kubeconfig {self.root.folder}/admin.kubeconfig get clusters")
-        self.screen.command(f"{at} kubeconfig edge-1 --banyan > edge-1.kubeconfig && kubectl --kubeconfig edge-1.kubeconfig get pods")
-        self.screen.command("and Ctrl-C here stops it all")
+        self.screen.say("The tree is running; Ctrl-C here stops it all. In another terminal, in this folder:")
+        activate = Path(sys.prefix, "bin", "activate")
+        if activate.exists():
+            self.screen.command(shown([".", str(activate)], self.folder))
+        self.screen.command(self._settings())
+        self.screen.command("banyan tree")
+        self.screen.command("banyan --at region-a logs beacon --tail 2")
+        self.screen.command("banyan delete application emotion --wait")
+        self.screen.command(self._curl)
+        self.screen.command("banyan explain emotion")
+        self.screen.command('kubectl --kubeconfig "$FOLDER"/root/admin.kubeconfig get clusters')
+        self.screen.command(
+            'banyan kubeconfig edge-1 --banyan --write "$FOLDER"/edge-1.kubeconfig && '
+            'kubectl --kubeconfig "$FOLDER"/edge-1.kubeconfig get pods'
+        )
 
     # --- tools ---
 
@@ -336,6 +366,10 @@ class Story:
     @property
     def _local_url(self) -> str:
         return f"http://127.0.0.1:{self.port}/v2/models/emotion/infer"
+
+    def _settings(self) -> str:
+        """What the commands that are shown refer to."""
+        return f'FOLDER={shlex.quote(str(self.folder))}; export BANYAN_DATA="$FOLDER"/root'
 
     def _wire(self, name: str) -> Wire:
         wire = self.sites[name].wire
@@ -379,20 +413,25 @@ class Story:
                 file.write(text)
         return ["--cacert", str(self.folder / "ca.pem"), "--cert", str(self.folder / "admin.pem")]
 
-    async def _device(self, url: str, *, remote: bool = False) -> dict[str, Any]:
+    def _device_words(self, url: str, *, remote: bool = False) -> list[str]:
+        credential = ["--ca", str(self.folder / "ca.pem"), "--cert", str(self.folder / "admin.pem")] if remote else []
+        return [sys.executable, str(self.examples / "device.py"), "--url", url, *credential]
+
+    async def _device(self, device: list[str]) -> dict[str, Any]:
         """One answer of the device program; Unreachable when there is none."""
-        words = [sys.executable, str(self.examples / "device.py"), "--url", url, "--json"]
-        if remote:
-            words += ["--ca", str(self.folder / "ca.pem"), "--cert", str(self.folder / "admin.pem")]
-        process = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
-        out, err = await process.communicate()
-        if process.returncode != 0:
-            raise Unreachable(f"the device got no answer from {url}: {(err or out).decode(errors='replace').strip()[-400:]}")
-        answer: dict[str, Any] = json.loads(out.decode().strip().splitlines()[-1])
+        code, out, err = await output([*device, "--json"])
+        if code != 0:
+            raise Unreachable(f"{shown(device, self.folder)} got no answer: {(err or out).strip()[-400:]}")
+        answer: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
+        return answer
+
+    def _happy(self, answer: dict[str, Any]) -> dict[str, Any]:
+        if answer["label"] != "happy" or answer["confidence"] < SURE:
+            raise Unreachable(f"the photograph is of a happy person, and the answer is {answer}")
         return answer
 
     async def _version(self, url: str) -> str:
-        return str((await self._device(url))["version"])
+        return str((await self._device(self._device_words(url)))["version"])
 
     async def _clusters(self) -> dict[str, Any]:
         listed = await self.root.get(f"{API}/clusters")
@@ -422,14 +461,9 @@ class Story:
         self.rows.append(Row(what, result, time.monotonic() - began))
 
 
-def free_port(preferred: int) -> int:
-    """The first port from ``preferred`` on that nobody uses on the demo's loopback addresses."""
-    for port in range(preferred, preferred + 100):
-        with contextlib.ExitStack() as stack:
-            try:
-                for host in ("127.0.0.1", "127.0.0.2", "127.0.0.3"):
-                    stack.enter_context(socket.socket()).bind((host, port))
-            except OSError:
-                continue
-            return port
-    raise InvalidInput(f"the ports {preferred} to {preferred + 99} are all in use on this machine", "port")
+def _counted(metrics: str, name: str, peer: str) -> int:
+    """One number out of a page of metrics."""
+    found = re.search(rf'^{name}\{{[^}}]*peer="{peer}"[^}}]*\}} ([0-9.e+]+)$', metrics, re.MULTILINE)
+    if found is None:
+        raise Unreachable(f"the root counts no {name} of {peer}")
+    return int(float(found[1]))
