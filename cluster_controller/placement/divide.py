@@ -8,6 +8,9 @@ this controller was itself given, so
 and a raise on one side waits until the lower share on the other side has been acknowledged. Stable: replicas that run
 somewhere allowed stay there; only the difference moves. Even: the difference goes to the target with the fewest replicas per
 eligible cluster, ties by name, so that the result does not depend on the order of records.
+
+What a target reports as unplaced goes to others that have room. When nobody has, it stays in the share of the one that holds it, as
+an offer: that target knows its own cluster best and starts it as soon as it can, even when it is cut off by then.
 """
 
 from collections.abc import Mapping
@@ -30,6 +33,7 @@ class Division(Struct, frozen=True):
     shares: dict[str, int]
     waiting: int  # have a place, but only after somebody's lower share is acknowledged
     unplaced: int  # have no place
+    offered: int = 0  # of the shares: reported as unplaced, and nobody else has room
 
 
 def divide(allotted: int, targets: Mapping[str, Target]) -> Division:
@@ -40,7 +44,8 @@ def divide(allotted: int, targets: Mapping[str, Target]) -> Division:
     bound = max(0, allotted - sum(max(shares[uid], target.given.ceiling) for uid, target in targets.items()))
     # A raise below one's own ceiling costs nothing of the bound: that much is already counted as perhaps running.
     raised = _raise(shares, targets, missing, bound)
-    return Division(shares=shares, waiting=raised.waiting, unplaced=raised.unplaced)
+    offered = _offer(shares, targets, raised.unplaced)
+    return Division(shares=shares, waiting=raised.waiting, unplaced=raised.unplaced - offered, offered=offered)
 
 
 def _standing(target: Target) -> int:
@@ -71,7 +76,11 @@ class _Raised(Struct, frozen=True):
 
 
 def _raise(shares: dict[str, int], targets: Mapping[str, Target], missing: int, bound: int) -> _Raised:
-    room = {uid: target.room for uid, target in targets.items() if target.given.reachable and target.clusters > 0}
+    room = {
+        uid: target.room
+        for uid, target in targets.items()
+        if target.given.reachable and target.clusters > 0 and not target.given.unplaced and not target.given.refused
+    }
     for done in range(missing):
         candidates = [uid for uid, left in room.items() if left > 0]
         if not candidates:
@@ -84,3 +93,15 @@ def _raise(shares: dict[str, int], targets: Mapping[str, Target], missing: int, 
         shares[uid] += 1
         room[uid] -= 1
     return _Raised(waiting=0, unplaced=0)
+
+
+def _offer(shares: dict[str, int], targets: Mapping[str, Target], homeless: int) -> int:
+    """Leave with a target what it could not place, for lack of anybody who can; how many that are. Never above its present share."""
+    offered = 0
+    for uid in sorted(targets, key=lambda uid: targets[uid].name):
+        target = targets[uid]
+        if target.given.reachable and target.clusters > 0 and target.given.unplaced:
+            stays = min(homeless - offered, target.given.share - shares[uid])
+            shares[uid] += max(0, stays)
+            offered += max(0, stays)
+    return offered

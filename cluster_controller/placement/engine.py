@@ -18,10 +18,11 @@ from cluster_controller.documents import Documents
 from cluster_controller.placement import records
 from cluster_controller.placement.aggregate import TargetReport, aggregate
 from cluster_controller.placement.allotment import Allotment, needed, of_application, of_work
-from cluster_controller.placement.model import ClusterRecord, Demand, Given, Placement
+from cluster_controller.placement.capacity import Ledger, add, positive
+from cluster_controller.placement.model import ClusterRecord, Demand, Given, Placement, Request
 from cluster_controller.placement.place import place
 from cluster_controller.placement.status import application_status, withdraw_application, write_application_status, write_work_status
-from cluster_controller.placement.works import Works
+from cluster_controller.placement.works import Reader, Works
 from cluster_controller.resources import kinds
 from cluster_controller.settling import Settler
 from cluster_controller.store import Event, Key, Store, Stored, Tx
@@ -39,6 +40,49 @@ class Seen(NamedTuple):
     status: kinds.WorkStatusStatus | None
 
 
+class Refused:
+    """Who said of which component that it found no place for all of it, and why; until something changes there.
+
+    Without it a share would go back and forth between targets that only look as if they had room. Kept in memory: after a restart
+    each is asked once more.
+    """
+
+    def __init__(self) -> None:
+        self._why: dict[str, tuple[int, dict[tuple[str, str], str]]] = {}  # application → (generation, (target, component) → why)
+
+    def answer(self, application: kinds.ApplicationReference, target: str, component: str, part: kinds.ComponentStatus | None) -> None:
+        """``part`` answers the newest share of a target that was given any; None: there is no such answer."""
+        generation, why = self._why.get(application.uid, (application.generation, {}))
+        if generation != application.generation:
+            why = {}
+        if part is not None and part.unplaced:
+            why[target, component] = part.message or "has no place for it"
+        elif part is not None:
+            why.pop((target, component), None)
+        if why:
+            self._why[application.uid] = application.generation, why
+        else:
+            self._why.pop(application.uid, None)
+
+    def why(self, application: kinds.ApplicationReference, target: str, component: str) -> str:
+        return self._why.get(application.uid, (0, {}))[1].get((target, component), "")
+
+    def of(self, application: str, component: str) -> list[tuple[str, str]]:
+        """Targets with their reasons."""
+        return sorted((target, why) for (target, name), why in self._why.get(application, (0, {}))[1].items() if name == component)
+
+    def forget(self, target: str) -> None:
+        """Something changed there: it may be asked again."""
+        for application, (_, why) in list(self._why.items()):
+            for key in [key for key in why if key[0] == target]:
+                del why[key]
+            if not why:
+                del self._why[application]
+
+    def drop(self, application: str) -> None:
+        self._why.pop(application, None)
+
+
 class Engine:
     """The placement of one controller. ``silent`` names, per direct child out of reach, the broken hop."""
 
@@ -54,9 +98,15 @@ class Engine:
         self._uses: dict[str, frozenset[Use]] = {}  # application → documents that it names
         self._users: dict[Use, set[str]] = {}  # and back
         self._unplaced: set[str] = set()
+        self._ledger = Ledger()
+        self._refused = Refused()
         self._settler = Settler(store, self.settle)
         self._clusters: list[tuple[kinds.Cluster, str]] | None = None
         self._names: dict[str, str] = {}  # of those clusters, by uid
+        self._ways: dict[str, str] = {}  # and through whom they are reached
+        self._asked: dict[str, Request] = {}  # per target, what its clusters say that is asked for there
+        self._bases: list[ClusterRecord] = []  # their records, without what any application runs there
+        self._ran = False
         self.settled = 0  # placements decided, for /metrics
 
     # --- what changed ---
@@ -69,8 +119,14 @@ class Engine:
         for stored in self._store.list("desired", "Work"):
             self._learn(stored.key.name, stored)
             self._settler.mark(stored.key.name)
-        for application in self._works.load(self._store):
-            self._settler.mark(application)
+        self._settler.mark_all(self._read_works())
+
+    def _read_works(self) -> set[str]:
+        applications = self._works.load(self._store)
+        self._ledger.clear()
+        for application in applications:
+            self._book(application, self._look(self._store, application))
+        return applications
 
     def changed(self, events: Sequence[Event]) -> None:
         """Called after each commit; only marks."""
@@ -123,6 +179,7 @@ class Engine:
             self._settler.mark_all(user for use, users in self._users.items() if use[0] == "Model" and "." in use[2] for user in users)
 
     def _cluster_changed(self, event: Event) -> None:
+        self._refused.forget(self._ways.get(event.stored.uid, ""))
         self._clusters = None
         after = self._documents.read(event.stored, kinds.Cluster) if event.kind_of == "put" else None
         before = self._documents_before(event)
@@ -142,7 +199,10 @@ class Engine:
     # --- settling ---
 
     async def run(self) -> None:
-        """Settle what is marked, for ever."""
+        """Settle what is marked, for ever. A commit that failed leaves the indexes ahead of the store: then they are read anew."""
+        if self._ran:
+            self._read_works()
+        self._ran = True
         await self._settler.run()
 
     def settle(self, tx: Tx, application: str) -> None:
@@ -159,9 +219,10 @@ class Engine:
             # What runs, runs on; nothing new is decided with half of what it needs.
             placement = Placement(shares=_standing(given), unplaced={}, waiting={}, refusals=(), eligible={})
         else:
-            placement = place(self._demand(allotment), self._records(tx, seen), given)
+            placement = self._decide(tx, allotment, seen, given)
             if self._works.write(tx, allotment, placement.shares, given):
                 seen = self._look(tx, application)
+        self._book(application, seen)
         left = {name: count + placement.waiting.get(name, 0) for name, count in placement.unplaced.items()}
         if any(left.values()):
             self._unplaced.add(application)
@@ -169,7 +230,38 @@ class Engine:
             self._unplaced.discard(application)
         self._report(tx, allotment, placement, left, seen)
 
-    def _look(self, tx: Tx, application: str) -> dict[str, Seen]:
+    def _decide(self, tx: Tx, allotment: Allotment, seen: Mapping[str, Seen], given: Mapping[str, Mapping[str, Given]]) -> Placement:
+        return place(self._demand(allotment), self._records(tx, seen), given, self._pending(tx, allotment, given))
+
+    def _pending(self, tx: Tx, allotment: Allotment, given: Mapping[str, Mapping[str, Given]]) -> dict[str, Request]:
+        """What other applications were given below, and what no cluster there has counted as asked for yet.
+
+        Where a target's own users ask for more this comes out too small. Then its placement, which knows, reports what did not fit.
+        """
+        self._known(tx)
+        pending = {}
+        for target, counted in self._asked.items():
+            left = add(self._ledger.total(target), counted, -1)
+            for component in allotment.components:
+                item = given.get(target, {}).get(component.name, Given())
+                left = add(left, records.request(component.resources), -max(0, item.share - item.unplaced - item.counted))
+            if target != self._uid:
+                pending[target] = positive(left)
+        return pending
+
+    def _book(self, application: str, seen: Mapping[str, Seen]) -> None:
+        """Keep account of what was given, but for what a target said that it has no place for."""
+        parts = {}
+        for target, (work, status) in seen.items():
+            asked = Request()
+            for component in work.components if work is not None else ():
+                part = _answer(work, status, component.name)
+                placed = component.replicas - (min(component.replicas, part.unplaced) if part is not None else 0)
+                asked = add(asked, records.request(component.resources), placed)
+            parts[target] = asked
+        self._ledger.book(application, parts)
+
+    def _look(self, tx: Reader, application: str) -> dict[str, Seen]:
         """What every target was given and answered, read once for one settling."""
         works = self._works
         return {
@@ -193,7 +285,7 @@ class Engine:
         seen = self._look(tx, application)
         clusters = self._records(tx, seen)
         given = self._given(tx, allotment, self._works.ceilings(tx, application), seen)
-        return allotment, place(self._demand(allotment), clusters, given), clusters
+        return allotment, self._decide(tx, allotment, seen, given), clusters
 
     def _demand(self, allotment: Allotment) -> Demand:
         return records.demand(allotment.application.uid, allotment.components, allotment.placement)
@@ -201,6 +293,8 @@ class Engine:
     def _withdraw(self, tx: Tx, application: str, allotment: Allotment | None, ceilings: Mapping[str, Mapping[str, int]]) -> None:
         """Take the Works back. The Application goes when every target in reach has confirmed; the rest is listed at its Cluster."""
         self._works.remove_all(tx, application)
+        self._ledger.book(application, {})
+        self._refused.drop(application)
         silent = self._silent()
         waiting = [target for target in self._works.reporting(tx, application) if target not in silent]
         if not waiting:
@@ -222,18 +316,22 @@ class Engine:
         given: dict[str, dict[str, Given]] = {}
         for target, (work, status) in seen.items():
             shares = {component.name: component.replicas for component in work.components} if work else {}
-            answered = work is not None and status is not None and status.version >= work.shares[-1].id
+            answered = _answers(work, status)
             confirmed = answered or (work is None and status is None)
             per: dict[str, Given] = {}
             for component in allotment.components:
                 share = shares.get(component.name, 0)
                 ceiling = share if confirmed else max(share, ceilings.get(target, {}).get(component.name, 0))
-                part = next((item for item in status.components if item.name == component.name), None) if status and answered else None
+                part = _answer(work, status, component.name)
+                unplaced = min(share, part.unplaced) if part is not None and not duplicated else 0
+                self._refused.answer(allotment.application, target, component.name, part if not duplicated and share else None)
                 per[component.name] = Given(
                     share=share,
                     ceiling=ceiling,
-                    unplaced=min(share, part.unplaced) if part and not duplicated else 0,
+                    unplaced=unplaced,
                     reachable=target not in silent,
+                    refused=bool(self._refused.why(allotment.application, target, component.name)),
+                    counted=_counted(status, component.name, share - unplaced if target == self._uid or part is not None else 0),
                 )
             given[target] = per
             if confirmed and target in ceilings:
@@ -252,7 +350,7 @@ class Engine:
             shares = {component.name: component.replicas for component in work.components} if work else {}
             name = "" if target == self._uid else self._target_name(tx, target)
             reports.append(TargetReport(name=name, shares=shares, share_id=share_id, status=status, silent=silent.get(target, "")))
-        messages = {name: self._why(tx, placement, name) for name, count in left.items() if count}
+        messages = {name: self._why(allotment.application.uid, placement, name) for name, count in left.items() if count}
         settled = acknowledged and not any(placement.waiting.values()) and not allotment.missing
         duplicated = allotment.placement.strategy == "Duplicated"
         folded = aggregate(
@@ -272,7 +370,7 @@ class Engine:
             return
         write_work_status(tx, allotment, folded, self._uid)
 
-    def _why(self, tx: Tx, placement: Placement, component: str) -> str:
+    def _why(self, application: str, placement: Placement, component: str) -> str:
         """One sentence with the most frequent reasons; `explain` shows them all."""
         if placement.waiting.get(component):
             return "waits until another cluster has given replicas back"
@@ -280,7 +378,8 @@ class Engine:
         refusals = [item for item in placement.refusals if item.component == component]
         # What could be mended soonest comes first; that a controller has no cluster of its own explains little.
         refusals.sort(key=lambda item: (item.filter == "NoShim", item.filter != "Capacity"))
-        parts = [f"{names.get(item.cluster, item.cluster)} {item.message}" for item in refusals]
+        parts = [f"{names.get(target, target)}: {why}" for target, why in self._refused.of(application, component)]
+        parts += [f"{names.get(item.cluster, item.cluster)} {item.message}" for item in refusals]
         return "; ".join(parts[:5]) + (f"; and {len(parts) - 5} more" if len(parts) > 5 else "") or "no cluster is known"
 
     # --- clusters ---
@@ -293,14 +392,28 @@ class Engine:
             ways = ((document, _via(document.status.uid, parents, self._uid)) for document in documents)
             self._clusters = [(document, via) for document, via in ways if via]
             self._names = {document.status.uid: document.metadata.name for document, _ in self._clusters}
+            self._ways = {document.status.uid: via for document, via in self._clusters}
+            self._bases = [records.cluster(document, via, {}) for document, via in self._clusters]
+            self._asked = {}
+            for document, via in self._clusters:
+                self._asked[via] = add(self._asked.get(via, Request()), records.asked(document))
         return self._clusters
 
     def _records(self, tx: Tx, seen: Mapping[str, Seen]) -> list[ClusterRecord]:
         running: dict[str, dict[str, int]] = {}
-        for _, status in seen.values():
+        for target, (work, status) in seen.items():
             for row in status.clusters if status is not None else ():
                 running[row.cluster] = row.components
-        return [records.cluster(document, via, running.get(document.status.uid, {})) for document, via in self._known(tx)]
+            if target == self._uid and work is not None:
+                running[target] = {component.name: component.replicas for component in work.components if component.replicas}
+        found = []
+        for (document, _), base in zip(self._known(tx), self._bases, strict=True):
+            runs = running.get(base.uid)
+            if base.uid == self._uid:
+                found.append(records.own(document, runs or {}, self._ledger.total(base.uid)))
+            else:
+                found.append(msgspec.structs.replace(base, running=runs) if runs else base)
+        return found
 
     def _target_name(self, tx: Tx, target: str) -> str:
         self._known(tx)
@@ -319,6 +432,22 @@ def _via(uid: str, parents: Mapping[str, str], me: str) -> str:
             return ""
         uid = parent
     return ""
+
+
+def _answers(work: kinds.WorkSpec | None, status: kinds.WorkStatusStatus | None) -> bool:
+    return work is not None and status is not None and status.version >= work.shares[-1].id
+
+
+def _answer(work: kinds.WorkSpec | None, status: kinds.WorkStatusStatus | None, component: str) -> kinds.ComponentStatus | None:
+    """What the target says of a component, when it answers the newest share."""
+    if status is None or not _answers(work, status):
+        return None
+    return next((item for item in status.components if item.name == component), None)
+
+
+def _counted(status: kinds.WorkStatusStatus | None, component: str, at_least: int) -> int:
+    """Replicas that are seen to run; rows are the worst 20 only, so an answer counts for more."""
+    return max(at_least, sum(row.components.get(component, 0) for row in status.clusters) if status is not None else 0)
 
 
 def _standing(given: Mapping[str, Mapping[str, Given]]) -> dict[str, dict[str, int]]:

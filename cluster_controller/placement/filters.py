@@ -89,7 +89,7 @@ def _refuse_nodes(component: ComponentDemand, cluster: ClusterRecord) -> Refusal
         return no("NoNode", "has no ready node")
     if component.node and not any(node.name == component.node for node in nodes):
         return no("NodeName", f"has no ready node named {component.node}")
-    if component.node_labels and not any(_node_matches(component, node) for node in nodes):
+    if component.node_labels and not any(node_matches(component, node) for node in nodes):
         wanted = ", ".join(f"{key}={value}" for key, value in sorted(component.node_labels.items()))
         return no("NodeSelector", f"has no ready node with the labels {wanted}")
     if component.architectures and not any(node.architecture in component.architectures for node in nodes):
@@ -98,7 +98,8 @@ def _refuse_nodes(component: ComponentDemand, cluster: ClusterRecord) -> Refusal
     return None
 
 
-def _node_matches(component: ComponentDemand, node: NodeRecord) -> bool:
+def node_matches(component: ComponentDemand, node: NodeRecord) -> bool:
+    """Whether the component may run on this node at all, room aside."""
     return (
         node.ready
         and (not component.node or node.name == component.node)
@@ -111,14 +112,15 @@ def room(component: ComponentDemand, cluster: ClusterRecord) -> int:
     """How many *more* replicas of ``component`` fit on the matching nodes of ``cluster``."""
     fitting = 0
     for node in cluster.nodes:
-        if _node_matches(component, node):
-            fitting += node.count * _fit(component.request, node)
+        if node_matches(component, node):
+            fitting += node.count * fit(component.request, node)
     if component.single:
         fitting = min(fitting, max(0, 1 - cluster.running.get(component.name, 0)))
     return min(fitting, UNBOUNDED)
 
 
-def _fit(request: Request, node: NodeRecord) -> int:
+def fit(request: Request, node: NodeRecord) -> int:
+    """How many replicas fit on one such node; UNBOUNDED when they ask for nothing."""
     fits = UNBOUNDED
     if request.cpu_millis:
         fits = min(fits, max(0, node.free_cpu_millis) // request.cpu_millis)
@@ -132,7 +134,7 @@ def _fit(request: Request, node: NodeRecord) -> int:
 
 def capacity_refusal(component: ComponentDemand, cluster: ClusterRecord) -> Refusal:
     """Says what is short where not one more replica fits."""
-    nodes = [node for node in cluster.nodes if _node_matches(component, node)]
+    nodes = [node for node in cluster.nodes if node_matches(component, node)]
     if component.single and cluster.running.get(component.name, 0) >= 1:
         message = "already runs its one replica: the command does not take a socket, so a site runs it once"
         return Refusal(cluster=cluster.uid, component=component.name, filter="OnePerCluster", message=message)

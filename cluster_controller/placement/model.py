@@ -57,7 +57,8 @@ class ClusterRecord(Struct, frozen=True, kw_only=True):
     """A cluster of the subtree as this controller knows it.
 
     ``via`` is the direct child (or this controller itself) through which it is reached: shares are given to ``via``.
-    ``running`` is what this very application already runs there, per component; it is free for the application itself.
+    ``running`` is what this very application already runs there, per component; its room is not part of what is free.
+    ``own`` marks the cluster of the controller that decides: there nobody below can say later that something did not fit.
     """
 
     uid: str
@@ -72,6 +73,7 @@ class ClusterRecord(Struct, frozen=True, kw_only=True):
     component_kinds: tuple[str, ...] = ("model", "command")
     nodes: tuple[NodeRecord, ...] = ()
     running: dict[str, int] = field(default_factory=dict)
+    own: bool = False
 
 
 class ComponentDemand(Struct, frozen=True, kw_only=True):
@@ -100,13 +102,16 @@ class Given(Struct, frozen=True):
     """What one target was given of one component.
 
     ``ceiling`` bounds what it may be running: the highest share not yet replaced by an acknowledged lower one.
-    ``unplaced`` is what it reported that it could not place of ``share``.
+    ``unplaced`` is what it reported that it could not place of ``share``; ``refused`` says that it reported so of an earlier share,
+    and that nothing has changed there since. ``counted`` replicas of ``share`` are taken off what it reports as free.
     """
 
     share: int = 0
     ceiling: int = 0
     unplaced: int = 0
     reachable: bool = True
+    refused: bool = False
+    counted: int = 0
 
 
 class Refusal(Struct, frozen=True):
@@ -121,6 +126,7 @@ class Refusal(Struct, frozen=True):
 class Placement(Struct, frozen=True):
     """``shares[target][component]`` replicas; ``unplaced[component]``; ``refusals`` say why not, per cluster.
 
+    ``unplaced`` includes those that a target holds in its share without a place for them, when nobody else has one.
     ``waiting[component]`` replicas have a place but wait until another target has acknowledged its lower share.
     """
 

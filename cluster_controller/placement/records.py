@@ -6,6 +6,9 @@ simulated without a single document.
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import msgspec
+
+from cluster_controller.placement.capacity import add, drain, positive
 from cluster_controller.placement.model import (
     ClusterRecord,
     ComponentDemand,
@@ -81,6 +84,34 @@ def cluster(document: kinds.Cluster, via: str, running: Mapping[str, int]) -> Cl
         component_kinds=tuple(facts.component_kinds) or ("model", "command"),
         nodes=tuple(record for node_class in facts.node_classes for record in _nodes(node_class)),
         running=dict(running),
+    )
+
+
+def asked(document: kinds.Cluster) -> Request:
+    """What Works ask for on a cluster, as it was counted there."""
+    requested = document.status.facts.requested
+    return Request(requested.cpu_millis, requested.memory_bytes, requested.accelerators)
+
+
+def own(document: kinds.Cluster, running: Mapping[str, int], given: Request) -> ClusterRecord:
+    """The record of the deciding controller's own cluster, with ``given``, what its Works ask for at this moment, taken off.
+
+    What the cluster says of itself was counted a moment ago; two decisions in one commit would both take the same room.
+    """
+    record = cluster(document, document.status.uid, running)
+    if len(record.nodes) == 1 and record.nodes[0].count == 1:
+        nodes: Sequence[NodeRecord] = [_free(record.nodes[0], document.status.facts.node_classes[0].allocatable, given)]
+    else:
+        nodes = drain(record.nodes, positive(add(given, asked(document), -1)))
+    return msgspec.structs.replace(record, nodes=tuple(nodes), own=True)
+
+
+def _free(node: NodeRecord, allocatable: kinds.ResourceSums, asked: Request) -> NodeRecord:
+    return msgspec.structs.replace(
+        node,
+        free_cpu_millis=max(0, allocatable.cpu_millis - asked.cpu_millis),
+        free_memory_bytes=max(0, allocatable.memory_bytes - asked.memory_bytes),
+        free_accelerators={name: max(0, count - asked.accelerators.get(name, 0)) for name, count in allocatable.accelerators.items()},
     )
 
 

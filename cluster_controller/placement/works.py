@@ -7,6 +7,7 @@ names the share id that it answers, so an acknowledgement can never be taken for
 
 import uuid
 from collections.abc import Mapping
+from typing import Protocol
 
 import msgspec
 
@@ -14,10 +15,16 @@ from cluster_controller.documents import Documents, encode
 from cluster_controller.placement.allotment import Allotment, work_key
 from cluster_controller.placement.model import Given
 from cluster_controller.resources import kinds
-from cluster_controller.store import Key, Store, Tx
+from cluster_controller.store import Key, Store, Stored, Tx
 
 COUNTER = "placement/share-id"
 WORK_NAMESPACE = uuid.UUID("5bd0f2b0-6a5b-4f5e-9b1d-2f4f4b5f6d01")  # uids of Works are derived: the same Work, the same uid
+
+
+class Reader(Protocol):
+    """A transaction, or the store as it was committed last."""
+
+    def get(self, key: Key) -> Stored | None: ...
 
 
 class Works:
@@ -31,7 +38,9 @@ class Works:
         self._needs: dict[tuple[str, str], set[tuple[str, str]]] = {}  # (target, application) → (kind, uid)
 
     def load(self, store: Store) -> set[str]:
-        """Learn from the store which targets have or answer Works; returns the applications met."""
+        """Learn from the store which targets have or answer Works, anew; returns the applications met."""
+        for index in (self._targets, self._users, self._needs):
+            index.clear()
         for space in store.spaces():
             target = self._target_of(space)
             if target is None:
@@ -50,11 +59,11 @@ class Works:
     def targets(self, application: str) -> list[str]:
         return sorted(self._targets.get(application, ()))
 
-    def get(self, tx: Tx, target: str, application: str) -> kinds.WorkSpec | None:
+    def get(self, tx: Reader, target: str, application: str) -> kinds.WorkSpec | None:
         stored = tx.get(work_key(self._space(target), application))
         return self._documents.read(stored, kinds.Work).spec if stored is not None else None
 
-    def status(self, tx: Tx, target: str, application: str) -> kinds.WorkStatusStatus | None:
+    def status(self, tx: Reader, target: str, application: str) -> kinds.WorkStatusStatus | None:
         stored = tx.get(self._status_key(target, application))
         return self._documents.read(stored, kinds.WorkStatus).status if stored is not None else None
 

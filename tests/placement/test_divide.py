@@ -21,6 +21,7 @@ def standing(draw: st.DrawFn) -> Target:
             ceiling=share + draw(st.integers(min_value=0, max_value=4)),
             unplaced=draw(st.integers(min_value=0, max_value=share)),
             reachable=draw(st.booleans()),
+            refused=draw(st.booleans()),
         ),
     )
 
@@ -63,7 +64,32 @@ def test_room_is_respected(allotted: int, among: dict[str, Target]) -> None:
     division = divide(allotted, among)
     for uid, target in among.items():
         stays = target.given.share - (target.given.unplaced if target.given.reachable else 0)
-        assert division.shares[uid] <= max(0, stays) + (target.room if target.given.reachable else 0)
+        offered = target.given.unplaced if target.given.reachable and division.offered else 0
+        assert division.shares[uid] <= max(0, stays) + offered + (target.room if target.given.reachable and not offered else 0)
+
+
+@given(counts, targets)
+@settings(max_examples=500)
+def test_what_somebody_could_not_place_goes_to_others_and_is_left_with_it_only_when_nobody_has_room(
+    allotted: int, among: dict[str, Target]
+) -> None:
+    division = divide(allotted, among)
+    able = [
+        uid
+        for uid, target in among.items()
+        if target.given.reachable and target.clusters and not target.given.unplaced and not target.given.refused
+    ]
+    for uid, target in among.items():
+        if target.given.reachable and (target.given.unplaced or target.given.refused):
+            assert division.shares[uid] <= target.given.share, "more is given to whom it does not fit"
+    if division.offered or division.unplaced:
+        for uid in able:
+            raised = division.shares[uid] - target_stays(among[uid])
+            assert raised >= among[uid].room, f"{uid} still has room"
+
+
+def target_stays(target: Target) -> int:
+    return target.given.share - target.given.unplaced
 
 
 def answer(target: Target, share: int) -> Target:

@@ -8,7 +8,10 @@ from pathlib import Path
 import msgspec
 
 from cluster_controller.documents import encode
+from cluster_controller.placement.capacity import add
 from cluster_controller.placement.engine import Engine
+from cluster_controller.placement.model import Request
+from cluster_controller.placement.records import request
 from cluster_controller.resources import kinds
 from cluster_controller.store import Key, Store, Tx
 from cluster_controller.tree.census import Census
@@ -46,16 +49,20 @@ class Site:
     def facts(self) -> kinds.ClusterFacts:
         if not self.cpu_millis:
             return kinds.ClusterFacts(labels=self.labels)
-        used = 0
+        used = Request()
         for stored in self.store.list("local", "Work"):
             for component in msgspec.json.decode(stored.document, type=kinds.Work).spec.components:
-                used += component.replicas * 100
-        free = kinds.ResourceSums(cpu_millis=max(0, self.cpu_millis - used), memory_bytes=512 * MEBI)
+                used = add(used, request(component.resources), component.replicas)
+        memory = 512 * MEBI
+        free = kinds.ResourceSums(cpu_millis=max(0, self.cpu_millis - used.cpu_millis), memory_bytes=max(0, memory - used.memory_bytes))
         node_class = kinds.NodeClass(
             architecture="amd64", count=1, ready=1, names=[f"{self.name}-node"], free=free,
             allocatable=kinds.ResourceSums(cpu_millis=self.cpu_millis, memory_bytes=512 * MEBI),
         )  # fmt: skip
-        return kinds.ClusterFacts(shim="process", component_kinds=["model", "command"], labels=self.labels, node_classes=[node_class])
+        return kinds.ClusterFacts(
+            shim="process", component_kinds=["model", "command"], labels=self.labels, node_classes=[node_class],
+            requested=kinds.ResourceSums(cpu_millis=used.cpu_millis, memory_bytes=used.memory_bytes),
+        )  # fmt: skip
 
     def start(self) -> None:
         self.census.load()

@@ -1,0 +1,158 @@
+"""Free room that is used up while a decision is taken, so that nothing is promised twice.
+
+Three things take room that no report shows yet: what other applications were given a moment ago, what this application was given
+and has not been seen to run, and the components of this application that were placed before the next one. All three are taken off
+the nodes here, before it is asked how much more fits. Pure.
+
+Of the own cluster the room is exact: it is what its Works leave of it, in the same transaction. Of clusters below it is an estimate
+(their own placement decides, and reports what it could not place).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+
+from cluster_controller.placement.filters import fit, node_matches, room
+from cluster_controller.placement.model import ClusterRecord, ComponentDemand, NodeRecord, Request
+
+
+class Space:
+    """The clusters of one decision with what is left on their nodes."""
+
+    def __init__(self, clusters: Iterable[ClusterRecord]) -> None:
+        self._clusters = {cluster.uid: cluster for cluster in clusters}
+
+    def name(self, uid: str) -> str:
+        return self._clusters[uid].name if uid in self._clusters else uid
+
+    def now(self, cluster: ClusterRecord) -> ClusterRecord:
+        """The same record with what is free on its nodes now."""
+        return msgspec.structs.replace(cluster, nodes=self._clusters[cluster.uid].nodes)
+
+    def room(self, component: ComponentDemand, cluster: ClusterRecord) -> int:
+        return room(component, self.now(cluster))
+
+    def occupy(self, component: ComponentDemand, clusters: Sequence[ClusterRecord], replicas: int) -> None:
+        """``replicas`` more of ``component`` will run somewhere on ``clusters``: where most of them fit, first."""
+        if not component.request or replicas <= 0:
+            return
+        order = sorted(clusters, key=lambda cluster: (-self.room(component, cluster), cluster.name))
+        for cluster in order:
+            if replicas <= 0:
+                return
+            record = self.now(cluster)
+            takes = min(replicas, room(component, record))
+            self._clusters[cluster.uid] = msgspec.structs.replace(record, nodes=occupied(record.nodes, component, takes))
+            replicas -= takes
+
+    def drain(self, clusters: Sequence[ClusterRecord], asked: Request) -> None:
+        """``asked`` in all will be taken from ``clusters``, nobody knows from which of their nodes: from each in proportion."""
+        nodes = [node for cluster in clusters for node in self._clusters[cluster.uid].nodes]
+        drained = iter(drain(nodes, asked))
+        for cluster in clusters:
+            record = self._clusters[cluster.uid]
+            self._clusters[cluster.uid] = msgspec.structs.replace(record, nodes=tuple(next(drained) for _ in record.nodes))
+
+
+def occupied(nodes: Sequence[NodeRecord], component: ComponentDemand, replicas: int) -> tuple[NodeRecord, ...]:
+    """What is left of ``nodes`` when ``replicas`` of ``component`` were put on them, the emptiest first."""
+    fits = [fit(component.request, node) if node_matches(component, node) else 0 for node in nodes]
+    left = {index: [node] for index, node in enumerate(nodes)}
+    for index in sorted(left, key=lambda index: -fits[index]):
+        each, node = fits[index], nodes[index]
+        takes = min(replicas, each * node.count)
+        if takes <= 0:
+            continue
+        replicas -= takes
+        full, rest = divmod(takes, each)
+        parts = [(full, each), (1 if rest else 0, rest), (node.count - full - (1 if rest else 0), 0)]
+        left[index] = [_less(node, component.request, held, count) for count, held in parts if count]
+    return tuple(node for index in sorted(left) for node in left[index])
+
+
+def _less(node: NodeRecord, request: Request, replicas: int, count: int) -> NodeRecord:
+    return msgspec.structs.replace(
+        node,
+        count=count,
+        free_cpu_millis=node.free_cpu_millis - request.cpu_millis * replicas,
+        free_memory_bytes=node.free_memory_bytes - request.memory_bytes * replicas,
+        free_accelerators={
+            name: free - request.accelerators.get(name, 0) * replicas for name, free in node.free_accelerators.items()
+        },
+    )  # fmt: skip
+
+
+def drain(nodes: Sequence[NodeRecord], asked: Request) -> list[NodeRecord]:
+    """``nodes`` with ``asked`` taken off in proportion to what is free; rounded so that never too much is left."""
+    ready = [node for node in nodes if node.ready]
+    cpu = sum(max(0, node.free_cpu_millis) * node.count for node in ready)
+    memory = sum(max(0, node.free_memory_bytes) * node.count for node in ready)
+    pieces = {name: sum(max(0, node.free_accelerators.get(name, 0)) * node.count for node in ready) for name in asked.accelerators}
+    return [
+        msgspec.structs.replace(
+            node,
+            free_cpu_millis=_left(node.free_cpu_millis, cpu, asked.cpu_millis),
+            free_memory_bytes=_left(node.free_memory_bytes, memory, asked.memory_bytes),
+            free_accelerators={
+                name: _left(free, pieces.get(name, 0), asked.accelerators.get(name, 0)) for name, free in node.free_accelerators.items()
+            },
+        )
+        for node in nodes
+    ]  # fmt: skip
+
+
+def _left(free: int, total: int, asked: int) -> int:
+    if asked <= 0 or free <= 0:
+        return free
+    return max(0, free - -(-asked * free // total)) if asked < total else 0
+
+
+class Ledger:
+    """What was given to each target, all applications together: one sum per target.
+
+    Kept up by settling one application at a time; a decision about one application reads sums, however many others there are.
+    """
+
+    def __init__(self) -> None:
+        self._parts: dict[str, Mapping[str, Request]] = {}  # application → target → what it asks for there
+        self._sums: dict[str, Request] = {}
+
+    def book(self, application: str, parts: Mapping[str, Request]) -> None:
+        """All that ``application`` was given, per target; what was booked for it before is forgotten."""
+        before = self._parts.pop(application, {})
+        parts = {target: asked for target, asked in parts.items() if asked}
+        if parts:
+            self._parts[application] = parts
+        if before == parts:
+            return
+        for target in {*before, *parts}:
+            whole = add(add(self._sums.pop(target, Request()), before.get(target, Request()), -1), parts.get(target, Request()))
+            if whole:
+                self._sums[target] = whole
+
+    def clear(self) -> None:
+        self._parts.clear()
+        self._sums.clear()
+
+    def total(self, target: str) -> Request:
+        return self._sums.get(target, Request())
+
+
+def add(one: Request, other: Request, times: int = 1) -> Request:
+    """``one`` plus ``times`` the other; accelerators of which nothing is left are not listed."""
+    names = {*one.accelerators, *other.accelerators}
+    sums = {name: one.accelerators.get(name, 0) + times * other.accelerators.get(name, 0) for name in names}
+    return Request(
+        cpu_millis=one.cpu_millis + times * other.cpu_millis,
+        memory_bytes=one.memory_bytes + times * other.memory_bytes,
+        accelerators={name: count for name, count in sorted(sums.items()) if count},
+    )
+
+
+def positive(request: Request) -> Request:
+    """Nothing below zero: what others use beyond what was given here does not make room."""
+    return Request(
+        cpu_millis=max(0, request.cpu_millis),
+        memory_bytes=max(0, request.memory_bytes),
+        accelerators={name: count for name, count in request.accelerators.items() if count > 0},
+    )
