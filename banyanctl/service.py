@@ -6,6 +6,7 @@ the long-lived process, and what it loads it keeps.
 
 import asyncio
 import contextlib
+import faulthandler
 import os
 import shutil
 import signal
@@ -31,6 +32,7 @@ APPROVAL_SECONDS = 7 * 24 * 3600.0  # how long `banyan join` waits for a person
 SHIM_CREDENTIALS = ("ca.pem", "certificate.pem", "key.pem")  # in DATA/shim, for a shim that is spoken to over TCP
 LEAVE_SECONDS = 20.0  # for a link to the parent, when leaving
 STOP_SECONDS = 8.0  # for the API's requests in flight, and again for everything else
+STUCK_SECONDS = 18.0  # after which a stop is cut off, with the stack of every thread in the log; service managers wait for longer
 FILES = 65_536  # open files that a controller asks for; the hard limit may allow fewer
 
 
@@ -212,6 +214,7 @@ async def _serve(settings: Config) -> None:
         _announce(settings, controller, serving)
         await stop.wait()
     finally:
+        faulthandler.dump_traceback_later(STUCK_SECONDS, exit=True)  # a thread of its own: it works whatever the loop is stuck in
         if serving is not None:
             await _bounded("serving", serving.close())
         await _bounded("controller", controller.stop())

@@ -79,6 +79,7 @@ class Controller:
         self.documents = Documents()
         self.description: Description | None = None
         self._tasks = Tasks("controller")
+        self._dialling = Tasks("dialling")
         self._held: dict[str, list[str]] = {}
         self.reconciler = None
         self.tunnel_port = 0
@@ -99,7 +100,7 @@ class Controller:
         if not self.identity().is_root:
             proxy = config.proxy or None
             addresses = self.identity().saved.parent_addresses
-            self._tasks.keep("dial", lambda: self.tunnel.dial(addresses, proxy))
+            self._dialling.keep("parent", lambda: self.tunnel.dial(addresses, proxy))
         log.info("controller.started", cluster=self.name, uid=self.uid, tunnel_port=self.tunnel_port, version=self.version)
 
     async def _build(self) -> None:
@@ -155,18 +156,20 @@ class Controller:
         await self.store.commit(lambda tx: tx.set_fact(TUNNEL_PORT, str(self.tunnel_port).encode()))
 
     async def stop(self) -> None:
-        """Let go of everything. What runs here runs on."""
-        if hasattr(self, "tunnel"):
-            await self.tunnel.close()
-        if hasattr(self, "links"):
-            await self.links.close()
-        await self._tasks.close()
-        if hasattr(self, "membership"):
-            await self.membership.close()
-        close = getattr(self.shim, "close", None)
-        if close is not None:
-            await close()
-        await self.store.close()
+        """Let go of everything. What runs here runs on. Each step is taken although one before it failed or was cut short."""
+        async with contextlib.AsyncExitStack() as steps:  # last in, first out
+            steps.push_async_callback(self.store.close)
+            close = getattr(self.shim, "close", None)
+            if close is not None:
+                steps.push_async_callback(close)
+            if hasattr(self, "membership"):
+                steps.push_async_callback(self.membership.close)
+            steps.push_async_callback(self._tasks.close)
+            if hasattr(self, "links"):
+                steps.push_async_callback(self.links.close)
+            if hasattr(self, "tunnel"):
+                steps.push_async_callback(self.tunnel.close)
+            steps.push_async_callback(self._dialling.close)  # first: else the parent is dialled again while its link closes
         log.info("controller.stopped", cluster=self.name)
 
     # --- who this is ---

@@ -6,6 +6,7 @@ capped, jittered delay, so one bad object cannot silence a controller.
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -19,6 +20,8 @@ log = structlog.get_logger()
 RESTART_DELAY_SECONDS = (0.2, 10.0)
 CANCEL_ROUNDS = 10
 CANCEL_SECONDS = 1.0
+
+crashes: Counter[str] = Counter()  # defects that the guard met in this process, by owner
 
 
 class Tasks:
@@ -58,6 +61,7 @@ class Tasks:
         except (BanyanError, ShimError) as error:
             log.warning("task.failed", owner=self.owner, task=name, error=str(error))
         except Exception:
+            crashes[self.owner] += 1
             log.exception("task.crashed", owner=self.owner, task=name)
 
     async def _forever(self, name: str, factory: Callable[[], Awaitable[None]]) -> None:
@@ -70,6 +74,14 @@ class Tasks:
                 delay = low
             await asyncio.sleep(delay * random.uniform(0.5, 1.0))
             delay = min(delay * 2, high)
+
+
+async def end_task(task: "asyncio.Task[Any]") -> None:
+    """Cancel it and wait, whatever it ends with. Unlike a suppressed CancelledError this never swallows the caller's own."""
+    task.cancel()
+    await asyncio.wait((task,))
+    if not task.cancelled():
+        task.exception()  # seen
 
 
 async def _run(factory: Callable[[], Awaitable[None]]) -> None:

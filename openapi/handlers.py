@@ -176,7 +176,7 @@ class Handlers:
             case "scale":
                 return _json(scale_of(document))
             case "log":
-                return await logs.respond(self._services, document, request.query_params)
+                return await logs.respond(self._services, document, request.query_params, request.scope.get("banyan.draining"))
             case "blobs":
                 return await blobs.respond(self._services, request, document, list(path.rest))
             case _:

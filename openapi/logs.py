@@ -1,7 +1,8 @@
 """`pods/NAME/log`: what an instance wrote, streamed from this cluster's shim with no more than one piece in memory."""
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from starlette.responses import Response, StreamingResponse
 
@@ -38,7 +39,10 @@ def log_options(query: Mapping[str, str]) -> dict[str, str]:
     return options
 
 
-async def respond(services: ApiServices, pod: Mapping[str, Any], query: Mapping[str, str]) -> Response:
+async def respond(
+    services: ApiServices, pod: Mapping[str, Any], query: Mapping[str, str], draining: asyncio.Event | None = None
+) -> Response:
+    """``draining``: once it is set, a log that is followed ends; its reader asks again."""
     metadata = pod["metadata"]
     labels = metadata.get("labels") or {}
     containers = [each.get("name") for each in (pod.get("spec") or {}).get("containers") or ()]
@@ -53,13 +57,30 @@ async def respond(services: ApiServices, pod: Mapping[str, Any], query: Mapping[
         stream = await services.open_local(target)
     except ShimError as error:
         raise ApiError(400, f"the log of {metadata['name']} cannot be had: {error}") from None
-    return StreamingResponse(_pieces(stream), media_type="text/plain")
+    return StreamingResponse(_pieces(stream, draining), media_type="text/plain")
 
 
-async def _pieces(stream: ByteStream) -> AsyncIterator[bytes]:
+async def _pieces(stream: ByteStream, draining: asyncio.Event | None) -> AsyncIterator[bytes]:
+    stopping = asyncio.create_task(draining.wait(), name="api/log-drain") if draining is not None else None
     try:
         await stream.close_write()
-        while piece := await stream.read(PIECE):
+        while piece := await _read(stream, stopping):
             yield piece
     finally:
+        if stopping is not None:
+            stopping.cancel()
         stream.abort("the reader has gone")
+
+
+async def _read(stream: ByteStream, stopping: "asyncio.Task[Literal[True]] | None") -> bytes:
+    """The next piece; b"" at the end, or once the controller stops while there is nothing more to say."""
+    if stopping is None:
+        return await stream.read(PIECE)
+    reading = asyncio.create_task(stream.read(PIECE), name="api/log-read")
+    try:
+        await asyncio.wait((reading, stopping), return_when=asyncio.FIRST_COMPLETED)
+        return reading.result() if reading.done() else b""
+    finally:
+        if not reading.done():
+            reading.cancel()
+            await asyncio.wait((reading,))

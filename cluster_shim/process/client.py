@@ -9,7 +9,6 @@ import os
 import select
 import socket
 import struct
-import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +18,7 @@ import msgspec
 import structlog
 from msgspec import Struct, field
 
-from cluster_controller.tasks import Tasks
+from cluster_controller.tasks import Tasks, end_task
 from cluster_shim.contract import ShimError
 from cluster_shim.process.supervisor.core import program_version
 
@@ -154,7 +153,7 @@ class SupervisorClient:
         try:
             sock = await connect(self.folder / "supervisor.sock")
         except OSError:
-            await asyncio.to_thread(launch, self._argv)
+            await launch(self._argv)
             sock = await connect(self.folder / "supervisor.sock")
         reader, self._writer = await asyncio.open_unix_connection(sock=sock, limit=MAX_LINE)
         return reader
@@ -173,9 +172,7 @@ class SupervisorClient:
             self._changed("")
             await receiving
         finally:
-            receiving.cancel()
-            with suppress(asyncio.CancelledError):
-                await receiving
+            await end_task(receiving)
 
     async def _upgrade(self, hello: Hello) -> bool:
         """True: it is on its way, connect again. Asked once only; a supervisor that cannot is better than none."""
@@ -229,18 +226,28 @@ class SupervisorClient:
                 future.set_exception(Lost(f"the supervisor in {self.folder} is gone: {reason}"))
 
 
-def launch(argv: list[str]) -> None:
-    """Start a supervisor outside our life and wait until it answers. It gets nothing of our environment but the PATH."""
+async def launch(argv: list[str]) -> None:
+    """Start a supervisor outside our life and wait until it answers. It gets nothing of our environment but the PATH.
+
+    No thread waits for it: a controller that is told to stop meanwhile stops, and the supervisor comes up all the same.
+    """
     environment = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"}
     environment.update({name: value for name, value in os.environ.items() if name == "BANYAN_CRASH_AT"})
+    starter = await asyncio.create_subprocess_exec(
+        *argv, env=environment, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+    )
     try:
-        done = subprocess.run(  # noqa: S603 - our own interpreter and program
-            argv, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=LAUNCH_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
+        async with asyncio.timeout(LAUNCH_SECONDS):
+            _, said = await starter.communicate()
+    except TimeoutError:
         raise ShimError(f"the supervisor did not come up within {LAUNCH_SECONDS:g} s; see supervisor.log in its folder") from None
-    if done.returncode:
-        detail = done.stderr.decode(errors="replace").strip()[-500:]
+    finally:
+        if starter.returncode is None:
+            with suppress(ProcessLookupError):
+                starter.kill()  # it only waits to tell us; what it started is not its child any more
+            await starter.wait()
+    if starter.returncode:
+        detail = said.decode(errors="replace").strip()[-500:]
         raise ShimError(f"the supervisor could not be started: {detail or 'see supervisor.log in its folder'}")
 
 

@@ -21,6 +21,7 @@ from cluster_shim.process.supervisor.logfile import INDEX_RECORD, MAX_INDEX
 POLL_SECONDS = 0.25
 CHUNK = 64 << 10
 MAX_LINE = 16 << 10  # a longer line is handed out in pieces, as container runtimes do
+LOCK_TRIES, LOCK_PAUSE_SECONDS = 100, 0.02
 _TRUE = ("true", "1", "t")
 
 
@@ -146,7 +147,15 @@ class _Locked:
         self._fd = fd
 
     def __enter__(self) -> None:
-        fcntl.flock(self._fd, fcntl.LOCK_SH)
+        """Bounded: a supervisor that stands still in the middle of a rotation must not keep our thread for ever."""
+        for _ in range(LOCK_TRIES):
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(LOCK_PAUSE_SECONDS)
+            else:
+                return
+        raise ShimError(f"the log has been in rotation for {LOCK_TRIES * LOCK_PAUSE_SECONDS:g} s; does the supervisor run? Ask again")
 
     def __exit__(self, *_: object) -> None:
         fcntl.flock(self._fd, fcntl.LOCK_UN)

@@ -13,7 +13,7 @@ import structlog
 from msgspec import structs
 
 from cluster_controller.clock import boottime
-from cluster_controller.tasks import Tasks
+from cluster_controller.tasks import Tasks, end_task
 from cluster_shim.contract import Desired, Instance, Node, Observed, ObservedWork, Phase, ShimError, Work
 from cluster_shim.process import facts, observe
 from cluster_shim.process.client import LAUNCH_SECONDS, InstanceView, Lost, SupervisorClient
@@ -88,12 +88,10 @@ class Session:
                     yield observed
             await listening  # a broken stream of Desired is the caller's to see
         finally:
-            listening.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await listening
             for timer in (self._retry_at, self._silent):
                 if timer is not None:
                     timer.cancel()
+            await end_task(listening)
             await self._tasks.close()
 
     async def _first_contact(self) -> None:
@@ -144,7 +142,7 @@ class Session:
                 if self._settled:
                     self._tell.set()
         finally:
-            probing.cancel()
+            await end_task(probing)
 
     async def _step(self, works: dict[str, Work]) -> None:
         allocatable = Capacity(self._node.allocatable_cpu_millis, self._node.allocatable_memory_bytes, self._node.accelerators)

@@ -65,6 +65,21 @@ def test_a_followed_log_is_let_go_of_with_its_reader(tmp_path: Path) -> None:
     run(tmp_path, body)
 
 
+def test_a_followed_log_ends_when_the_controller_stops(tmp_path: Path) -> None:
+    """Else every stop would wait out its deadline for an answer that has no end."""
+
+    async def body(server: Server) -> None:
+        await pod(server)
+        server.services.logs["p1"] = [b'{"line":1}\n']
+        client = Client(server, "follow=true", path=LOG, user=ADMIN)
+        assert await client.next() == {"line": 1}
+        server.draining.set()
+        await client.ended()
+        assert server.services.streams[0].aborted.is_set()
+
+    run(tmp_path, body)
+
+
 def model(size: int = len(CONTENT)) -> dict[str, Any]:
     file = {"path": "model.onnx", "sha256": DIGEST, "size": size}
     metadata = {"name": "m", "namespace": "default"}

@@ -22,6 +22,7 @@ from cluster_controller.tunnel import (
 )
 from tests.tunnel.support import Member, chain, echo, identity, read_all, record_of, run
 
+
 @contextlib.asynccontextmanager
 async def held_open(accepted: Callable[[], None]) -> AsyncIterator[int]:
     """A port that takes connections and says nothing; whoever connects is told to ``accepted``."""
