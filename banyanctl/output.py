@@ -15,6 +15,8 @@ from typing import Any, Literal, TextIO
 
 from msgspec import Struct, field
 
+from cluster_controller.errors import InvalidInput
+
 Format = Literal["table", "wide", "json", "yaml", "name"]
 FORMATS: tuple[Format, ...] = ("table", "wide", "json", "yaml", "name")
 PATIENCE_SECONDS = 2.0  # what takes longer says what it is waiting for
@@ -58,6 +60,15 @@ def _full_name(item: Any) -> str:
 def note(text: str) -> None:
     """Something for the person, beside the answer."""
     print(text, file=sys.stderr, flush=True)
+
+
+def ask(question: str, option: str) -> None:
+    """Let a person decide; click.Abort when they say no. InvalidInput, naming the option that answers, where nobody can be asked."""
+    if not sys.stdin.isatty():
+        raise InvalidInput(f"{question} Nobody can be asked here; say so with {option}", option)
+    import click
+
+    click.confirm(question, abort=True, err=True)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], empty: str = "") -> None:

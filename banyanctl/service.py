@@ -1,4 +1,4 @@
-"""The command line's only call sites into the controller's own code: create, join, run, leave.
+"""The command line's only call sites into the controller's own code: create, join, run (leaving is in `leaving`).
 
 Everything else that `banyan` does goes through a controller's API. Nothing here loads typer, click or rich: `banyan run` is
 the long-lived process, and what it loads it keeps.
@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import faulthandler
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator
@@ -20,7 +19,7 @@ from msgspec import Struct, structs
 from banyanctl.credential import Endpoint, as_json, url
 from cluster_controller import clock, config
 from cluster_controller.config import Config
-from cluster_controller.errors import AlreadyExists, Forbidden, InvalidInput, NotFound, Unreachable
+from cluster_controller.errors import AlreadyExists, InvalidInput, NotFound
 
 if TYPE_CHECKING:
     from cluster_controller.app import Controller
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 DISTRIBUTION = "banyan-edge"
 APPROVAL_SECONDS = 7 * 24 * 3600.0  # how long `banyan join` waits for a person
 SHIM_CREDENTIALS = ("ca.pem", "certificate.pem", "key.pem")  # in DATA/shim, for a shim that is spoken to over TCP
-LEAVE_SECONDS = 20.0  # for a link to the parent, when leaving
 STOP_SECONDS = 8.0  # for the API's requests in flight, and again for everything else
 STUCK_SECONDS = 18.0  # after which a stop is cut off, with the stack of every thread in the log; service managers wait for longer
 FILES = 65_536  # open files that a controller asks for; the hard limit may allow fewer
@@ -47,12 +45,6 @@ class Joined(Struct, frozen=True):
     parent: str
     new: bool
     provisional: bool
-
-
-class Left(Struct, frozen=True):
-    name: str
-    parent: str
-    told: bool  # the parent knows
 
 
 def init(wanted: Config) -> Made:
@@ -108,54 +100,6 @@ def _writable(wanted: Config) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):
             wanted.data.rmdir()  # refused by the system unless it is empty
-
-
-def leave(settings: Config, *, keep_applications: bool, force: bool) -> Left:
-    """Tell the parent, end what runs here, forget who this was. StoreInUse while the controller runs: it has to be stopped first.
-
-    Volumes and the model cache stay: they are the site's.
-    """
-    from banyanctl.events import configure
-    from cluster_controller.identity import load
-
-    configure("human", "warning")
-    identity = load(settings.identity_folder)
-    if identity.is_root:
-        raise Forbidden(f"{identity.name} is the root of its tree, there is nobody to leave; to end the tree remove {settings.data}")
-    told = asyncio.run(_take_leave(settings, keep_applications=keep_applications, force=force))
-    shutil.rmtree(settings.identity_folder)
-    for path in (*settings.data.glob("store.db*"), settings.admin_kubeconfig, settings.data / config.FILE_NAME):
-        path.unlink(missing_ok=True)
-    return Left(identity.name, identity.saved.parent_name, told)
-
-
-async def _take_leave(settings: Config, *, keep_applications: bool, force: bool) -> bool:
-    """Whether the parent was told. Nothing is ended before it was, unless forced."""
-    from cluster_controller.app import Controller
-
-    controller = Controller(structs.replace(settings, tunnel_listen=""), None, version=installed(DISTRIBUTION))
-    await controller.start()
-    told = True
-    try:
-        async with asyncio.timeout(LEAVE_SECONDS):
-            while controller.tunnel.parent is None:  # noqa: ASYNC110 (a one-shot command may look twenty times a second)
-                await asyncio.sleep(0.05)
-            await controller.membership.leave()
-    except (TimeoutError, Unreachable) as error:
-        if not force:
-            why = controller.tunnel.dial_error or error
-            raise Unreachable(
-                f"the parent cannot be told that {controller.name} leaves ({why}); nothing was changed. Try again when it is in reach,"
-                " or leave with --force and remove the name there with `banyan cluster remove`"
-            ) from error
-        told = False
-    finally:
-        await controller.stop()
-    if settings.shim == "process" and not keep_applications:
-        from cluster_shim.process import client
-
-        await asyncio.to_thread(client.end, settings.process_folder, None)
-    return told
 
 
 # --- the long-lived process ---

@@ -103,6 +103,8 @@ def join(
     word = sys.stdin.readline() if token == "-" else token  # noqa: S105 (no password: the word for standard input)
     if not word.strip():
         raise InvalidInput("the token is empty; give the word that `banyan token create` printed", "TOKEN")
+    if install:
+        systemd.require(wanted.data)
     with output.progress("asking the parent") as say:
         joined = service.join(wanted, word, say)
     _joined(wanted, joined, install=install)
@@ -135,15 +137,42 @@ def run_controller(data: Path) -> NoReturn:
     os.execv(sys.executable, [sys.executable, "-m", "banyanctl", "run", "--data", str(data)])
 
 
-@examples("banyan leave", "banyan leave --keep-applications --data /srv/banyan")
+@examples("banyan leave", "banyan leave --yes --keep-applications --data /srv/banyan")
 def leave(
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     keep: Annotated[bool, typer.Option("--keep-applications", help="What runs here goes on running, on its own.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Leave even when the parent cannot be told.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Leave even when the parent cannot be told, or clusters below lose their parent.")
+    ] = False,
 ) -> None:
-    """Take this machine out of its tree: the parent is told, applications end, the identity is destroyed."""
-    data = data_folder()
-    with output.progress("telling the parent"):
-        left = service.leave(config.load(data), keep_applications=keep, force=force)
-    told = {"name": left.name, "parent": left.parent, "told": left.told, "data": str(data)}
-    warning = "" if left.told else "; it was not told: run `banyan cluster remove` there"
-    output.emit(told, settings().output, lambda: print(f"{left.name} has left {left.parent}{warning}"))
+    """Take this machine out of its tree, whether its controller runs or not.
+
+    The controller is stopped, the parent is told, applications end, the identity and the store are destroyed. Volumes and the
+    model cache stay: they are the site's.
+    """
+    from banyanctl import leaving
+    from banyanctl.events import configure
+
+    configure("human", "error")  # what a running controller tells its log, a person has no use for here
+    site = leaving.find(config.load(data_folder()))
+    if not yes:
+        output.ask(f"{site.name} leaves {site.parent}: {_consequences(site.running is not None, keep=keep)}. Go on?", "--yes")
+    with output.progress(f"telling {site.parent}") as say:
+        left = leaving.leave(site, keep_applications=keep, force=force, say=say)
+    told = {
+        "name": left.name,
+        "parent": left.parent,
+        "told": left.told,
+        "controllerStopped": left.stopped,
+        "applications": left.applications,
+        "data": str(site.settings.data),
+    }
+    warning = "" if left.told else f"; it was not told: run `banyan cluster remove {left.name}` there"
+    rest = {"ended": "its applications have ended", "kept": "its applications run on", "none": "what its cluster runs was left alone"}
+    output.emit(told, settings().output, lambda: print(f"{left.name} has left {left.parent}, {rest[left.applications]}{warning}"))
+
+
+def _consequences(running: bool, *, keep: bool) -> str:
+    steps = ["its controller stops"] if running else []
+    steps += ["its applications run on, unmanaged" if keep else "its applications end", "its identity and store are destroyed"]
+    return ", ".join(steps) + "; volumes and models stay"

@@ -1,6 +1,10 @@
-"""`banyan join --install`: write the systemd unit of a controller, enable it, start it. What it says is the process shim's to know."""
+"""`banyan join --install` and `banyan leave`: the systemd unit of a controller, written, enabled, started, and taken away again.
+
+What the unit says is the process shim's to know. A failure leaves no unit behind.
+"""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -9,7 +13,7 @@ from pathlib import Path
 from cluster_controller.errors import BanyanError, InvalidInput, NotFound
 from cluster_shim.process.systemd import unit
 
-SYSTEMCTL_SECONDS = 60
+SYSTEMCTL_SECONDS = 120  # longer than a controller may take to start or to stop
 
 
 def unit_text(name: str, data: Path, program: Sequence[str]) -> str:
@@ -37,22 +41,64 @@ def program() -> list[str]:
 
 def available() -> bool:
     """Whether systemd runs here and takes units of this user."""
-    return Path("/run/systemd/system").is_dir()
+    if not Path("/run/systemd/system").is_dir() or shutil.which("systemctl") is None:
+        return False
+    return os.geteuid() == 0 or Path(os.environ.get("XDG_RUNTIME_DIR", "/nowhere"), "systemd").is_dir()
+
+
+def require(data: Path) -> None:
+    """NotFound where no unit can be installed. Asked before anything else is done: a token is good for one join."""
+    if not available():
+        whose = "" if os.geteuid() == 0 else " for this user (log in as them, or install as root)"
+        raise NotFound(
+            f"systemd does not run here{whose}, so --install cannot be followed and nothing was done; join without it,"
+            f" and let your supervisor of services start: banyan run --data {data}"
+        )
 
 
 def install(name: str, data: Path) -> Path:
     """Write the unit, enable and start it; returns its path. Writing the same unit again is harmless."""
-    if not available():
-        raise NotFound(f"systemd does not run here, so no unit was installed; start the controller with: banyan run --data {data}")
     path = unit_folder() / unit_name(name)
+    fresh = not path.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(unit_text(name, data, program()), encoding="utf-8")
     except OSError as error:
         raise InvalidInput(f"{path} cannot be written: {error.strerror}; install as root, or without --install") from error
-    scope = [] if os.geteuid() == 0 else ["--user"]
     for arguments in (["daemon-reload"], ["enable", "--now", path.name]):
-        done = subprocess.run(["systemctl", *scope, *arguments], capture_output=True, text=True, timeout=SYSTEMCTL_SECONDS, check=False)
-        if done.returncode != 0:
-            raise BanyanError(f"systemctl {' '.join(arguments)} failed: {done.stderr.strip()}; the unit is {path}")
+        if trouble := _systemctl(*arguments):
+            if fresh:
+                remove(name)
+            state = "taken away again" if fresh else "left as it is"
+            raise BanyanError(
+                f"systemctl {' '.join(arguments)} failed: {trouble}; the site has joined, its unit was {state}."
+                f" Run the same command again, or start the controller with: banyan run --data {data}"
+            )
     return path
+
+
+def stop(name: str) -> None:
+    """Stop the unit, where one is installed, and see that it is not started again. BanyanError when systemd does not."""
+    if (unit_folder() / unit_name(name)).exists() and available() and (trouble := _systemctl("disable", "--now", unit_name(name))):
+        raise BanyanError(f"systemctl disable --now {unit_name(name)} failed: {trouble}")
+
+
+def remove(name: str) -> None:
+    """Take the unit away, where one is installed."""
+    path = unit_folder() / unit_name(name)
+    if path.exists():
+        if available():
+            _systemctl("disable", path.name)
+        path.unlink(missing_ok=True)
+        if available():
+            _systemctl("daemon-reload")
+
+
+def _systemctl(*arguments: str) -> str:
+    """What went wrong, or nothing."""
+    scope = [] if os.geteuid() == 0 else ["--user"]
+    try:
+        done = subprocess.run(["systemctl", *scope, *arguments], capture_output=True, text=True, timeout=SYSTEMCTL_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return "" if done.returncode == 0 else done.stderr.strip() or f"exit code {done.returncode}"

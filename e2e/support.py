@@ -116,13 +116,13 @@ class Site:
         return self.process.wait(20)
 
     def everything(self) -> list[int]:
-        """Pids of all that runs out of this folder but this test."""
+        """Pids of all that runs out of this folder, or in it, but this test."""
         mark = str(self.folder).encode()
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and int(entry.name) != os.getpid():
                 with contextlib.suppress(OSError):
-                    if mark in (entry / "cmdline").read_bytes():
+                    if mark in (entry / "cmdline").read_bytes() or (entry / "cwd").readlink().is_relative_to(self.folder):
                         found.append(int(entry.name))
         return sorted(found)
 

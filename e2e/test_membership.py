@@ -1,11 +1,13 @@
 """Who is let in, as a new site meets it: each failure with its own message and exit code, nothing left behind half made."""
 
+import json
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 
-from e2e.support import API, Site, Tree, until
+from e2e.support import API, Site, Tree, talker, until
 
 
 @pytest.fixture
@@ -96,17 +98,84 @@ def test_people_have_the_rights_that_they_were_given(tree: Tree, root: Site) -> 
     until("she is barred", lambda: "was revoked" in root.kubectl("get", "applications", kubeconfig=viewer, check=False))
 
 
-def test_leave_forgets_the_site_on_both_sides(tree: Tree, root: Site) -> None:
+def left_behind(site: Site) -> set[str]:
+    return {path.name for path in site.folder.iterdir()}
+
+
+WHO_IT_WAS = {"identity", "banyan.toml", "admin.kubeconfig", "store.db", "store.db-wal", "store.db-shm", "store.lock"}
+
+
+def test_a_running_site_leaves_with_one_command(tree: Tree, root: Site) -> None:
+    site = tree.edge("edge-1", root)
+    root.kubectl("apply", "-f", "-", stdin=json.dumps(talker(clusterName="edge-1")))
+    until("it runs", lambda: root.status("talker").get("ready") == 1)
+    assert site.process is not None
+    asked = site.banyan("leave", check=False)  # nobody can be asked: nothing happens
+    assert (asked.returncode, site.process.poll()) == (2, None)
+    assert "edge-1 leaves root: its controller stops, its applications end" in asked.stderr
+    told = json.loads(site.banyan("leave", "--yes", "-o", "json").stdout)
+    assert told == {
+        "name": "edge-1", "parent": "root", "told": True, "controllerStopped": True, "applications": "ended", "data": str(site.folder),
+    }  # fmt: skip
+    assert site.process.wait(5) == 0
+    assert site.everything() == []
+    assert not left_behind(site) & WHO_IT_WAS
+    until("the root forgot it", lambda: "edge-1" not in root.clusters())
+    again = site.banyan("leave", "--yes", check=False)
+    assert (again.returncode, "no cluster lives in" in again.stderr) == (2, True)
+    site.banyan("join", root.token(), "--name", "edge-1", "--no-run", "--tunnel-listen", "")  # the folder is as good as new
+
+
+def test_a_site_that_leaves_may_keep_what_it_runs(tree: Tree, root: Site) -> None:
+    site = tree.edge("edge-1", root)
+    root.kubectl("apply", "-f", "-", stdin=json.dumps(talker(clusterName="edge-1")))
+    until("it runs", lambda: root.status("talker").get("ready") == 1)
+    instance = next(pid for pid in site.everything() if b"'line'" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    assert "its applications run on" in site.banyan("leave", "--yes", "--keep-applications").stdout
+    assert not left_behind(site) & WHO_IT_WAS
+    until("the root forgot it", lambda: "edge-1" not in root.clusters())
+    assert instance in site.everything()
+
+
+def test_a_site_that_cannot_tell_its_parent_goes_on(tree: Tree, root: Site) -> None:
     site = tree.site("edge-1", BANYAN_SHIM="none")
     site.join(root.token(), "--tunnel-listen", "")
     site.wait()
-    busy = site.banyan("leave", check=False)
-    assert busy.returncode == 10
-    assert "stop that controller" in busy.stderr
+    until("it is in", lambda: root.clusters()["edge-1"]["phase"] == "Ready")
+    root.kill()
+    until("it has noticed", lambda: 'seconds{peer="root"}' not in str(site.get("/metrics")))
+    refused = site.banyan("leave", "--yes", check=False)
+    assert refused.returncode == 8
+    assert "nothing was changed" in refused.stderr
+    assert site.process is not None and site.process.poll() is None
     site.stop()
-    site.banyan("leave")
-    until("the root forgot it", lambda: "edge-1" not in root.clusters())
-    assert not (site.folder / "identity" / "identity.json").exists()
+    told = json.loads(site.banyan("leave", "--yes", "--force", "-o", "json").stdout)
+    assert (told["told"], told["controllerStopped"]) == (False, False)
+    assert not left_behind(site) & WHO_IT_WAS
+
+
+def test_a_site_that_was_removed_meanwhile_leaves_in_peace(tree: Tree, root: Site) -> None:
+    """So does one whose leaving was cut off after the parent had been told."""
+    site = tree.site("edge-1", BANYAN_SHIM="none")
+    site.join(root.token(), "--tunnel-listen", "")
+    site.wait()
+    until("it is in", lambda: root.clusters()["edge-1"]["phase"] == "Ready")
+    site.stop()
+    until("its link is down", lambda: root.clusters()["edge-1"]["phase"] == "Unknown")
+    root.banyan("cluster", "remove", "edge-1")
+    assert json.loads(site.banyan("leave", "--yes", "-o", "json").stdout)["told"] is True
+    assert not left_behind(site) & WHO_IT_WAS
+
+
+def test_a_region_with_clusters_below_does_not_leave_by_mistake(tree: Tree, root: Site) -> None:
+    region = tree.region("region-a", root)
+    edge = tree.site("edge-1", BANYAN_SHIM="none")
+    edge.join(region.token(), "--tunnel-listen", "")
+    edge.wait()
+    until("it is in", lambda: region.clusters()["edge-1"]["phase"] == "Ready")
+    refused = region.banyan("leave", "--yes", check=False)
+    assert (refused.returncode, "edge-1" in refused.stderr) == (5, True)
+    assert region.clusters()["edge-1"]["phase"] == "Ready"
 
 
 def test_nothing_is_served_anonymously_but_healthz(root: Site) -> None:
@@ -134,7 +203,7 @@ def test_a_name_is_free_again_after_its_cluster_has_left(tree: Tree, root: Site)
     first.wait()
     until("the root knows edge-1", lambda: root.clusters().get("edge-1", {}).get("phase") == "Ready")
     first.stop()
-    first.banyan("leave")
+    first.banyan("leave", "--yes")
     until("the root forgot it", lambda: "edge-1" not in root.clusters())
     second = tree.site("second", BANYAN_SHIM="none")
     second.banyan("join", region.token(), "--name", "edge-1", "--no-run", "--tunnel-listen", "")

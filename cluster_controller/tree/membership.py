@@ -133,11 +133,19 @@ class Membership(Decisions):
             raise Forbidden(f"{found.name} ({found.uid}) answers where the parent {expected} is expected")
 
     async def leave(self) -> None:
-        """Tell the parent that this cluster leaves the tree for good. Unreachable when it cannot be told."""
+        """Tell the parent that this cluster leaves the tree for good; one that forgot it already needs no telling. Unreachable when
+        it cannot be told."""
         identity = self._identity()
         if identity.is_root:
             raise Forbidden(f"{identity.name} is the root of its tree; there is nobody to leave")
-        await self._question(Leave())
+        if not self.forgotten:
+            await self._question(Leave())
+
+    @property
+    def forgotten(self) -> bool:
+        """The parent has answered that this cluster is no member of it any more: it left, was removed, revoked or replaced."""
+        error = self._tunnel.dial_error if self._tunnel is not None else None
+        return isinstance(error, RefusedByParent) and error.refusal.code in (RefusalCode.NOT_MY_CHILD, RefusalCode.REVOKED)
 
     # --- what the tunnel asks: as a parent ---
 
