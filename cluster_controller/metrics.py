@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from cluster_controller import clock
+from cluster_controller import clock, tasks
 from cluster_controller.app import Controller
 from cluster_controller.tunnel.link import Link
 
@@ -50,6 +50,12 @@ class _Collector(Collector):
         yield from self._sync()
         yield from self._clusters()
         yield from self._instances()
+        crashes = CounterMetricFamily(
+            "banyan_task_crashes", "Background tasks that a defect ended; the log has the traceback.", labels=["owner"]
+        )
+        for owner, count in tasks.crashes.items():
+            crashes.add_metric([owner], count)
+        yield crashes
         yield CounterMetricFamily("banyan_placements", "Placement decisions taken.", value=controller.engine.settled)
         if self._front is not None:
             yield from self._requests(self._front)
@@ -99,6 +105,9 @@ class _Collector(Collector):
             applied.add_metric(peer, session.target.applied)
             known.add_metric(peer, session.target.stale)
         yield from (lag, applied, known)
+        yield CounterMetricFamily(
+            "banyan_sync_interruptions", "Sync sessions that failed, to be started again.", value=controller.links.interrupted
+        )
 
     def _clusters(self) -> Iterator[Metric]:
         controller = self._controller
