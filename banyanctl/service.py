@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, structs
 
+from banyanctl import notify
 from banyanctl.credential import Endpoint, as_json, url
 from cluster_controller import clock, config
 from cluster_controller.config import Config
@@ -156,8 +157,10 @@ async def _serve(settings: Config) -> None:
         await serving.start()
         await asyncio.to_thread(_write_admin, settings, controller, serving)
         _announce(settings, controller, serving)
+        notify.tell(notify.READY)
         await stop.wait()
     finally:
+        notify.tell(notify.STOPPING)
         faulthandler.dump_traceback_later(STUCK_SECONDS, exit=True)  # a thread of its own: it works whatever the loop is stuck in
         if serving is not None:
             await _bounded("serving", serving.close())

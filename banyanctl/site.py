@@ -92,6 +92,9 @@ def join(
     install: Annotated[
         bool, typer.Option("--install", help="Write, enable and start a systemd unit instead of running in the foreground.")
     ] = False,
+    user: Annotated[
+        str, typer.Option("--user", help="With --install as root: who the controller and what it runs belong to.", show_default="root")
+    ] = "",
     start: Annotated[bool, typer.Option("--run/--no-run", help="Run the controller once joined.")] = True,
 ) -> None:
     """Make this machine a member of a tree, and run its controller.
@@ -104,21 +107,23 @@ def join(
     if not word.strip():
         raise InvalidInput("the token is empty; give the word that `banyan token create` printed", "TOKEN")
     if install:
-        systemd.require(wanted.data)
+        systemd.require(wanted.data, user)
+    elif user:
+        raise InvalidInput("--user goes with --install: without it the controller belongs to whoever runs this", "--user")
     with output.progress("asking the parent") as say:
         joined = service.join(wanted, word, say)
-    _joined(wanted, joined, install=install)
+    _joined(wanted, joined, install=install, user=user)
     if start and not install:
         run_controller(wanted.data)
 
 
-def _joined(wanted: Config, joined: service.Joined, *, install: bool) -> None:
+def _joined(wanted: Config, joined: service.Joined, *, install: bool, user: str) -> None:
     told = {"name": joined.name, "uid": joined.uid, "parent": joined.parent, "data": str(wanted.data), "unit": ""}
     lines = [
         f"{joined.name} is a member below {joined.parent} ({'joined now' if joined.new else 'as before'}); its data is in {wanted.data}"
     ]
     if install:
-        unit = systemd.install(joined.name, wanted.data)
+        unit = systemd.install(joined.name, wanted.data, user)
         told["unit"] = str(unit)
         lines.append(f"its controller runs as {unit.name}; see: systemctl status {unit.name}, journalctl -u {unit.name} -f")
     say: Callable[[str], None] = print if install else output.note

@@ -4,22 +4,23 @@ What the unit says is the process shim's to know. A failure leaves no unit behin
 """
 
 import os
+import pwd
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster_controller.errors import BanyanError, InvalidInput, NotFound
+from cluster_controller.errors import BanyanError, Forbidden, InvalidInput, NotFound
 from cluster_shim.process.systemd import unit
 
 SYSTEMCTL_SECONDS = 120  # longer than a controller may take to start or to stop
 
 
-def unit_text(name: str, data: Path, program: Sequence[str]) -> str:
-    """The unit file of the controller in ``data``."""
+def unit_text(name: str, data: Path, program: Sequence[str], user: str = "") -> str:
+    """The unit file of the controller in ``data``. ``user``: who it and its applications run as; "" for whoever installs."""
     command = [*program, "run", "--data", str(data), "--log-format", "human"]
-    return unit(command, name=name, target="multi-user.target" if os.geteuid() == 0 else "default.target")
+    return unit(command, name=name, user=user, target="multi-user.target" if os.geteuid() == 0 else "default.target")
 
 
 def unit_name(name: str) -> str:
@@ -46,8 +47,12 @@ def available() -> bool:
     return os.geteuid() == 0 or Path(os.environ.get("XDG_RUNTIME_DIR", "/nowhere"), "systemd").is_dir()
 
 
-def require(data: Path) -> None:
+def require(data: Path, user: str) -> None:
     """NotFound where no unit can be installed. Asked before anything else is done: a token is good for one join."""
+    if user:
+        if os.geteuid() != 0:
+            raise Forbidden(f"--user {user}: only root installs a unit for another user; leave it out for a unit of your own")
+        _account(user)
     if not available():
         whose = "" if os.geteuid() == 0 else " for this user (log in as them, or install as root)"
         raise NotFound(
@@ -56,13 +61,18 @@ def require(data: Path) -> None:
         )
 
 
-def install(name: str, data: Path) -> Path:
-    """Write the unit, enable and start it; returns its path. Writing the same unit again is harmless."""
+def install(name: str, data: Path, user: str = "") -> Path:
+    """Write the unit, enable and start it; returns its path. Writing the same unit again is harmless.
+
+    With ``user`` the data folder becomes that user's.
+    """
+    if user:
+        _hand_over(data, user)
     path = unit_folder() / unit_name(name)
     fresh = not path.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(unit_text(name, data, program()), encoding="utf-8")
+        path.write_text(unit_text(name, data, program(), user), encoding="utf-8")
     except OSError as error:
         raise InvalidInput(f"{path} cannot be written: {error.strerror}; install as root, or without --install") from error
     for arguments in (["daemon-reload"], ["enable", "--now", path.name]):
@@ -75,6 +85,21 @@ def install(name: str, data: Path) -> Path:
                 f" Run the same command again, or start the controller with: banyan run --data {data}"
             )
     return path
+
+
+def _account(user: str) -> pwd.struct_passwd:
+    try:
+        return pwd.getpwnam(user)
+    except KeyError:
+        raise NotFound(f"--user {user}: there is no such user; make one with: useradd --system {user}") from None
+
+
+def _hand_over(data: Path, user: str) -> None:
+    """The folder and all in it; links themselves, never what they point to."""
+    account = _account(user)
+    for folder, _, files in os.walk(data):
+        for path in (folder, *(Path(folder, name) for name in files)):
+            os.chown(path, account.pw_uid, account.pw_gid, follow_symlinks=False)
 
 
 def stop(name: str) -> None:

@@ -3,7 +3,11 @@
 ``KillMode=process``: stopping or restarting the unit ends the controller alone. The supervisor and the instances live in the
 same control group, and any other mode would kill them with it. ``Delegate=`` lets the supervisor limit cpu and memory of
 instances, and ``OOMPolicy=continue`` keeps one instance that asked for too much from ending the unit. A failed controller comes
-back for ever; to stop the applications of a site, ``banyan leave`` or ``client.end``.
+back for ever, but not where only a person helps: settings that are wrong (exit code 2), no cluster that lives there (3).
+
+There is no sandbox (``ProtectSystem=``, ``PrivateTmp=``, ``NoNewPrivileges=`` …): the applications run inside the unit, so each
+would be theirs too, and those made of mount namespaces would differ between instances started before a restart and after it.
+``User=`` is the lever that there is. To stop the applications of a site: ``banyan leave`` or ``client.end``.
 """
 
 from collections.abc import Sequence
@@ -20,10 +24,12 @@ Wants=network-online.target
 StartLimitIntervalSec=0
 
 [Service]
-Type=exec
+Type=notify
 ExecStart={command}
 {user}Restart=always
 RestartSec=1
+RestartPreventExitStatus=2 3
+TimeoutStartSec=300
 KillMode=process
 Delegate=cpu memory
 OOMPolicy=continue
@@ -48,7 +54,7 @@ def unit(command: Sequence[str], *, name: str = "", user: str = "", target: str 
             raise ShimError(f"{word!r} cannot be written into a systemd unit: it has control characters")
     return _TEMPLATE.format(
         name=f" {_escape(name)}" if name else "",
-        command=" ".join(_quote(word) for word in command),
+        command=" ".join([_quote(command[0], program=True), *(_quote(word) for word in command[1:])]),
         user=f"User={_escape(user)}\n" if user else "",
         target=target,
     )
@@ -58,7 +64,11 @@ def _escape(text: str) -> str:
     return text.replace("%", "%%")
 
 
-def _quote(word: str) -> str:
-    """As systemd.syntax(7) and systemd.service(5) want it: quotes, backslashes, specifiers and variables are literal."""
-    text = _escape(word).replace("\\", "\\\\").replace('"', '\\"').replace("$", "$$")
+def _quote(word: str, *, program: bool = False) -> str:
+    """As systemd.syntax(7) and systemd.service(5) want it: quotes, backslashes, specifiers and variables are literal.
+
+    In the program's own path no variable is looked for, so its dollar signs stay single.
+    """
+    text = _escape(word).replace("\\", "\\\\").replace('"', '\\"')
+    text = text if program else text.replace("$", "$$")
     return f'"{text}"' if not text or any(letter in text for letter in " \t;'\"\\") else text

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -64,6 +65,23 @@ def test_the_real_process_loads_nothing_that_an_edge_has_no_use_for(data: Path) 
     assert {"cluster_controller", "openapi", "uvloop"} <= loaded
     assert not loaded & (FORBIDDEN - {"rich"})
     assert "rich.console" not in "".join(said)
+
+
+def test_it_tells_the_service_manager_when_it_serves_and_when_it_stops(tmp_path: Path, data: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(START_SECONDS)
+        environment = os.environ | {"NOTIFY_SOCKET": str(tmp_path / "notify")}
+        argv = [sys.executable, "-m", "banyanctl", "run", "--data", str(data)]
+        with subprocess.Popen(argv, stderr=subprocess.DEVNULL, env=environment) as process:
+            try:
+                assert manager.recv(64) == b"READY=1"
+                assert banyan("--data", str(data), "get", "namespaces", "-o", "name").stdout == "namespace/default\n"  # and so it is
+                process.send_signal(signal.SIGTERM)
+                assert manager.recv(64) == b"STOPPING=1"
+                assert process.wait(START_SECONDS) == 0
+            finally:
+                process.kill()
 
 
 def test_it_says_what_keeps_it_from_starting(tmp_path: Path, data: Path) -> None:
