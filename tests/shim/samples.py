@@ -7,6 +7,7 @@ from pathlib import Path
 from banyan.shim.v1 import shim_pb2 as pb
 from google.protobuf.message import Message
 from msgspec import Struct
+from msgspec.structs import replace
 
 from cluster_shim import contract as c
 from cluster_shim.grpc.convert import to_message
@@ -76,8 +77,10 @@ STRUCTS: dict[str, tuple[Struct, type[Message]]] = {
     "Desired": (_DESIRED, pb.Desired),
     "Work": (_WORK, pb.Work),
     "Component": (_COMPONENT, pb.Component),
+    "ComponentTakesSocket": (c.Component(name="serve", replicas=1, revision="sha256:1", takes_socket=True), pb.Component),
     "Resources": (_COMPONENT.resources, pb.Resources),
     "Probe": (_PROBE, pb.Probe),
+    "ProbeTcp": (c.Probe(tcp=True, port=81), pb.Probe),
     "File": (_COMPONENT.files[0], pb.File),
     "Volume": (_COMPONENT.volumes[0], pb.Volume),
     "ModelRef": (_COMPONENT.model or c.ModelRef("", "", "", ""), pb.ModelRef),
@@ -89,6 +92,7 @@ STRUCTS: dict[str, tuple[Struct, type[Message]]] = {
     "ObservedComponent": (_PART, pb.ObservedComponent),
     "Instance": (_INSTANCE, pb.Instance),
     "Node": (_NODE, pb.Node),
+    "NodeReady": (replace(_NODE, ready=True), pb.Node),
 }
 
 ENVELOPES: dict[str, Message] = {

@@ -67,5 +67,9 @@ async def run(folder: Path, commits: int) -> None:
     await store.close()
 
 
+def work(folder: Path, commits: int) -> None:
+    asyncio.run(run(folder, commits))
+
+
 if __name__ == "__main__":
-    asyncio.run(run(Path(sys.argv[1]), int(sys.argv[2])))
+    work(Path(sys.argv[1]), int(sys.argv[2]))
