@@ -24,6 +24,11 @@ def test_a_finalizer_holds_what_is_deleted_until_it_is_taken_away(grove: Tree) -
     held = root.get(f"{APPS}/held")
     assert held["metadata"]["deletionTimestamp"]
     assert "example.com/hold" in held["metadata"]["finalizers"]
+    until("it says so", lambda: "Running,DeletionWaits" in root.kubectl("get", "app", "held"))
+    waits = next(one for one in root.status("held")["conditions"] if one["type"] == "Withdrawing")
+    assert (waits["status"], "waits for finalizer example.com/hold" in waits["message"]) == ("False", True)
+    assert not root.status("held").get("withdrawing")
+    assert len(pods(grove.sites["edge-1"], "held")) == 1  # as a Deployment's pods, until its deletion is allowed
     root.kubectl("patch", "app", "held", "--type=merge", "-p", '{"metadata":{"finalizers":null}}', check=False)
     until("it goes", lambda: root.ask("GET", f"{APPS}/held")[0] == 404)
     until("so does its instance", lambda: pods(grove.sites["edge-1"], "held") == [])

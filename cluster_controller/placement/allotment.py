@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from cluster_controller.documents import Documents
 from cluster_controller.resources import kinds
+from cluster_controller.resources.registry import FINALIZER_WITHDRAW
 from cluster_controller.store import Key, Stored, Tx
 
 Find = Callable[[str, str, str], Stored | None]  # space, kind, uid
@@ -29,7 +30,8 @@ class Allotment(Struct, frozen=True, kw_only=True):
     chain: list[kinds.Share]
     references: list[Reference]
     missing: list[str]  # "model emotion": referenced, but not here
-    withdrawn: bool  # being deleted: nothing shall run
+    withdrawn: bool  # being deleted, and nobody else holds it: nothing shall run
+    held_by: list[str]  # finalizers of others for which its deletion waits; until then it runs on, as a Deployment's pods do
     key: Key
     version: int  # what a report upwards answers: the id of the last share in the chain; 0 at the origin
 
@@ -42,6 +44,8 @@ def of_application(tx: Tx, documents: Documents, stored: Stored, me: str, my_nam
     """The origin's own Application, with its names resolved to uids."""
     application = documents.read(stored, kinds.Application)
     namespace = stored.key.namespace
+    deleting = application.metadata.deletion_timestamp is not None
+    others = [finalizer for finalizer in application.metadata.finalizers if finalizer != FINALIZER_WITHDRAW]
     references: list[Reference] = []
     missing: list[str] = []
     for kind, name, optional in needed(application.spec.components):
@@ -65,7 +69,8 @@ def of_application(tx: Tx, documents: Documents, stored: Stored, me: str, my_nam
         chain=[],
         references=references,
         missing=missing,
-        withdrawn=application.metadata.deletion_timestamp is not None,
+        withdrawn=deleting and not others,
+        held_by=others if deleting else [],
         key=stored.key,
         version=0,
     )
@@ -91,6 +96,7 @@ def of_work(tx: Tx, documents: Documents, stored: Stored) -> Allotment:
         references=references,
         missing=missing,
         withdrawn=False,
+        held_by=[],
         key=stored.key,
         version=spec.shares[-1].id if spec.shares else 0,
     )

@@ -21,6 +21,7 @@ from cluster_controller.placement.allotment import Allotment, needed, of_applica
 from cluster_controller.placement.capacity import Ledger, add, positive
 from cluster_controller.placement.model import ClusterRecord, Demand, Given, Placement, Request
 from cluster_controller.placement.place import place
+from cluster_controller.placement.refused import Refused
 from cluster_controller.placement.status import application_status, withdraw_application, write_application_status, write_work_status
 from cluster_controller.placement.works import Reader, Works
 from cluster_controller.resources import kinds
@@ -38,49 +39,6 @@ class Seen(NamedTuple):
 
     work: kinds.WorkSpec | None
     status: kinds.WorkStatusStatus | None
-
-
-class Refused:
-    """Who said of which component that it found no place for all of it, and why; until something changes there.
-
-    Without it a share would go back and forth between targets that only look as if they had room. Kept in memory: after a restart
-    each is asked once more.
-    """
-
-    def __init__(self) -> None:
-        self._why: dict[str, tuple[int, dict[tuple[str, str], str]]] = {}  # application → (generation, (target, component) → why)
-
-    def answer(self, application: kinds.ApplicationReference, target: str, component: str, part: kinds.ComponentStatus | None) -> None:
-        """``part`` answers the newest share of a target that was given any; None: there is no such answer."""
-        generation, why = self._why.get(application.uid, (application.generation, {}))
-        if generation != application.generation:
-            why = {}
-        if part is not None and part.unplaced:
-            why[target, component] = part.message or "has no place for it"
-        elif part is not None:
-            why.pop((target, component), None)
-        if why:
-            self._why[application.uid] = application.generation, why
-        else:
-            self._why.pop(application.uid, None)
-
-    def why(self, application: kinds.ApplicationReference, target: str, component: str) -> str:
-        return self._why.get(application.uid, (0, {}))[1].get((target, component), "")
-
-    def of(self, application: str, component: str) -> list[tuple[str, str]]:
-        """Targets with their reasons."""
-        return sorted((target, why) for (target, name), why in self._why.get(application, (0, {}))[1].items() if name == component)
-
-    def forget(self, target: str) -> None:
-        """Something changed there: it may be asked again."""
-        for application, (_, why) in list(self._why.items()):
-            for key in [key for key in why if key[0] == target]:
-                del why[key]
-            if not why:
-                del self._why[application]
-
-    def drop(self, application: str) -> None:
-        self._why.pop(application, None)
 
 
 class Engine:
@@ -303,10 +261,14 @@ class Engine:
         for target in ceilings:
             if target not in waiting and target not in silent:
                 self._works.confirm(tx, application, target)
-        if allotment is not None and allotment.withdrawn and allotment.key.space == "own":
-            stored = tx.get(allotment.key)
-            if stored is not None:
-                withdraw_application(tx, stored, [self._target_name(tx, target) for target in waiting])
+        stored = tx.get(allotment.key) if allotment is not None and allotment.key.space == "own" else None
+        if allotment is None or stored is None:
+            return
+        reports = [self._target_report(tx, target, None, self._works.status(tx, target, application)) for target in waiting]
+        left = aggregate(components=allotment.components, duplicated=True, reports=reports, unplaced={}, messages={}, version=0)
+        before = self._documents.read(stored, kinds.Application).status
+        names = [self._target_name(tx, target) for target in waiting]
+        withdraw_application(tx, stored, before, waiting=names, left=left, timestamp=self._timestamp())
 
     def _given(
         self, tx: Tx, allotment: Allotment, ceilings: Mapping[str, Mapping[str, int]], seen: Mapping[str, Seen]
@@ -339,17 +301,13 @@ class Engine:
         return given
 
     def _report(self, tx: Tx, allotment: Allotment, placement: Placement, left: Mapping[str, int], seen: Mapping[str, Seen]) -> None:
-        silent = self._silent()
         reports: list[TargetReport] = []
         acknowledged = True
         for target, (work, status) in seen.items():
             if work is None and status is None:
                 continue
-            share_id = work.shares[-1].id if work is not None else 0
-            acknowledged &= work is not None and status is not None and status.version >= share_id
-            shares = {component.name: component.replicas for component in work.components} if work else {}
-            name = "" if target == self._uid else self._target_name(tx, target)
-            reports.append(TargetReport(name=name, shares=shares, share_id=share_id, status=status, silent=silent.get(target, "")))
+            acknowledged &= _answers(work, status)
+            reports.append(self._target_report(tx, target, work, status))
         messages = {name: self._why(allotment.application.uid, placement, name) for name, count in left.items() if count}
         settled = acknowledged and not any(placement.waiting.values()) and not allotment.missing
         duplicated = allotment.placement.strategy == "Duplicated"
@@ -366,9 +324,18 @@ class Engine:
             if stored is not None:
                 before = self._documents.read(stored, kinds.Application)
                 now = self._timestamp()
-                write_application_status(tx, stored, application_status(before, folded, allotment.missing, now), now)
+                write_application_status(tx, stored, application_status(before, folded, allotment.missing, now, allotment.held_by), now)
             return
         write_work_status(tx, allotment, folded, self._uid)
+
+    def _target_report(self, tx: Tx, target: str, work: kinds.WorkSpec | None, status: kinds.WorkStatusStatus | None) -> TargetReport:
+        return TargetReport(
+            name="" if target == self._uid else self._target_name(tx, target),
+            shares={component.name: component.replicas for component in work.components} if work is not None else {},
+            share_id=work.shares[-1].id if work is not None else 0,
+            status=status,
+            silent=self._silent().get(target, ""),
+        )
 
     def _why(self, application: str, placement: Placement, component: str) -> str:
         """One sentence with the most frequent reasons; `explain` shows them all."""

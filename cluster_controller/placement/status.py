@@ -13,13 +13,16 @@ from cluster_controller.documents import encode
 from cluster_controller.events import record
 from cluster_controller.placement.allotment import Allotment
 from cluster_controller.resources import kinds
+from cluster_controller.resources.registry import FINALIZER_WITHDRAW
 from cluster_controller.store import Key, Stored, Tx
 
-FINALIZER = "banyan.dev/withdraw"  # holds a deleted Application until the clusters in reach have stopped it
+FINALIZER = FINALIZER_WITHDRAW
+WITHDRAWING = "Withdrawing"  # condition: True while clusters in reach are stopping it, False while others hold the deletion
+VERDICTS_WITHDRAWING: tuple[tuple[str, Literal["True", "False"]], ...] = (("Ready", "False"), (WITHDRAWING, "True"))
 
 
 def application_status(
-    before: kinds.Application, status: kinds.WorkStatusStatus, missing: Sequence[str], timestamp: str
+    before: kinds.Application, status: kinds.WorkStatusStatus, missing: Sequence[str], timestamp: str, held_by: Sequence[str] = ()
 ) -> kinds.ApplicationStatus:
     """The status of an Application from the folded reports. Pure; equal input gives an equal status, so nothing is rewritten."""
     counts = _Counts(
@@ -45,8 +48,11 @@ def application_status(
         observed_generation=before.metadata.generation,
         last_transition_time=timestamp,
     )
+    verdicts = [placed_condition, ready_condition]
+    if held_by:
+        verdicts.append(_held(held_by, before.metadata.generation, timestamp))
     old = {condition.type: condition for condition in before.status.conditions}
-    conditions = [_keep_transition(old.get(condition.type), condition) for condition in (placed_condition, ready_condition)]
+    conditions = [_keep_transition(old.get(condition.type), condition) for condition in verdicts]
     return msgspec.structs.replace(
         before.status,
         observed_generation=before.metadata.generation,
@@ -59,6 +65,20 @@ def application_status(
         clusters=status.clusters,
         cluster_count=status.cluster_count,
         conditions=conditions,
+    )
+
+
+def _held(finalizers: Sequence[str], generation: int, timestamp: str) -> kinds.Condition:
+    """Deletion was asked for, and others still have something to do first: nothing is taken back yet."""
+    several = "finalizers" if len(finalizers) > 1 else "finalizer"
+    message = f"deletion waits for {several} {', '.join(finalizers)}; until whoever set it takes it away, the application runs on"
+    return kinds.Condition(
+        type=WITHDRAWING,
+        status="False",
+        reason="HeldByFinalizer",
+        message=message,
+        observed_generation=generation,
+        last_transition_time=timestamp,
     )
 
 
@@ -113,23 +133,38 @@ def write_application_status(tx: Tx, stored: Stored, status: kinds.ApplicationSt
     record(tx, about=about, kind=kind, reason=reason, message=ready.message, component="placement", timestamp=timestamp)
 
 
-def withdraw_application(tx: Tx, stored: Stored, waiting: Sequence[str]) -> None:
-    """List who has not stopped it yet; once nobody in reach is left, take the finalizer and, with the last one, the object."""
+def withdraw_application(
+    tx: Tx, stored: Stored, before: kinds.ApplicationStatus, *, waiting: Sequence[str], left: kinds.WorkStatusStatus, timestamp: str
+) -> None:
+    """Say who has not stopped it yet, and what they still run; once nobody in reach is left, the object goes."""
     document: dict[str, Any] = msgspec.json.decode(stored.document)
-    if waiting:
-        status = document.setdefault("status", {})
-        if status.get("withdrawing") == list(waiting) and status.get("phase") == "Withdrawing":
-            return
-        status.update(withdrawing=list(waiting), phase="Withdrawing")
-    else:
+    if not waiting:
         finalizers = [name for name in document["metadata"].get("finalizers", []) if name != FINALIZER]
         if not finalizers:
             tx.delete(stored.key)
-            return
-        if finalizers == document["metadata"].get("finalizers"):
-            return
-        document["metadata"]["finalizers"] = finalizers
-    tx.put(stored.key, msgspec.json.encode(document), uid=stored.uid)
+        return
+    old = {condition.type: condition for condition in before.conditions}
+    message = f"waits until {', '.join(waiting)} {'have' if len(waiting) > 1 else 'has'} stopped it"
+    verdicts = [
+        kinds.Condition(type=kind, status=status, reason="Withdrawing", message=message, last_transition_time=timestamp)
+        for kind, status in VERDICTS_WITHDRAWING
+    ]
+    status = msgspec.structs.replace(
+        before,
+        phase="Withdrawing",
+        withdrawing=list(waiting),
+        ready=sum(component.ready for component in left.components),
+        updated=0,
+        unplaced=0,
+        components=left.components,
+        clusters=left.clusters,
+        cluster_count=left.cluster_count,
+        conditions=[_keep_transition(old.get(condition.type), condition) for condition in verdicts],
+    )
+    fresh = msgspec.to_builtins(status)
+    if document.get("status") != fresh:
+        document["status"] = fresh
+        tx.put(stored.key, msgspec.json.encode(document), uid=stored.uid)
 
 
 def write_work_status(tx: Tx, allotment: Allotment, status: kinds.WorkStatusStatus, me: str) -> None:

@@ -176,6 +176,7 @@ BY_PLURAL: Mapping[tuple[str, str, str], ResourceType] = MappingProxyType(
 )
 
 # Labels and annotations that controllers write.
+FINALIZER_WITHDRAW = "banyan.dev/withdraw"  # holds a deleted Application until the clusters in reach have stopped it
 LABEL_APPLICATION = "banyan.dev/application"
 LABEL_APPLICATION_UID = "banyan.dev/application-uid"
 LABEL_COMPONENT = "banyan.dev/component"

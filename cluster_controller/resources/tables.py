@@ -10,6 +10,8 @@ from typing import Any
 
 from msgspec import Struct
 
+from cluster_controller.resources.registry import FINALIZER_WITHDRAW
+
 Json = Mapping[str, Any]
 
 
@@ -139,7 +141,10 @@ def _application(document: Json, context: Context) -> list[Any]:
     components = _list(document, "spec", "components")
     status = _at(document, "status")
     desired = _number(status, "desired") or _replicas(components)
-    phase = "Withdrawing" if _at(document, "metadata", "deletionTimestamp") else _text(status, "phase") or "Pending"
+    phase = _text(status, "phase") or "Pending"
+    if _at(document, "metadata", "deletionTimestamp"):
+        held = any(each != FINALIZER_WITHDRAW for each in _list(document, "metadata", "finalizers"))
+        phase = f"{phase},DeletionWaits" if held else "Withdrawing"
     rows = [each for each in _list(status, "clusters") if isinstance(each, Mapping)]
     reasons = [_text(each, "reason") for each in _list(status, "components")]
     models = [_at(each, "model") for each in components if _at(each, "model")]
@@ -198,7 +203,8 @@ def _join_token(document: Json, context: Context) -> list[Any]:
     spec, status = _at(document, "spec"), _at(document, "status")
     return [
         _name(document), _text(spec, "parent"), _text(status, "phase") or "Open", _until(_text(status, "expires"), context.now),
-        bool(_at(spec, "approve")), _text(status, "usedBy"), _age(document, context),
+        bool(_at(spec, "approve")), _text(status, "usedByName") or _text(status, "usedBy"), _age(document, context),
+        _text(status, "usedBy"),
     ]  # fmt: skip
 
 
@@ -296,7 +302,7 @@ _APPLICATION = (
     Column("Ready", "Instances that are ready, of those wanted."),
     Column("Up-to-date", "Instances of the newest revision.", "integer"),
     Column("Unplaced", "Wanted instances that no cluster takes.", "integer"),
-    Column("Status", "Pending, Progressing, Running, Degraded or Withdrawing."),
+    Column("Status", "Pending, Progressing, Running, Degraded or Withdrawing; DeletionWaits while finalizers of others hold it."),
     Column("Clusters", "How many clusters run it.", "integer"),
     _AGE,
     _wide("Models", "Models that it serves."),
@@ -355,7 +361,7 @@ _TABLES: Mapping[str, Table] = {
             Column("Expires", "By the parent's clock."),
             Column("Approve", "Whether a person must approve who uses it.", "boolean"),
             Column("Used by", "The cluster that joined with it."),
-            _AGE,
+            _AGE, Column("UID", "Of the cluster that joined with it.", priority=1),
         ),
         _join_token,
     ),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from .tree import Tree, application, delete_application, put_application
+from .tree import Tree, application, copy, delete_application, put_application
 
 
 async def three_levels(folder: Path) -> Tree:
@@ -76,6 +76,54 @@ def test_a_deleted_application_leaves_at_once_and_a_cut_off_leaf_withdraws_it_wh
         edge = root.store.find("own", "Cluster", "uid-edge-1")
         assert edge is not None
         assert b"withdrawing" not in edge.document
+        await tree.close()
+
+    asyncio.run(play())
+
+
+def test_what_somebody_elses_finalizer_holds_runs_on_and_says_for_what_it_waits(tmp_path: Path) -> None:
+    async def play() -> None:
+        tree = await three_levels(tmp_path)
+        root = tree.sites["root"]
+        uid = await put_application(root, "emotion", 3)
+        await tree.quiet()
+        await delete_application(root, "emotion", holders=["example.com/drain", "example.com/bill"])
+        await tree.quiet()
+        held = application(root, "emotion")
+        assert held is not None
+        assert (tree.total(uid), held.status.phase, held.status.ready, held.status.withdrawing) == (3, "Running", 3, [])
+        said = {condition.type: (condition.status, condition.reason, condition.message) for condition in held.status.conditions}
+        assert said["Ready"][0] == "True"
+        assert said["Withdrawing"][:2] == ("False", "HeldByFinalizer")
+        assert said["Withdrawing"][2].startswith("deletion waits for finalizers example.com/drain, example.com/bill;")
+        await delete_application(root, "emotion")  # they have let go
+        await tree.settled()
+        going = application(root, "emotion")
+        assert going is not None
+        assert (going.status.phase, going.status.withdrawing, going.status.ready) == ("Withdrawing", ["region-a", "region-b"], 3)
+        said = {condition.type: (condition.status, condition.reason, condition.message) for condition in going.status.conditions}
+        assert said["Ready"][:2] == ("False", "Withdrawing")
+        assert said["Withdrawing"] == ("True", "Withdrawing", "waits until region-a, region-b have stopped it")
+        region = tree.sites["region-b"]
+        edge = tree.sites["edge-3"]
+        for _ in range(2):  # one of the two has stopped it
+            await copy(root.store, f"down/{region.uid}", region.store, "desired")
+            await tree.settled()
+            await copy(region.store, f"down/{edge.uid}", edge.store, "desired")
+            await tree.settled()
+            await edge.shim()
+            await tree.settled()
+            await copy(edge.store, "report", region.store, f"up/{edge.uid}")
+            await tree.settled()
+            await copy(region.store, "report", root.store, f"up/{region.uid}")
+            await tree.settled()
+        going = application(root, "emotion")
+        assert going is not None
+        assert (going.status.withdrawing, going.status.ready) == (["region-a"], 2)
+        assert {row.name for row in going.status.clusters} == {"edge-1", "edge-2"}
+        await tree.quiet()
+        assert application(root, "emotion") is None
+        assert tree.total(uid) == 0
         await tree.close()
 
     asyncio.run(play())

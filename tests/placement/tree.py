@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -229,13 +229,16 @@ async def put_application(site: Site, name: str, replicas: int, **placement: obj
     return uid
 
 
-async def delete_application(site: Site, name: str) -> None:
+async def delete_application(site: Site, name: str, holders: Sequence[str] = ()) -> None:
+    """As the API does; ``holders`` are finalizers of others."""
+
     def write(tx: Tx) -> None:
         key = Key("own", "Application", "default", name)
         stored = tx.get(key)
         assert stored is not None
         document = msgspec.json.decode(stored.document)
         document["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+        document["metadata"]["finalizers"] = ["banyan.dev/withdraw", *holders]
         tx.put(key, msgspec.json.encode(document), uid=stored.uid)
 
     await site.store.commit(write)

@@ -73,6 +73,10 @@ def test_an_application() -> None:
     assert (found["Models"], found["Where"], found["Reason"]) == ("m:2", "edge-0,edge-1,edge-2,+1", "Capacity")
     document["metadata"]["deletionTimestamp"] = "2026-11-21T11:30:00Z"
     assert cells("Application", document)["Status"] == "Withdrawing"
+    document["metadata"]["finalizers"] = ["banyan.dev/withdraw"]
+    assert cells("Application", document)["Status"] == "Withdrawing"
+    document["metadata"]["finalizers"].append("example.com/drain")
+    assert cells("Application", document)["Status"] == "Degraded,DeletionWaits"
 
 
 def test_a_cluster() -> None:
