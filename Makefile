@@ -8,7 +8,7 @@ LOCK    := uv pip compile --quiet pyproject.toml --universal --python-version 3.
            --custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit e2e lint installation format bench proto docs lock clean
+.PHONY: help setup demo test unit e2e testbed testbed-compat lint installation format bench proto docs lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9%-]+):.*## /  make \1\t/' | expand -t 20
@@ -26,6 +26,12 @@ unit: $(VENV)/.ready-dev ## Unit and property tests, with the coverage of the pu
 
 e2e: $(VENV)/.ready-dev ## End-to-end tests: real processes, real TLS, the real kubectl
 	@$(BIN)/python -m tools.check e2e
+
+testbed: $(VENV)/.ready-dev ## Build a real Kubernetes, kwok and kine once, into ~/.cache; install what they need (as root)
+	@$(BIN)/python -m e2e.testbed build
+
+testbed-compat: testbed ## The same of k3s's fork of Kubernetes and of an older minor version, and try both
+	@$(BIN)/python -m e2e.testbed compat
 
 installation: $(VENV)/.ready-dev ## Build the wheel, install it into an empty environment, and run it there
 	@$(BIN)/python -m tools.check installation

@@ -1,0 +1,92 @@
+"""The testbed by hand.
+
+python -m e2e.testbed build      put in place what the testbed needs: Debian packages (as root), Kubernetes, kwok, kine, test images
+python -m e2e.testbed compat     build k3s's fork of Kubernetes and an older minor version too
+python -m e2e.testbed up SHAPE   run a member until Ctrl-C; SHAPE: control-plane, kwok, k3s, whole
+python -m e2e.testbed sweep      remove what a run that was killed has left
+"""
+
+import sys
+import time
+from collections.abc import Callable
+
+from e2e.testbed import build, host
+from tools.needs import Missing
+
+
+def put_in_place() -> int:
+    started = time.monotonic()
+    trouble = []
+    try:
+        host.install(host.lacking(host.CONTROL_PLANE | host.NODE))
+    except Missing as missing:  # what needs no package is built all the same
+        trouble.append(str(missing))
+    built = build.build()
+    from e2e.testbed import images
+
+    if not trouble:
+        images.ensure()
+    for line in trouble:
+        print(f"testbed: {line}", file=sys.stderr)
+    if not trouble:
+        print(
+            f"testbed: {'built ' + str(built) + ' programs' if built else 'all is here'} in {build.folder()} ({time.monotonic() - started:.1f} s)"
+        )
+    return 1 if trouble else 0
+
+
+def up(shape: str) -> int:
+    from e2e.testbed.member import Shape, Testbed
+
+    shapes: dict[str, Callable[[], Shape]] = {
+        "control-plane": Shape.control_plane,
+        "kwok": Shape.kwok,
+        "k3s": Shape.k3s,
+        "whole": Shape.whole,
+    }
+    if shape not in shapes:
+        print(f"testbed: no shape {shape!r}; there are {', '.join(shapes)}", file=sys.stderr)
+        return 2
+    with Testbed() as testbed:
+        member = testbed.start(shape, shapes[shape]())
+        print(f"ready after {member.started_s:.1f} s; KUBECONFIG={member.kubeconfig}; Ctrl-C ends it", flush=True)
+        try:
+            while True:
+                time.sleep(3600)
+        except KeyboardInterrupt:
+            return 0
+
+
+def compat() -> int:
+    from e2e.testbed import compatibility
+
+    return compatibility.build_all()
+
+
+def sweep() -> int:
+    from e2e.testbed.registry import sweep
+
+    print(f"testbed: removed {sweep()} members that their owners left behind")
+    return 0
+
+
+def main(arguments: list[str]) -> int:
+    try:
+        match arguments:
+            case ["build"]:
+                return put_in_place()
+            case ["compat"]:
+                return compat()
+            case ["up", shape]:
+                return up(shape)
+            case ["sweep"]:
+                return sweep()
+    except Missing as missing:
+        print(f"testbed: {missing}", file=sys.stderr)
+        return 1
+    print(__doc__, file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,140 @@
+"""Build a real Kubernetes, kwok and kine from their Go modules, once, into a cache outside the work tree.
+
+The modules and their hashes are committed under `go/`, so every machine builds the same sources, from the Go module proxy alone. A program
+that is in the cache is whole: it is built under another name and renamed. A build that was broken off goes on where it stopped (each program
+is kept, and the Go build cache keeps the rest), and of two builders at once one waits for the other.
+"""
+
+import fcntl
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from e2e.testbed import host
+from tools.needs import Missing, cache, go
+
+KUBERNETES = "1.34.2"
+KWOK = "0.8.0"
+KINE = "0.16.4"
+MODULES = Path(__file__).parent / "go"
+BUILD_SECONDS = 3600  # one program, on a slow machine that does other things too
+VERSION_VARIABLES = "k8s.io/component-base/version"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one program is built."""
+
+    name: str
+    """Of the file in the cache."""
+    module: str
+    """Folder under `go/` with the go.mod and go.sum to build with."""
+    package: str
+    flags: str = "-s -w"
+    cgo: bool = False
+
+
+def kubernetes(name: str, module: str = "kubernetes", version: str = KUBERNETES) -> Recipe:
+    """A program of Kubernetes that reports `version`; without the stamp it would say v0.0.0 and clients would distrust it."""
+    major, minor, _ = version.split(".", 2)
+    stamps = {"gitVersion": f"v{version}", "gitMajor": major, "gitMinor": minor}
+    flags = " ".join(["-s", "-w", *(f"-X {VERSION_VARIABLES}.{key}={value}" for key, value in stamps.items())])
+    return Recipe(name, module, f"k8s.io/kubernetes/cmd/{name}", flags)
+
+
+PROGRAMS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy")
+RECIPES = (
+    *(kubernetes(name) for name in PROGRAMS),
+    Recipe("kwok", "kwok", "sigs.k8s.io/kwok/cmd/kwok"),
+    Recipe("kine", "kine", "github.com/k3s-io/kine", cgo=True),  # its SQLite is C
+)
+
+
+def folder(version: str = KUBERNETES) -> Path:
+    return cache() / f"kubernetes-{version}"
+
+
+def find(name: str, version: str = KUBERNETES) -> Path:
+    """A program of the testbed: of KUBEBUILDER_ASSETS (only the default version), else of the cache, else of the system. Raises Missing."""
+    assets = os.environ.get("KUBEBUILDER_ASSETS")
+    candidates = [Path(assets) / name] if assets and version == KUBERNETES else []
+    if name in host.CONTROL_PLANE:
+        candidates += [found] if (found := host.program(name)) else []
+    else:
+        candidates.append((folder() if name in {"kwok", "kine"} else folder(version)) / name)
+    for candidate in candidates:
+        if os.access(candidate, os.X_OK):
+            return candidate
+    if name in host.CONTROL_PLANE:
+        return Path(host.require(name))
+    make = "make testbed" if version == KUBERNETES else "make testbed-compat"
+    raise Missing(f"{name} {version} is not built yet; `{make}` builds it once (about ten minutes on two cores)")
+
+
+def missing(recipes: Sequence[Recipe] = RECIPES, version: str = KUBERNETES) -> list[Recipe]:
+    def lacks(recipe: Recipe) -> bool:
+        try:
+            find(recipe.name, version)
+        except Missing:
+            return True
+        return False
+
+    return [recipe for recipe in recipes if lacks(recipe)]
+
+
+def build(recipes: Sequence[Recipe] = RECIPES, version: str = KUBERNETES) -> int:
+    """Build what is not here yet; how many programs that were. Raises Missing with the compiler's own words."""
+    if not missing(recipes, version):
+        return 0
+    target = folder(version)
+    target.mkdir(parents=True, exist_ok=True)
+    with _only_builder(target):
+        wanted = missing(recipes, version)  # again: another builder may have been busy with them
+        for number, recipe in enumerate(wanted, 1):
+            started = time.monotonic()
+            print(f"testbed: building {recipe.name} ({number} of {len(wanted)})", flush=True)
+            compile_one(recipe, target)
+            size = (target / recipe.name).stat().st_size / 2**20
+            print(f"testbed: {recipe.name} built in {time.monotonic() - started:.0f} s, {size:.0f} MiB", flush=True)
+        return len(wanted)
+
+
+def compile_one(recipe: Recipe, target: Path) -> None:
+    """Build one program into the folder `target`, whole or not at all."""
+    if recipe.cgo:
+        host.require("cc")
+    descriptor, name = tempfile.mkstemp(prefix=f".{recipe.name}-", dir=target)
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        argv = [str(go()), "build", "-trimpath", "-ldflags", recipe.flags, "-o", str(temporary), recipe.package]
+        environment = os.environ | {"CGO_ENABLED": "1" if recipe.cgo else "0", "GO111MODULE": "on", "GOWORK": "off"}
+        done = subprocess.run(
+            argv, cwd=MODULES / recipe.module, env=environment, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False
+        )
+        if done.returncode != 0:
+            raise Missing(
+                f"{recipe.name} could not be built ({' '.join(argv[:2])} in {MODULES / recipe.module}): {done.stderr.strip()[-2000:]}"
+            )
+        temporary.chmod(0o755)
+        temporary.rename(target / recipe.name)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _only_builder(target: Path) -> Iterator[None]:
+    with (target / ".lock").open("w", encoding="ascii") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"testbed: another builder is at work in {target}; waiting for it", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        for left_over in target.glob(".*-????????"):  # of a builder that was killed; none is at work now
+            left_over.unlink(missing_ok=True)
+        yield
