@@ -162,6 +162,18 @@ class Client:
     def items(self, path: str, query: Mapping[str, Any] | None = None) -> list[Document]:
         return [item for page in self.pages(path, query) for item in page.get("items") or []]
 
+    def certificate_names(self) -> list[str]:
+        """Host names and addresses that the controller's certificate is good for."""
+        connection = self._connect()
+        try:
+            connection.connect()
+            found = connection.sock.getpeercert() or {}
+        except OSError as error:
+            raise self._unreachable(error) from error
+        finally:
+            connection.close()
+        return [str(entry[1]) for entry in found.get("subjectAltName", ())]
+
     # --- the connection ---
 
     def _send(

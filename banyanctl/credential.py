@@ -7,6 +7,8 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
+ADVERTISED = "banyan.dev/advertised"  # a kubeconfig extension; kubectl passes over it
+
 
 class Endpoint(Struct, frozen=True):
     """Certificates and keys are PEM."""
@@ -18,6 +20,7 @@ class Endpoint(Struct, frozen=True):
     token: str = ""
     namespace: str = "default"
     tls_server_name: str = ""
+    advertised: str = ""  # https://HOST:PORT under which others reach the same controller; only a site's own admin.kubeconfig says it
     source: str = ""  # the file it was read from, for error messages
 
     @property
@@ -36,11 +39,13 @@ def document(endpoint: Endpoint, name: str, user: str) -> dict[str, Any]:
     def data(pem: str) -> str:
         return base64.b64encode(pem.encode()).decode()
 
-    cluster = {"server": endpoint.server}
+    cluster: dict[str, Any] = {"server": endpoint.server}
     if endpoint.ca:
         cluster["certificate-authority-data"] = data(endpoint.ca)
     if endpoint.tls_server_name:
         cluster["tls-server-name"] = endpoint.tls_server_name
+    if endpoint.advertised:
+        cluster["extensions"] = [{"name": ADVERTISED, "extension": {"server": endpoint.advertised}}]
     credential = {"token": endpoint.token} if endpoint.token else {}
     if endpoint.certificate:
         credential |= {"client-certificate-data": data(endpoint.certificate), "client-key-data": data(endpoint.key)}

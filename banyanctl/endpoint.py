@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from msgspec import structs
 
 from banyanctl import manifests
-from banyanctl.credential import Endpoint, document
+from banyanctl.credential import ADVERTISED, Endpoint, document
 from banyanctl.places import default_data, personal_config
 from cluster_controller.errors import InvalidInput, NotFound
 
@@ -85,7 +85,15 @@ def parse(document: Any, path: Path) -> Endpoint:
         namespace=context.get("namespace") or "default",
         tls_server_name=cluster.get("tls-server-name", ""),
         source=str(path),
+        advertised=_advertised(cluster),
     )
+
+
+def _advertised(cluster: Mapping[str, Any]) -> str:
+    for each in cluster.get("extensions") or []:
+        if isinstance(each, dict) and each.get("name") == ADVERTISED and isinstance(each.get("extension"), dict):
+            return str(each["extension"].get("server", ""))
+    return ""
 
 
 def _named(document: Mapping[str, Any], table: str, name: Any, field: str, path: Path) -> Mapping[str, Any]:

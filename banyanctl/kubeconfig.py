@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from msgspec import structs
 
-from banyanctl import kinds, output
+from banyanctl import kinds, output, reach
 from banyanctl.cli import examples, settings
 from banyanctl.endpoint import below, render, write_private
 from cluster_controller.errors import InvalidInput
@@ -20,11 +20,17 @@ def kubeconfig(
     name: Annotated[str, typer.Argument(metavar="[CLUSTER]", help="A cluster below.", show_default="the controller that is asked")] = "",
     banyan: Annotated[bool, typer.Option("--banyan", help="Its controller's API, not the API of the cluster that it manages.")] = False,
     namespace: Annotated[str, typer.Option("-n", "--namespace", help="Namespace to use by default.")] = "",
+    server: Annotated[
+        str,
+        typer.Option(
+            "--server", metavar="URL", help="Address of the controller that is asked, as others reach it.", show_default="the one in use"
+        ),
+    ] = "",
     write: Annotated[Path | None, typer.Option("--write", metavar="FILE", help="Write it there (0600) instead of printing it.")] = None,
 ) -> None:
     """Print a kubeconfig with your own credential. Requests go through the tree, so the cluster needs no open port."""
     with settings().client() as client:
-        endpoint = client.endpoint
+        endpoint = reach.elsewhere(client, server) if server else structs.replace(client.endpoint, advertised="")
         if name:
             cluster = client.json("GET", kinds.path(kinds.find("clusters"), "", name))
             shim = ((cluster.get("status") or {}).get("facts") or {}).get("shim", "")

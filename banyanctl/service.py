@@ -223,7 +223,11 @@ def _write_admin(settings: Config, controller: "Controller", serving: "Serving")
 
     identity, admin = controller.identity(), controller.membership.loopback_admin()
     endpoint = Endpoint(
-        server=_address(settings, serving), ca=identity.api_anchors.decode(), certificate=admin.certificate.decode(), key=admin.key.decode()
+        server=_address(settings, serving),
+        ca=identity.api_anchors.decode(),
+        certificate=admin.certificate.decode(),
+        key=admin.key.decode(),
+        advertised=url(settings.api_advertise[0], serving.port) if settings.api_advertise else "",
     )
     folder.write(settings.admin_kubeconfig, as_json(endpoint, controller.name, "admin"))
 

@@ -98,7 +98,7 @@ def _hand_over(data: Path, user: str) -> None:
     """The folder and all in it; links themselves, never what they point to."""
     account = _account(user)
     for folder, _, files in os.walk(data):
-        for path in (folder, *(Path(folder, name) for name in files)):
+        for path in (Path(folder), *(Path(folder, name) for name in files)):
             os.chown(path, account.pw_uid, account.pw_gid, follow_symlinks=False)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from msgspec import structs
 
-from banyanctl import arguments, kinds, objects, output
+from banyanctl import arguments, kinds, objects, output, reach
 from banyanctl.cli import Command, application, examples, settings
 from banyanctl.credential import Endpoint
 from banyanctl.endpoint import render, write_private
@@ -20,6 +20,7 @@ GROUPS = ("view", "edit", "admin")
 @app.command(cls=Command)
 @examples(
     "banyan user create ann --group edit --namespace shop --kubeconfig-out ann.kubeconfig",
+    "banyan user create bob --group view --server https://hq.example.com:8443",
     "banyan user create ci --group edit --credential token --expires 30d",
 )
 def create(
@@ -28,6 +29,15 @@ def create(
     namespace: Annotated[str, typer.Option("--namespace", "-n", help="Only in this namespace.", show_default="in all")] = "",
     expires: Annotated[str, typer.Option("--expires", help="How long the credential is good for, as in 8h or 90d.")] = "365d",
     credential: Annotated[str, typer.Option("--credential", help="certificate, or token (a bearer token).")] = "certificate",
+    server: Annotated[
+        str,
+        typer.Option(
+            "--server",
+            metavar="URL",
+            help="Address of the controller in the kubeconfig.",
+            show_default="api_advertise, else the one in use",
+        ),
+    ] = "",
     target: Annotated[
         Path | None, typer.Option("--kubeconfig-out", help="Write the kubeconfig there (0600) instead of printing it.")
     ] = None,
@@ -46,8 +56,11 @@ def create(
         "spec": spec,
     }
     with settings().client() as client:
+        endpoint = reach.elsewhere(client, server)  # judged before the user is made: the credential is shown once
         made = client.json("POST", kinds.path(KIND, ""), body=document)
-        text = render(credential_endpoint(client.endpoint, made, namespace), "banyan", name)
+    text = render(credential_endpoint(endpoint, made, namespace), "banyan", name)
+    if reach.is_loopback(endpoint.server):
+        output.note(reach.LOOPBACK_NOTE.format(server=endpoint.server))
     if target:
         write_private(target, text)
         output.note(f"wrote {target}; use it with: banyan --kubeconfig {target} tree, or kubectl --kubeconfig {target} get clusters")

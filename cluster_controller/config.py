@@ -32,7 +32,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     api_listen: str = "127.0.0.1:8443"
     """Where people, CI and kubectl connect (HTTPS)."""
     api_advertise: tuple[str, ...] = ()
-    """Host names and addresses that the API certificate also names."""
+    """Host names and addresses that the API certificate also names; kubeconfigs made for others name the first."""
     tunnel_listen: str = "0.0.0.0:10000"
     """Where children dial in (wss). Empty: this controller takes no children."""
     tunnel_advertise: tuple[str, ...] = ()

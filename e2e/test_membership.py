@@ -35,6 +35,11 @@ def test_each_bad_token_has_its_own_error(tree: Tree, root: Site) -> None:
         "altered": refused(tree, "edge-3", good[:-6] + ("aaaaaa" if good[-6:] != "aaaaaa" else "bbbbbb")),
         "taken": refused(tree, "edge-1b", root.token(), "--name", "edge-1"),
     }
+    uid = root.clusters()["edge-1"]["uid"]
+    row = next(line for line in root.banyan("token", "list").stdout.splitlines() if "Used" in line)
+    assert "edge-1" in row and uid not in row
+    wide = next(line for line in root.banyan("token", "list", "-o", "wide").stdout.splitlines() if "Used" in line)
+    assert "edge-1" in wide and uid in wide
     expiring = root.token("--expires", "1s")
     time.sleep(1.1)  # by the parent's own clock
     codes["expired"] = refused(tree, "edge-4", expiring)
@@ -176,6 +181,10 @@ def test_a_region_with_clusters_below_does_not_leave_by_mistake(tree: Tree, root
     refused = region.banyan("leave", "--yes", check=False)
     assert (refused.returncode, "edge-1" in refused.stderr) == (5, True)
     assert region.clusters()["edge-1"]["phase"] == "Ready"
+
+
+def test_a_controller_without_a_cluster_says_nothing_of_a_shim(root: Site) -> None:
+    assert json.loads(root.banyan("status", "-o", "json").stdout)["checks"] == {"store": "ok"}
 
 
 def test_nothing_is_served_anonymously_but_healthz(root: Site) -> None:

@@ -120,8 +120,8 @@ class Authentication:
     def __init__(self, controller: Controller) -> None:
         self._membership = controller.membership
 
-    def certificate(self, chain: Sequence[bytes]) -> User:
-        return _user(self._membership.authenticate_certificate(chain, clock.wall()))
+    def certificate(self, chain: Sequence[bytes], remote: str | None) -> User:
+        return _user(self._membership.authenticate_certificate(chain, clock.wall(), remote))
 
     def bearer(self, token: str) -> User:
         return _user(self._membership.authenticate_bearer(token, clock.wall()))

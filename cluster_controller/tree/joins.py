@@ -131,7 +131,7 @@ class Joins:
             listing.forget(tx, self._store, outcome.replaced)
         status = {"phase": "Pending" if outcome.waiting else "Used"}
         if not found.used_by:
-            status |= {"usedBy": record.uid, "usedAt": format_time(self._wall())}
+            status |= {"usedBy": record.uid, "usedByName": record.name, "usedAt": format_time(self._wall())}
         records.set_status(tx, records.token_key(found.id), **status)
         if not outcome.waiting:
             for one in records.revocations(tx, ()):

@@ -27,8 +27,11 @@ _RANK = {"view": 1, "edit": 2, "admin": 3}
 class Authenticator(Protocol):
     """Every method raises Unauthenticated, with a message that names the remedy and no secret."""
 
-    def certificate(self, chain: Sequence[bytes]) -> "User":
-        """``chain`` is what the client showed in TLS, DER, leaf first; TLS has proved that it holds the leaf's key."""
+    def certificate(self, chain: Sequence[bytes], remote: str | None) -> "User":
+        """``chain`` is what the client showed in TLS, DER, leaf first; TLS has proved that it holds the leaf's key.
+
+        ``remote``: the address of the machine that asks; None for this very machine.
+        """
         ...
 
     def bearer(self, token: str) -> "User": ...
@@ -41,9 +44,10 @@ class Authenticator(Protocol):
 class Credentials:
     """What one connection has shown so far."""
 
-    def __init__(self, authenticator: Authenticator, chain: Sequence[bytes]) -> None:
+    def __init__(self, authenticator: Authenticator, chain: Sequence[bytes], remote: str | None) -> None:
         self._authenticator = authenticator
         self._chain = tuple(chain)
+        self._remote = remote
         self._user: User | None = None  # known by certificate
         self.names: set[str] = set()  # of all users that asked on this connection
 
@@ -62,7 +66,9 @@ class Credentials:
         if not self._chain:
             raise Unauthenticated("no credential was given: use a client certificate or a bearer token (banyan kubeconfig)")
         refuse_cross_site(head)
-        self._user = self._authenticator.certificate(self._chain) if self._user is None else self._authenticator.again(self._user)
+        self._user = (
+            self._authenticator.certificate(self._chain, self._remote) if self._user is None else self._authenticator.again(self._user)
+        )
         return self._user
 
 

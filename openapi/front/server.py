@@ -241,11 +241,11 @@ class Front:
     async def _speak(self, peer: Peer) -> None:
         assert peer.stream is not None
         tls = peer.stream.transport_info("ssl_object")
-        credentials = peer.credentials = Credentials(self._authenticator, peer_chain(tls))
+        remote, server = (_address(peer.stream.transport_info(name)) for name in ("peername", "sockname"))
+        credentials = peer.credentials = Credentials(self._authenticator, peer_chain(tls), _elsewhere(remote, server))
         if tls.selected_alpn_protocol() == "h2":
             await self._shared.routes.http2(peer.stream, credentials, self._shared)
             return
-        server = _address(peer.stream.transport_info("sockname"))
         peer.connection = Connection(peer.stream, credentials, self._shared, peer.client, server)
         peer.connection.used = partial(self._used, peer)
         await peer.connection.run()
@@ -280,6 +280,11 @@ def _tune(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_SECONDS)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, TCP_USER_TIMEOUT_MS)
+
+
+def _elsewhere(remote: tuple[str, int] | None, server: tuple[str, int] | None) -> str | None:
+    """The address of another machine. Who speaks from the address that was dialled is this machine: the kernel lets no other use it."""
+    return None if remote is None or (server is not None and remote[0] == server[0]) else remote[0]
 
 
 def _address(name: object) -> tuple[str, int] | None:

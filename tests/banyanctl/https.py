@@ -38,7 +38,7 @@ class Asked:
 
 
 class Authority:
-    """A CA, a certificate for 127.0.0.1 and one for a person, as PEM."""
+    """A CA, a certificate for 127.0.0.1 and localhost, and one for a person, as PEM."""
 
     def __init__(self) -> None:
         now = wall()
@@ -48,7 +48,8 @@ class Authority:
 
     def server(self) -> tuple[bytes, bytes]:
         key = keys.generate()
-        certificate = certificates.api_server(self.signer, "test", ["127.0.0.1"], key.public_key(), now=wall() - DAY, lifetime=2 * DAY)
+        names, lifetime = ["127.0.0.1", "localhost"], 2 * DAY
+        certificate = certificates.api_server(self.signer, "test", names, key.public_key(), now=wall() - DAY, lifetime=lifetime)
         return certificates.pem(certificate), keys.to_pem(key)
 
     def person(self) -> tuple[str, str]:

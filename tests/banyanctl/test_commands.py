@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 import pytest
+from msgspec import structs
 
 from banyanctl import cli
 from banyanctl.endpoint import read, render, write_private
@@ -238,6 +239,32 @@ def test_a_user_gets_a_kubeconfig_that_is_private(banyan: Banyan, api: Api) -> N
     assert written.stat().st_mode & 0o777 == 0o600
     assert (read(written).token, read(written).namespace) == ("bnyu_x", "shop")
     assert "'boss' is not one of" in banyan("user", "create", "ann", "--group", "boss", code=2).stderr
+
+
+def test_a_kubeconfig_that_is_handed_over_names_an_address_that_the_certificate_is_good_for(banyan: Banyan, api: Api) -> None:
+    users = "/apis/banyan.dev/v1alpha1/users"
+    api.replies[f"POST {users}"] = (201, {"metadata": {"name": "ann"}, "status": {"token": "bnyu_x"}})
+    create = ("user", "create", "ann", "--group", "edit", "--kubeconfig-out", "ann.kubeconfig")
+    assert "this machine alone" in banyan(*create).stderr
+    banyan(*create, "--server", "localhost:9443")
+    assert read(banyan.folder / "ann.kubeconfig").server == "https://localhost:9443"
+    before = len(banyan.asked)
+    refused = banyan(*create, "--server", "https://hq.example.com", code=2).stderr
+    assert "not for hq.example.com" in refused and "api_advertise" in refused
+    for wrong in ("http://localhost", "https://localhost/x", "https://a@localhost", "https://:1", "https://localhost:99999"):
+        assert "is not https://HOST:PORT" in banyan(*create, "--server", wrong, code=2).stderr
+    assert len(banyan.asked) == before, "a user was made whose credential nobody got"
+    banyan("kubeconfig", "--server", "https://localhost", "--write", "mine.kubeconfig")
+    assert read(banyan.folder / "mine.kubeconfig").server == "https://localhost:443"
+
+
+def test_what_a_controller_advertises_goes_into_what_is_handed_over(banyan: Banyan, api: Api) -> None:
+    api.replies["POST /apis/banyan.dev/v1alpha1/users"] = (201, {"metadata": {"name": "ann"}, "status": {"token": "bnyu_x"}})
+    own = structs.replace(read(banyan.kubeconfig), advertised="https://localhost:9443")
+    write_private(banyan.kubeconfig, render(own, "test", "me"))
+    banyan("user", "create", "ann", "--group", "view", "--kubeconfig-out", "ann.kubeconfig")
+    made = read(banyan.folder / "ann.kubeconfig")
+    assert (made.server, made.advertised) == ("https://localhost:9443", "")
 
 
 def test_a_kubeconfig_for_a_descendant_goes_through_the_tree(banyan: Banyan, api: Api) -> None:

@@ -37,7 +37,7 @@ class Accounts:
         self.revoked: set[str] = set()
         self.chains: list[tuple[bytes, ...]] = []
 
-    def certificate(self, chain: Sequence[bytes]) -> User:
+    def certificate(self, chain: Sequence[bytes], remote: str | None) -> User:
         self.chains.append(tuple(chain))
         name = x509.load_der_x509_certificate(chain[0]).subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
         for user in TOKENS.values():

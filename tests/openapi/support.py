@@ -194,7 +194,7 @@ def run(folder: Path, body: Callable[[Server], Awaitable[T]]) -> T:
 class Tokens:
     """The front's authenticator, for three fixed tokens."""
 
-    def certificate(self, chain: Sequence[bytes]) -> User:
+    def certificate(self, chain: Sequence[bytes], remote: str | None) -> User:
         raise Unauthenticated("no certificates here")
 
     def bearer(self, token: str) -> User:
