@@ -151,6 +151,7 @@ class Route(Struct, frozen=True):
     component: str  # "": any
     application: str = ""  # uid
     path: tuple[str, ...] = field(default_factory=tuple)  # names of the hops
+    answers_once_more: bool = False  # an instance that ends still answers whoever asks on an idle connection
 
 
 class RouteServices(Protocol):

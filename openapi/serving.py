@@ -17,7 +17,7 @@ from cluster_controller.errors import Conflict, InvalidInput
 from cluster_controller.identity import users
 from cluster_controller.metrics import exposition
 from cluster_controller.resources.tables import Heard
-from cluster_controller.routes import Routes
+from cluster_controller.routes import Routes, Target
 from cluster_controller.store import Event
 from cluster_controller.tasks import Tasks
 from cluster_controller.tunnel.messages import Lane
@@ -58,7 +58,7 @@ class Services:
         self.name = controller.name
         self.version = controller.version
         by_kind: dict[str, KindHooks] = {
-            "Application": ApplicationHooks(controller.store, controller.engine.explain),
+            "Application": ApplicationHooks(controller.store, controller.engine.explain, controller.heard),
             "Cluster": ClusterHooks(controller.store, controller.membership, controller.uid, lambda uid: uid in controller.tunnel.links),
             "JoinToken": TokenHooks(controller.membership),
             "User": UserHooks(controller.membership),
@@ -100,14 +100,10 @@ class Services:
         return await self._controller.open(uid, service, metadata, Lane(lane))
 
     def application_route(self, namespace: str, name: str) -> Route:
-        target = self._routes.nearest(namespace, name)
-        return Route(cluster=target.cluster, application=target.application, component="", path=target.path)
+        return _route(self._routes.nearest(namespace, name))
 
     def application_routes(self, namespace: str, name: str) -> Sequence[Route]:
-        return [
-            Route(cluster=target.cluster, application=target.application, component="", path=target.path)
-            for target in self._routes.all(namespace, name)
-        ]
+        return [_route(target) for target in self._routes.all(namespace, name)]
 
     def _distance(self, child: str) -> float | None:
         link = self._controller.tunnel.links.get(child)
@@ -206,6 +202,10 @@ class Serving:
             stream.abort(str(error))
             return
         await splice(stream, instance)
+
+
+def _route(target: Target) -> Route:
+    return Route(target.cluster, "", target.application, target.path, target.answers_once_more)
 
 
 def _user(known: users.User) -> User:

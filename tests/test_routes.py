@@ -1,17 +1,18 @@
 """Where a request to an application goes: the nearest ready instance in reach."""
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from cluster_controller.documents import encode
+from cluster_controller.documents import Documents, encode
 from cluster_controller.errors import NotFound, Unreachable
 from cluster_controller.resources import kinds
-from cluster_controller.routes import Routes, Target
-from cluster_controller.store import Key, Store
+from cluster_controller.routes import Routes, Target, Whereabouts
+from cluster_controller.store import Key, Limits, Store
 
 
 class Bench:
@@ -143,5 +144,92 @@ def test_a_child_without_a_cluster_object_is_named_by_its_uid(tmp_path: Path) ->
         bench.distances["x"] = 0.0
         await bench.status("up/x", row("x"))
         assert bench.paths() == [("root", "x")]
+
+    play(tmp_path, main)
+
+
+def test_what_is_delivered_and_reported_is_found_without_walking_it_whatever_happened_meanwhile(tmp_path: Path) -> None:
+    """The remembered whereabouts against a walk of the whole store, over random changes, also past the journal's end."""
+    chance = random.Random(3)
+
+    def walked(bench: Bench, name: str) -> str | None:
+        for stored in bench.store.list("desired", "Work"):
+            application = msgspec.json.decode(stored.document, type=kinds.Work).spec.application
+            if name in {application.name, f"{application.name}.{application.origin_name}"}:
+                return application.uid
+        return None
+
+    async def change(bench: Bench) -> None:
+        uid, name = f"uid-{chance.randrange(6)}", f"app-{chance.randrange(3)}"
+        child, kind = f"up/{chance.choice('abc')}", chance.choice(["WorkStatus", "SubtreeApplication"])
+        origin = kinds.ApplicationReference(uid=uid, name=name, namespace="shop", origin="o", origin_name=chance.choice(["hq", "far"]))
+        work = kinds.Work(spec=kinds.WorkSpec(application=origin, cluster="me"))
+        match chance.randrange(4):
+            case 0:
+                await bench.put(Key("desired", "Work", "", uid), work, uid)
+            case 1 if bench.store.get(Key("desired", "Work", "", uid)):
+                await bench.store.commit(lambda tx: tx.delete(Key("desired", "Work", "", uid)))
+            case 2:
+                await bench.put(
+                    Key(child, kind, "", uid), kinds.SubtreeApplication(spec=kinds.SubtreeApplicationSpec(application=origin)), uid
+                )
+            case 3 if bench.store.get(Key(child, kind, "", uid)):
+                await bench.store.commit(lambda tx: tx.delete(Key(child, kind, "", uid)))
+
+    async def main() -> None:
+        store = await Store.open(tmp_path, Limits(journal_rows=8))
+        bench = Bench(store)
+        whereabouts = Whereabouts(store, Documents())
+        try:
+            for number in range(300):
+                await change(bench)
+                if chance.random() < 0.3:
+                    continue  # nobody asks for a while: past the end of the journal at times
+                for name in ("app-0", "app-1.hq", "app-2.far"):
+                    found = whereabouts.work("shop", name)
+                    assert (found.spec.application.uid if found else None) == walked(bench, name), number
+                for uid in ("uid-0", "uid-3"):
+                    reporting = {
+                        space.removeprefix("up/")
+                        for space in store.spaces()
+                        if space.startswith("up/") and any(store.get(Key(space, k, "", uid)) for k in ("WorkStatus", "SubtreeApplication"))
+                    }
+                    assert whereabouts.reporters(uid) == sorted(reporting), number
+        finally:
+            await store.close()
+
+    asyncio.run(main())
+
+
+def test_a_request_reads_nothing_of_other_applications(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main(bench: Bench) -> None:
+        work = kinds.Work(spec=kinds.WorkSpec(application=reference("high"), cluster="me"))
+        await bench.put(Key("desired", "Work", "", "high"), work, "w")
+        await bench.status("observed", row("me"), uid="high")
+        assert bench.paths("emotion.hq") == [("root",)]
+
+        def walk(*_: object) -> None:
+            raise AssertionError("the store was walked")
+
+        monkeypatch.setattr(bench.store, "list", walk)
+        monkeypatch.setattr(bench.store, "spaces", walk)
+        assert bench.paths("emotion.hq") == [("root",)]
+        await bench.child("a", "region-a")
+        await bench.status("up/a", row("e1", "edge-1"), uid="high")
+        assert bench.paths("emotion.hq") == [("root",), ("root", "region-a", "edge-1")]
+
+    play(tmp_path, main)
+
+
+def test_only_workers_of_models_are_trusted_to_answer_once_more(tmp_path: Path) -> None:
+    async def main(bench: Bench) -> None:
+        await bench.status("observed", row("me"))
+        model = kinds.Component(name="serve", model=kinds.ModelReference(name="emotion"))
+        command = kinds.Component(name="other", command=["x"])
+        for components, promised in (([model], True), ([model, command], False), ([command], False)):
+            await bench.put(
+                Key("own", "Application", "shop", "emotion"), kinds.Application(spec=kinds.ApplicationSpec(components=components)), "app"
+            )
+            assert bench.routes.nearest("shop", "emotion").answers_once_more is promised
 
     play(tmp_path, main)

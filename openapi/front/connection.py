@@ -17,6 +17,7 @@ from cluster_shim.contract import ByteStream, ShimError
 from openapi.front import asgi
 from openapi.front.exchange import Disconnected, Exchange
 from openapi.front.head import HeadError, RequestHead, find_head_end, parse_request
+from openapi.front.kept import Kept, KeptTotal
 from openapi.front.limits import FrontLimits
 from openapi.front.metrics import FrontMetrics
 from openapi.front.streams import STREAM_ERRORS, PushbackStream
@@ -83,6 +84,7 @@ class Connection:
         self._shared = shared
         self._client = client
         self._server = server
+        self._kept = Kept(shared.kept)
 
     async def run(self) -> None:
         """Until either side closes. The caller closes the stream."""
@@ -94,6 +96,8 @@ class Connection:
         except STREAM_ERRORS as error:
             log.debug("front.connection.lost", client=self._client, reason=str(error))
             self._stream.abort(str(error))  # a clean close would make half an answer look whole
+        finally:
+            self._kept.let_go()
 
     async def _next_head(self) -> RequestHead | None:
         limits = self._shared.limits
@@ -140,7 +144,7 @@ class Connection:
         await self._linger()
 
     def _exchange(self, head: RequestHead, user: "User | None") -> Exchange:
-        exchange = Exchange(self._stream, head, user, self._shared.limits, draining=self._shared.draining)
+        exchange = Exchange(self._stream, head, user, self._shared.limits, draining=self._shared.draining, kept=self._kept)
         exchange.client = self._client
         return exchange
 
@@ -216,6 +220,7 @@ class Shared:
         self.routes = routes
         self.limits = limits
         self.metrics = metrics
+        self.kept = KeptTotal()
         self.draining = asyncio.Event()
 
 

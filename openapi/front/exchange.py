@@ -17,6 +17,7 @@ from cluster_controller.errors import BanyanError, Exhausted
 from openapi.front import body as bodies
 from openapi.front import status as statuses
 from openapi.front.head import RequestHead
+from openapi.front.kept import Kept
 from openapi.front.limits import FrontLimits
 from openapi.front.streams import STREAM_ERRORS, WRITE_PIECE, PushbackStream, StreamClosed
 
@@ -37,13 +38,14 @@ class Disconnected(StreamClosed):
 
 class Exchange:
     def __init__(
-        self, stream: PushbackStream, head: RequestHead, user: "User | None", limits: FrontLimits, *, draining: asyncio.Event
+        self, stream: PushbackStream, head: RequestHead, user: "User | None", limits: FrontLimits, *, draining: asyncio.Event, kept: Kept
     ) -> None:
         self.head = head
         self.user = user
         self.status = 0  # of the response, once started
         self.route = "api"  # kind of route, for the counters
         self.client: tuple[str, int] | None = None
+        self.kept = kept  # a stream of this client connection that may take the request
         self.draining = draining  # set when the front shuts down: endless responses should end
         self.keep_alive = head.keep_alive
         self.hijacked = False

@@ -1,6 +1,9 @@
 """Forward one HTTP/1 request over a byte stream, and its response back: bodies both ways under back-pressure, upgrades spliced.
 
-Used for applications and for descendants' own APIs. One stream serves one request. What belongs to a hop (RFC 9110, section
+Used for applications and for descendants' own APIs. A stream whose answer was read to its end may wait for the next request of
+the same client connection to the same place (`kept`). What was sent over such a stream and got no answer is asked again on a
+stream of its own, if it is safe to repeat; what is not goes only where an answer is promised (`Target.answers_once_more`), else
+over a stream of its own from the beginning. What belongs to a hop (RFC 9110, section
 7.6.1) stays on its hop; a bearer token is this tree's credential and is never shown to an application. When the client leaves,
 the other side is told by an abort at once; when the other side leaves, the client sees a Status if nothing of an answer was sent,
 else a connection that breaks off.
@@ -13,13 +16,14 @@ from typing import Any, TypeVar
 
 from msgspec import Struct
 
-from cluster_controller.errors import Unreachable
+from cluster_controller.errors import BanyanError, Unreachable
 from cluster_controller.tasks import Tasks
 from cluster_shim.contract import ByteStream
 from openapi.front import body as bodies
 from openapi.front.body import BodyError
 from openapi.front.exchange import Disconnected, Exchange
-from openapi.front.head import CHUNKED, HeadError, Headers, RequestHead, ResponseHead, find_head_end, parse_response, tokens
+from openapi.front.head import CHUNKED, UNTIL_CLOSE, HeadError, Headers, RequestHead, ResponseHead, find_head_end, parse_response, tokens
+from openapi.front.kept import Place
 from openapi.front.splice import splice
 from openapi.front.status import BadGateway, GatewayTimeout
 from openapi.front.streams import STREAM_ERRORS, PushbackStream
@@ -61,6 +65,8 @@ class Target(Struct, frozen=True, kw_only=True):
     request_headers: Headers = ()  # replace what the client sent under these names
     response_headers: Headers = ()  # replace what the other side sent under these names
     answer_seconds: float = 600.0  # from the request to the head of its answer
+    place: Place = ()  # equal ones of one user may share a stream, one request after the other; (): never
+    answers_once_more: bool = False  # the other side never closes an idle connection in the face of a request
 
 
 class Forwarder:
@@ -73,6 +79,8 @@ class Forwarder:
         """Send the request to the first target that takes it. A request that is safe to repeat may go to the next one."""
         for number, target in enumerate(targets):
             last = number == len(targets) - 1
+            if await self._over_kept(exchange, target):
+                return
             try:
                 stream = PushbackStream(await target.open())
             except STREAM_ERRORS:
@@ -83,13 +91,28 @@ class Forwarder:
                 await self._over(exchange, target, stream)
             except NoAnswer as error:
                 if last or not _repeatable(exchange.head):
-                    raise error.__cause__ if isinstance(error.__cause__, Unreachable) else error from None
+                    raise _told(error) from None
             else:
                 return
 
+    async def _over_kept(self, exchange: Exchange, target: Target) -> bool:
+        """True when a kept stream led to the answer. Any other kept stream is let go: the place may serve one connection at a time."""
+        place = target.place if _may_share(exchange, target) else ()
+        stream = await exchange.kept.take(place, exchange.user)
+        if stream is None:
+            return False
+        try:
+            await self._over(exchange, target, stream)
+        except NoAnswer as error:
+            if not _repeatable(exchange.head):
+                raise _told(error) from None
+            return False
+        return True
+
     async def _over(self, exchange: Exchange, target: Target, stream: PushbackStream) -> None:
-        """One attempt. Whatever happens, ``stream`` is closed or aborted afterwards."""
-        client = asyncio.create_task(_client_side(exchange, stream, target), name="forward/request")
+        """One attempt. Whatever happens, ``stream`` is kept, closed or aborted afterwards."""
+        sent = asyncio.Event()
+        client = asyncio.create_task(_client_side(exchange, stream, target, sent), name="forward/request")
         answer = asyncio.create_task(_answer_head(exchange.head.method, stream, target), name="forward/answer")
         clean = False
         try:
@@ -104,10 +127,10 @@ class Forwarder:
         finally:
             await _stop(client)
             await _stop(answer)
-            if clean:
-                self._tasks.spawn("retire", _retire(stream))
-            else:
+            if not clean:
                 stream.abort("the request was given up")
+            elif not (sent.is_set() and _keep(exchange, target, stream, answer.result())):
+                self._tasks.spawn("retire", _retire(stream))
 
     async def _upgrade(self, exchange: Exchange, target: Target, stream: PushbackStream, head: ResponseHead) -> None:
         if not exchange.head.upgrade:
@@ -118,8 +141,27 @@ class Forwarder:
         await splice(exchange.hijack(), stream)
 
 
-def request_head(head: RequestHead, target: Target) -> bytes:
-    """The head as the other side shall see it."""
+def _told(error: NoAnswer) -> BanyanError:
+    """What the client is told: the hop that is cut, when that is the reason."""
+    return error.__cause__ if isinstance(error.__cause__, Unreachable) else error
+
+
+def _may_share(exchange: Exchange, target: Target) -> bool:
+    """May this request go over a stream that served others, and leave it to others?"""
+    head = exchange.head
+    return bool(target.place) and exchange.keep_alive and not head.upgrade and (target.answers_once_more or _repeatable(head))
+
+
+def _keep(exchange: Exchange, target: Target, stream: PushbackStream, head: ResponseHead) -> bool:
+    """After an answer that was read whole: keep the stream if it stands exactly at the next one."""
+    whole = head.status >= 200 and head.length != UNTIL_CLOSE and head.keep_alive and not stream.pending
+    if not whole or exchange.user is None or not _may_share(exchange, target):
+        return False
+    return exchange.kept.keep(stream, target.place, exchange.user)
+
+
+def request_head(head: RequestHead, target: Target, *, last: bool = True) -> bytes:
+    """The head as the other side shall see it; ``last``: no other request follows on its stream."""
     replaced = {name for name, _ in target.request_headers}
     nominated = tokens(head.headers, b"connection") - {b"host", b"content-length"}
     lines = [b"%b %b HTTP/1.1\r\n" % (head.method.encode("ascii"), target.path)]
@@ -134,20 +176,21 @@ def request_head(head: RequestHead, target: Target) -> bytes:
         lines.append(b"transfer-encoding: chunked\r\n")
     if head.upgrade:
         lines.append(b"connection: Upgrade\r\nupgrade: %b\r\n" % head.upgrade)
-    else:
+    elif last:
         lines.append(b"connection: close\r\n")
     return b"".join([*lines, b"\r\n"])
 
 
-async def _client_side(exchange: Exchange, stream: ByteStream, target: Target) -> None:
-    """Send head and body, then watch the client. Ends only by raising what is wrong with the client."""
+async def _client_side(exchange: Exchange, stream: ByteStream, target: Target, sent: asyncio.Event) -> None:
+    """Send head and body, set ``sent``, then watch the client. Ends only by raising what is wrong with the client."""
     try:
-        await stream.write(request_head(exchange.head, target))
+        await stream.write(request_head(exchange.head, target, last=not _may_share(exchange, target)))
         chunked = exchange.head.length == CHUNKED
         while piece := await exchange.read_body():
             await stream.write(bodies.chunk(piece) if chunked else piece)
         if chunked:
             await stream.write(bodies.LAST_CHUNK)
+        sent.set()
     except Disconnected:
         raise
     except STREAM_ERRORS:
@@ -210,6 +253,7 @@ async def _answer_body(exchange: Exchange, target: Target, stream: PushbackStrea
         await exchange.flush()  # the first event of a stream may come much later than its head
     while not decoder.done:
         await exchange.write(await read_piece(stream, decoder, target.name))
+    stream.unread(decoder.rest)
     await exchange.finish()
 
 

@@ -139,6 +139,8 @@ class ApplicationProxy:
             open=lambda: self._routes.open_instance(route),
             path=self._path + (b"?" + head.query if head.query else b""),
             name=f"application {self._namespace}/{self._name} on {'/'.join(route.path) or route.cluster}",
+            place=(APPLICATION, route.cluster, route.application, route.component),
+            answers_once_more=route.answers_once_more,
             request_headers=tuple(forwarded),
             response_headers=((b"banyan-route", b", ".join(names)), (b"banyan-cluster", cluster)),
         )
@@ -159,6 +161,7 @@ class DescendantApi:
             open=lambda: self._routes.open_api(uid, user),
             path=self._path + (b"?" + head.query if head.query else b""),
             name=f"cluster {self._name}",
+            place=(HTTP, uid),
         )
         await self._routes.forward(exchange, [target])
 

@@ -58,6 +58,16 @@ class Application(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
         elif self.path == "/close":
             self.close_connection = True
+        elif self.path == "/once":  # promises to go on, and does not
+            self._json({})
+            self.close_connection = True
+        elif self.path == "/extra":  # an answer that nobody asked for, behind the one that was
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison")
+        elif self.path == "/leaving":
+            self.send_response(200)
+            self.send_header("Connection", "close")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
         else:
             self._json({"method": self.command, "path": self.path, "headers": dict(self.headers.items())})
 
@@ -65,6 +75,12 @@ class Application(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.server.seen.append((self.command, self.path, dict(self.headers.items())))
+        if self.path == "/close":
+            self.close_connection = True
+            return
+        if self.path == "/early":  # answers without having read the body
+            self._json({})
+            return
         digest, length = hashlib.sha256(), 0
         for piece in self._body():
             digest.update(piece)
@@ -136,8 +152,19 @@ class ApplicationServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
         self.next_event = threading.Semaphore(0)
         self.left = False
         self.sent = 0
+        self.connections = 0  # accepted so far
+        self.open = 0
         self.thread = threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True)
         self.thread.start()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.connections += 1
+        self.open += 1
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        super().shutdown_request(request)
+        self.open -= 1
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         pass
@@ -185,6 +212,7 @@ class Services:
         self.tasks: set[asyncio.Task[Any]] = set()
         self.opened: list[tuple[str, str, bytes]] = []
         self.refuse_first = 0  # opens that fail
+        self.answers_once_more = False
 
     def heard(self, uid: str) -> Heard | None:
         return Heard(41.72, True, "root → edge-2") if uid == DEAD else None
@@ -199,7 +227,7 @@ class Services:
         if (namespace, name) != ("default", "emotion"):
             return [self.application_route(namespace, name)]
         where, path = (ME, ("root",)) if self.local else (EDGE, ("root", "region-a", "edge-1"))
-        return [Route(cluster=where, component="", application=APP, path=path)] * 2
+        return [Route(cluster=where, component="", application=APP, path=path, answers_once_more=self.answers_once_more)] * 2
 
     def application_route(self, namespace: str, name: str) -> Route:
         if name == "asleep":
