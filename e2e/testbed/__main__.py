@@ -1,38 +1,34 @@
 """The testbed by hand.
 
-python -m e2e.testbed build      put in place what the testbed needs: Debian packages (as root), Kubernetes, kwok, kine, test images
-python -m e2e.testbed compat     build k3s's fork of Kubernetes and an older minor version too
-python -m e2e.testbed up SHAPE   run a member until Ctrl-C; SHAPE: control-plane, kwok, k3s, whole
-python -m e2e.testbed sweep      remove what a run that was killed has left
+    python -m e2e.testbed build      put in place what the testbed needs: Debian packages (as root), Kubernetes, kwok, kine, test images
+    python -m e2e.testbed up SHAPE   run a member until Ctrl-C; SHAPE: control-plane, kwok, k3s, whole
+    python -m e2e.testbed sweep      remove what a run that was killed has left
+
+`build` ends at once when all is here.
 """
 
 import sys
 import time
 from collections.abc import Callable
 
-from e2e.testbed import build, host
+from e2e.testbed import build, host, images
 from tools.needs import Missing
 
 
 def put_in_place() -> int:
     started = time.monotonic()
-    trouble = []
+    trouble = None
     try:
         host.install(host.lacking(host.CONTROL_PLANE | host.NODE))
     except Missing as missing:  # what needs no package is built all the same
-        trouble.append(str(missing))
+        trouble = missing
     built = build.build()
-    from e2e.testbed import images
-
-    if not trouble:
-        images.ensure()
-    for line in trouble:
-        print(f"testbed: {line}", file=sys.stderr)
-    if not trouble:
-        print(
-            f"testbed: {'built ' + str(built) + ' programs' if built else 'all is here'} in {build.folder()} ({time.monotonic() - started:.1f} s)"
-        )
-    return 1 if trouble else 0
+    if trouble:
+        raise trouble
+    images.ensure()
+    done = f"built {built} programs" if built else "all is here"
+    print(f"testbed: {done} in {build.folder()} ({time.monotonic() - started:.1f} s)")
+    return 0
 
 
 def up(shape: str) -> int:
@@ -57,12 +53,6 @@ def up(shape: str) -> int:
             return 0
 
 
-def compat() -> int:
-    from e2e.testbed import compatibility
-
-    return compatibility.build_all()
-
-
 def sweep() -> int:
     from e2e.testbed.registry import sweep
 
@@ -75,8 +65,6 @@ def main(arguments: list[str]) -> int:
         match arguments:
             case ["build"]:
                 return put_in_place()
-            case ["compat"]:
-                return compat()
             case ["up", shape]:
                 return up(shape)
             case ["sweep"]:

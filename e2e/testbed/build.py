@@ -1,8 +1,8 @@
 """Build a real Kubernetes, kwok and kine from their Go modules, once, into a cache outside the work tree.
 
-The modules and their hashes are committed under `go/`, so every machine builds the same sources, from the Go module proxy alone. A program
-that is in the cache is whole: it is built under another name and renamed. A build that was broken off goes on where it stopped (each program
-is kept, and the Go build cache keeps the rest), and of two builders at once one waits for the other.
+The modules and their hashes are committed under `go/`, so every machine builds the same sources, from the Go module proxy alone. A
+program that is in the cache is whole: it is built under another name and renamed. A build that was broken off goes on where it stopped
+(each program is kept, and the Go build cache keeps the rest), and of two builders at once one waits for the other.
 """
 
 import fcntl

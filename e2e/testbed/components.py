@@ -117,7 +117,8 @@ def kwok(place: Place) -> list[str]:
     kubeconfig = place.kubeconfig("kwok", "kwok", [MASTERS])
     (selector,) = (f"{key}={value}" for key, value in NODE_ANNOTATION.items())
     return [
-        place.program("kwok"), f"--kubeconfig={kubeconfig}", "--manage-all-nodes=false", f"--manage-nodes-with-annotation-selector={selector}",
+        place.program("kwok"), f"--kubeconfig={kubeconfig}", "--manage-all-nodes=false",
+        f"--manage-nodes-with-annotation-selector={selector}",
         "--cidr=10.250.0.0/16", f"--node-ip={LAN_ADDRESS}", "--node-lease-duration-seconds=40",
         f"--config={Path(__file__).parent / 'kwok.yaml'}",
     ]  # fmt: skip

@@ -31,8 +31,8 @@ class MachineError(AssertionError):
 class Machine:
     """Folder, addresses and processes of one member.
 
-    With `node=True` it has process, mount, network, host name and IPC namespaces, and cgroups, of its own, behind a translating router; else
-    a process namespace alone.
+    With `node=True` it has process, mount, network, host name and IPC namespaces, and cgroups, of its own, behind a translating router;
+    else a process namespace alone.
     """
 
     def __init__(self, name: str, *, node: bool) -> None:

@@ -184,7 +184,7 @@ class Member:
         return self.machine.log(name, lines)
 
     def run_at_site(self, name: str, argv: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
-        """Start a program at the site under a name, as one more component: it dies with the machine, and a reboot does not bring it back."""
+        """Start a program at the site, as one more component: it dies with the machine, and a reboot does not bring it back."""
         if name in self._commands:
             raise ValueError(f"{name} is a component of the member itself")
         self.machine.start(name, argv, environment)

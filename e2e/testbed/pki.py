@@ -1,4 +1,4 @@
-"""Certificates and kubeconfigs of one member: its own authority, made when it starts, gone with its folder. Nothing of it is in the repository.
+"""Certificates and kubeconfigs of one member: its own authority, made when it starts, gone with its folder; none is in the repository.
 
 Elliptic keys, because a member needs nine of them and RSA would take longer than its API server.
 """
