@@ -26,9 +26,10 @@ from cluster_controller.models.blobs import BlobStore
 from cluster_controller.models.library import Library
 from cluster_controller.models.shelf import Shelf
 from cluster_controller.placement.engine import Engine
+from cluster_controller.reconcile.holds import Holds
 from cluster_controller.reconcile.reconciler import Reconciler
 from cluster_controller.resources import kinds, quantity
-from cluster_controller.store import Event, Store
+from cluster_controller.store import Store
 from cluster_controller.store import Limits as StoreLimits
 from cluster_controller.tasks import Tasks
 from cluster_controller.tree.census import Census, Heard
@@ -80,7 +81,6 @@ class Controller:
         self.description: Description | None = None
         self._tasks = Tasks("controller")
         self._dialling = Tasks("dialling")
-        self._held: dict[str, list[str]] = {}
         self.reconciler = None
         self.tunnel_port = 0
 
@@ -139,8 +139,9 @@ class Controller:
             room.load()
             store.subscribe(room.changed)
             self._tasks.keep(type(room).__name__.lower(), room.run)
-        store.subscribe(self._changed)
-        self._hold_models()
+        holds = Holds(store, blobs)
+        holds.load()
+        store.subscribe(holds.changed)
         await self.membership.start()
 
     async def _listen(self) -> None:
@@ -264,28 +265,6 @@ class Controller:
     async def _serve_blob(self, stream: Stream) -> None:
         self.links.require_child(stream)
         await self.library.serve(stream)
-
-    def _changed(self, events: Sequence[Event]) -> None:
-        if any(
-            (event.stored.key.kind == "Model" and event.stored.key.space in {"own", "desired"}) or event.stored.key.space == "local"
-            for event in events
-        ):
-            self._hold_models()
-
-    def _hold_models(self) -> None:
-        """Blobs of published models, and of what runs here, are never dropped for want of room."""
-        wanted: dict[str, list[str]] = {}
-        for stored in self.store.list("own", "Model"):
-            model = self.documents.read(stored, kinds.Model)
-            wanted[f"own/{stored.uid}"] = [file.sha256 for version in model.spec.versions for file in version.files]
-        if self.store.list("local", "Work"):
-            for stored in self.store.list("desired", "Model"):
-                model = self.documents.read(stored, kinds.Model)
-                wanted[f"desired/{stored.uid}"] = [file.sha256 for version in model.spec.versions for file in version.files]
-        for owner, digests in {**{owner: [] for owner in self._held}, **wanted}.items():
-            if self._held.get(owner) != digests:
-                self.library.blobs.hold(owner, digests)
-        self._held = wanted
 
     # --- health ---
 

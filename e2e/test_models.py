@@ -53,6 +53,23 @@ def test_a_digest_that_is_not_that_of_the_bytes(grove: Tree) -> None:
     root.kubectl("delete", "model", "hollow", "--wait=false")
 
 
+def test_versions_past_leave_nothing_laid_out(grove: Tree) -> None:
+    """Else the folder of each version that ever ran would keep its bytes, whatever the budget of the cache says."""
+    root, edge = grove.sites["root"], grove.sites["edge-1"]
+    publish(root, "1")
+    publish(root, "2")
+    laid_out = edge.folder / "models"
+    before = set(laid_out.glob("*")) if laid_out.exists() else set()
+    name = create(root, model_application(port=18402, clusterName="edge-1"))
+    until("version 1 is laid out", lambda: len(set(laid_out.glob("*")) - before) >= 1)
+    (first,) = set(laid_out.glob("*")) - before
+    change(root, name, model={"name": "emotion", "version": "2"})
+    until("version 2 took its place", lambda: root.status(name).get("updated") == 1 and not first.exists())
+    assert infer("http://127.0.1.1:18402/v2/models/emotion/infer")["version"] == "2"
+    root.banyan("delete", "application", name, "--wait")
+    until("nothing is left", lambda: list(laid_out.glob("*")) == [])
+
+
 def received(site: Site) -> dict[str, float]:
     """Bytes that came over its links, by peer."""
     text = site.ask("GET", "/metrics")[1].decode()

@@ -43,9 +43,14 @@ async def materialise(files: Sequence[ModelFile], folder: Path, store: BlobStore
 
 
 async def discard_folder(folder: Path) -> None:
-    """Remove a materialised folder; the blobs stay. Nothing half removed is ever seen under the name."""
+    """Remove a materialised folder; the blobs stay. Nothing half removed is ever seen under the name.
+
+    The name is free when the first await begins: whoever decided it in this turn of the loop can't be overtaken.
+    """
     try:
-        await uninterrupted(asyncio.to_thread(_discard, folder))
+        doomed = _retire(folder)
+        if doomed is not None:
+            await uninterrupted(asyncio.to_thread(shutil.rmtree, doomed))
     except OSError as error:
         raise disk_error(folder, error) from error
 
@@ -118,8 +123,15 @@ def _put(blob: Path, target: Path, digest: str) -> None:
 
 
 def _discard(folder: Path) -> None:
+    doomed = _retire(folder)
+    if doomed is not None:
+        shutil.rmtree(doomed)
+
+
+def _retire(folder: Path) -> Path | None:
+    """Take the name away from what is to be removed; None when nothing is there."""
     if not folder.exists():
-        return
-    doomed = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}")
+        return None
+    doomed = folder.with_name(f".{folder.name.lstrip('.')}.{secrets.token_hex(6)}")
     folder.rename(doomed)
-    shutil.rmtree(doomed)
+    return doomed

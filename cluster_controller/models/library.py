@@ -4,7 +4,8 @@ A folder appears under its final name only when all its files are there and veri
 be served, also after a restart with no parent in reach.
 """
 
-from collections.abc import Awaitable, Callable, Iterable
+import asyncio
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Protocol
 
@@ -75,11 +76,14 @@ class Library:
         assert self._open_upstream is not None
         await fetch_blob(self._open_upstream, digest, self.blobs)
 
-    async def keep_only(self, keys: Iterable[str]) -> None:
-        """Drop the folders of models that nothing here runs any more; their blobs stay as long as the budget allows."""
-        wanted = set(keys)
-        if not self._folder.is_dir():
-            return
-        for folder in list(self._folder.iterdir()):
-            if folder.name not in wanted and not folder.name.startswith("."):
+    async def keep_only(self, needed: Callable[[], Collection[str]]) -> None:
+        """Drop the folders of models that nothing here runs any more; their blobs stay as long as the budget allows.
+
+        ``needed`` is asked before each: what is wanted again meanwhile stays. What a crash left half made or half removed goes too.
+        """
+        folders = await asyncio.to_thread(lambda: list(self._folder.iterdir()) if self._folder.is_dir() else [])
+        for folder in folders:
+            key = folder.name.split(".")[1] if folder.name.startswith(".") else folder.name
+            if key not in needed():
                 await discard_folder(folder)
+                log.info("model.dropped", folder=folder.name)

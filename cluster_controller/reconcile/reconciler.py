@@ -9,7 +9,9 @@ What is written down never says more than the shim does: a Work that the shim do
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import msgspec
@@ -20,6 +22,7 @@ from cluster_controller.clock import timestamp
 from cluster_controller.documents import Documents, put_changed
 from cluster_controller.errors import BanyanError, InvalidInput
 from cluster_controller.reconcile import observe, resolve
+from cluster_controller.reconcile.holds import referenced
 from cluster_controller.reconcile.resolve import ModelNeed
 from cluster_controller.resources import kinds
 from cluster_controller.store import Event, Key, Store, Tx
@@ -38,6 +41,10 @@ class Models(Protocol):
 
     async def ensure(self, need: ModelNeed) -> str:
         """Fetch what is missing, verify, and return the folder. Raises BanyanError when it cannot be had now."""
+        ...
+
+    async def keep_only(self, needed: Callable[[], Collection[str]]) -> None:
+        """Drop the folders of all models but those with these keys, asked anew before each. BanyanError when the disk refuses."""
         ...
 
 
@@ -81,6 +88,8 @@ class Reconciler:
         self._fetching: dict[str, set[str]] = {}  # what is being fetched → the Works that wait for it
         self._trouble: dict[str, str] = {}  # of those, why the last try failed
         self._last: dict[str, dict[str, contract.Component]] = {}  # Work → components as the shim was last told
+        self._outdated = True  # there may be folders of models that nothing here runs any more
+        self._sweeping = False
         self._pods: dict[str, set[Key]] = {}
         self._tasks = Tasks("reconcile")
         self._seen: dict[str, contract.ObservedWork] = {}
@@ -109,6 +118,7 @@ class Reconciler:
         try:
             async for observed in self._shim.reconcile(self._desired()):
                 await self._store.commit(lambda tx, observed=observed: self._write(tx, observed))  # type: ignore[misc]
+                self._sweep_when_current()
                 if observed.nodes is not None:
                     self.nodes = observed.nodes
                     self._nodes_changed(observed.nodes)
@@ -162,6 +172,7 @@ class Reconciler:
             if work is not None:
                 told.append(work)
                 self._last[name] = {component.name: component for component in work.components}
+                self._outdated = True
                 kept[f"reconcile/applied/{name}"] = msgspec.json.encode(applied, order="deterministic")
         fresh = {fact: value for fact, value in kept.items() if self._store.fact(fact) != value}
         trouble = {name: problems for name in names if (problems := self._problems.get(name, {})) or before.get(name)}
@@ -181,7 +192,7 @@ class Reconciler:
         if stored is None:
             return None, None
         spec = self._documents.read(stored, kinds.Work).spec
-        found = self._found(spec)
+        found = referenced(self._store, spec)
         fact = self._store.fact(f"reconcile/applied/{name}")
         before = msgspec.json.decode(fact, type=Applied) if fact else None
         problems: dict[str, str] = {}
@@ -276,24 +287,47 @@ class Reconciler:
         if stored is None:
             return False
         spec = self._documents.read(stored, kinds.Work).spec
-        found = self._found(spec)
-        for item in spec.components:
-            try:
-                wanted = resolve.model_need(item, found)
-            except InvalidInput:
-                continue
-            if wanted is not None and wanted.key == need.key:
-                return True
-        return False
+        return need.key in {wanted.key for wanted in self._needs(spec)}
 
-    def _found(self, spec: kinds.WorkSpec) -> resolve.Found:
-        """The documents that the Work refers to: delivered ones by uid, own ones where people wrote them."""
-        found: dict[tuple[str, str], bytes] = {}
-        for link in spec.references:
-            stored = self._store.get(Key("desired", link.kind, "", link.uid)) or self._store.find("own", link.kind, link.uid)
-            if stored is not None:
-                found[link.kind, link.name] = stored.document
-        return found
+    def _needs(self, spec: kinds.WorkSpec) -> Iterator[ModelNeed]:
+        found = referenced(self._store, spec)
+        for item in spec.components:
+            with contextlib.suppress(InvalidInput):  # the Model or its version is not here yet
+                need = resolve.model_need(item, found)
+                if need is not None:
+                    yield need
+
+    # --- folders that nothing here runs any more ---
+
+    def _needed(self) -> set[str]:
+        """Names of the model folders that something here runs, is to run, or waits for."""
+        told = (component.model for work in self._last.values() for component in work.values())
+        keys = {Path(model.folder).name for model in told if model is not None and model.folder}
+        for stored in self._store.list("local", "Work"):
+            keys |= {need.key for need in self._needs(self._documents.read(stored, kinds.Work).spec)}
+        return keys | set(self._fetching)
+
+    def _all_current(self) -> bool:
+        """The shim runs exactly what it was last told; so nobody needs the folder of a version before."""
+        for uid, seen in self._seen.items():
+            revisions = {name: component.revision for name, component in self._last.get(uid, {}).items()}
+            if any(revisions.get(instance.component) != instance.revision for instance in seen.instances):
+                return False
+        return True
+
+    def _sweep_when_current(self) -> None:
+        if self._outdated and not self._sweeping and self._all_current():
+            self._outdated, self._sweeping = False, True
+            self._tasks.spawn("sweep-models", self._sweep())
+
+    async def _sweep(self) -> None:
+        try:
+            await self._models.keep_only(self._needed)
+        except BanyanError as error:
+            log.warning("models.not_swept", error=str(error))
+        finally:
+            self._sweeping = False
+        self._sweep_when_current()
 
     def _mark(self, name: str) -> None:
         self._dirty.add(name)
@@ -307,6 +341,7 @@ class Reconciler:
     async def _forget(self, name: str) -> None:
         """What the shim was told stays listed until the shim has let go of it."""
         self._problems.pop(name, None)
+        self._outdated = True
         told = self._last.pop(name, None) is not None and name in self._seen
 
         def write(tx: Tx) -> None:
