@@ -54,7 +54,7 @@ def test_a_taint_keeps_out_what_does_not_tolerate_it(grove: Tree) -> None:
 def test_labels_of_clusters_move_an_application(grove: Tree) -> None:
     root = grove.sites["root"]
     name = create(root, program("follows", placement={"clusterSelector": {"matchLabels": {"zone": "here"}}}), ready=0)
-    until("it is said", lambda: "labels do not match zone" in why_unplaced(root, name))
+    until("it is said", lambda: "wants zone=here, has no label zone" in why_unplaced(root, name))
     root.kubectl("label", "cluster", "edge-1", "zone=here")
     until("it runs on edge-1", lambda: where(root, name) == {"edge-1": 1})
     root.kubectl("label", "cluster", "edge-1", "zone-")

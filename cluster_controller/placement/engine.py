@@ -41,6 +41,16 @@ class Seen(NamedTuple):
     status: kinds.WorkStatusStatus | None
 
 
+class Explained(NamedTuple):
+    """A decision with all that it was taken from."""
+
+    allotment: Allotment
+    placement: Placement
+    clusters: list[ClusterRecord]
+    given: Mapping[str, Mapping[str, Given]]
+    answers: Mapping[tuple[str, str], kinds.ComponentStatus]  # (target, component): what it says of its newest share
+
+
 class Engine:
     """The placement of one controller. ``silent`` names, per direct child out of reach, the broken hop."""
 
@@ -235,18 +245,29 @@ class Engine:
             return of_work(tx, self._documents, stored)
         return of_application(tx, self._documents, stored, self._uid, self._name)
 
-    def explain(self, tx: Tx, application: str) -> tuple[Allotment, Placement, list[ClusterRecord]] | None:
+    def explain(self, tx: Tx, application: str) -> Explained | None:
         """The decision as it would be taken now, with the records that it looks at; nothing is written."""
         allotment = self.allotment(tx, application)
         if allotment is None:
             return None
         seen = self._look(tx, application)
-        clusters = self._records(tx, seen)
         given = self._given(tx, allotment, self._works.ceilings(tx, application), seen)
-        return allotment, self._decide(tx, allotment, seen, given), clusters
+        answers = {
+            (target, component.name): part
+            for target, (work, status) in seen.items()
+            for component in allotment.components
+            if (part := _answer(work, status, component.name)) is not None
+        }
+        return Explained(
+            allotment=allotment,
+            placement=self._decide(tx, allotment, seen, given),
+            clusters=self._records(tx, seen),
+            given=given,
+            answers=answers,
+        )
 
     def _demand(self, allotment: Allotment) -> Demand:
-        return records.demand(allotment.application.uid, allotment.components, allotment.placement)
+        return records.demand(allotment.application.uid, allotment.components, allotment.placement, origin=not allotment.chain)
 
     def _withdraw(self, tx: Tx, application: str, allotment: Allotment | None, ceilings: Mapping[str, Mapping[str, int]]) -> None:
         """Take the Works back. The Application goes when every target in reach has confirmed; the rest is listed at its Cluster."""
@@ -344,9 +365,9 @@ class Engine:
         names = self._names
         refusals = [item for item in placement.refusals if item.component == component]
         # What could be mended soonest comes first; that a controller has no cluster of its own explains little.
-        refusals.sort(key=lambda item: (item.filter == "NoShim", item.filter != "Capacity"))
+        refusals.sort(key=lambda item: (item.filter == "NoShim", item.filter not in {"UnknownCluster", "Capacity"}, bool(item.cluster)))
         parts = [f"{names.get(target, target)}: {why}" for target, why in self._refused.of(application, component)]
-        parts += [f"{names.get(item.cluster, item.cluster)} {item.message}" for item in refusals]
+        parts += [f"{names.get(item.cluster, item.cluster)} {item.message}".strip() for item in refusals]
         return "; ".join(parts[:5]) + (f"; and {len(parts) - 5} more" if len(parts) > 5 else "") or "no cluster is known"
 
     # --- clusters ---

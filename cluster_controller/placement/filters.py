@@ -19,6 +19,8 @@ from cluster_controller.placement.model import (
 )
 
 UNBOUNDED = 1_000_000
+NAMED = 10  # clusters or nodes that one sentence lists
+NOTHING = frozenset({"0", "0m", "0Mi"})
 
 
 def matches(requirements: Iterable[Requirement], labels: Mapping[str, str]) -> bool:
@@ -55,47 +57,94 @@ def tolerated(taint: Taint, tolerations: Iterable[Toleration]) -> bool:
 def refuse(demand: Demand, component: ComponentDemand, cluster: ClusterRecord) -> Refusal | None:
     """The first reason why ``cluster`` may not hold ``component``, capacity aside; None when it may."""
 
-    def no(name: str, message: str) -> Refusal:
-        return Refusal(cluster=cluster.uid, component=component.name, filter=name, message=message)
+    def no(name: str, message: str, remedy: str) -> Refusal:
+        return Refusal(cluster=cluster.uid, component=component.name, filter=name, message=message, remedy=remedy)
 
+    name = cluster.name
     if not cluster.runs_applications:
-        return no("NoShim", "is a controller without a cluster of its own")
-    if demand.cluster_names and cluster.name not in demand.cluster_names:
-        return no("ClusterName", f"is not one of the named clusters {', '.join(demand.cluster_names)}")
+        return no("NoShim", "is a controller without a cluster of its own", f"place on its members, or start {name} with a shim")
+    if demand.cluster_names and name not in demand.cluster_names:
+        return _not_named(demand, component, cluster)
     if not matches(demand.selector, cluster.labels):
-        return no("ClusterSelector", f"labels do not match {describe(demand.selector, cluster.labels)}")
+        labels = " ".join(f"{item.key}={item.values[0]}" for item in _unmet(demand.selector, cluster.labels) if item.operator == "In")
+        change = "change placement.clusterSelector"
+        return no(
+            "ClusterSelector",
+            f"does not match placement.clusterSelector: {describe(demand.selector, cluster.labels)}",
+            f"kubectl label cluster {name} {labels} --overwrite, or {change}" if labels else f"change the labels of {name}, or {change}",
+        )
     if cluster.cordoned:
-        return no("Cordoned", "is cordoned: takes nothing new until uncordoned")
+        return no("Cordoned", "is cordoned: takes nothing new until uncordoned", f"set spec.unschedulable of cluster {name} to false")
     for taint in cluster.taints:
         if taint.effect != "PreferNoSchedule" and not tolerated(taint, demand.tolerations):
-            name = "Taint" if taint.effect == "NoExecute" else "NoScheduleTaint"
-            return no(name, f"has the taint {taint.key}={taint.value}:{taint.effect} that the application does not tolerate")
+            return no(
+                "Taint" if taint.effect == "NoExecute" else "NoScheduleTaint",
+                f"has the taint {taint.key}={taint.value}:{taint.effect} that the application does not tolerate",
+                f"add a toleration for {taint.key} to placement.tolerations, or remove the taint from cluster {name}",
+            )
     if component.kind not in cluster.component_kinds:
-        return no("ComponentKind", f"cannot run components of kind {component.kind}; it runs {', '.join(cluster.component_kinds)}")
+        return no(
+            "ComponentKind",
+            f"cannot run components of kind {component.kind}; it runs {', '.join(cluster.component_kinds)}",
+            f"choose clusters that run components of kind {component.kind}",
+        )
     if not cluster.reachable:
+        behind = f" behind {cluster.broken_hop}" if cluster.broken_hop else ""
         return no(
             "Unreachable",
-            f"is out of reach{f' behind {cluster.broken_hop}' if cluster.broken_hop else ''}: gets nothing new until it is back",
+            f"is out of reach{behind}: gets nothing new until it is back",
+            f"mend the link {cluster.broken_hop}; what runs there goes on" if behind else f"look at {name}; what runs there goes on",
         )
     return _refuse_nodes(component, cluster)
 
 
-def _refuse_nodes(component: ComponentDemand, cluster: ClusterRecord) -> Refusal | None:
-    def no(name: str, message: str) -> Refusal:
-        return Refusal(cluster=cluster.uid, component=component.name, filter=name, message=message)
+def _not_named(demand: Demand, component: ComponentDemand, cluster: ClusterRecord) -> Refusal:
+    one = demand.names_field == "placement.clusterName"
+    wanted = f"{demand.names_field} {'is' if one else 'are'} {', '.join(demand.cluster_names)}"
+    remedy = f"set {demand.names_field} to {cluster.name}" if one else f"add {cluster.name} to {demand.names_field}"
+    return Refusal(cluster=cluster.uid, component=component.name, filter="ClusterName", message=f"is not meant: {wanted}", remedy=remedy)
 
+
+def unknown_names(demand: Demand, component: ComponentDemand, clusters: Iterable[ClusterRecord]) -> Refusal | None:
+    """Clusters that are named and that nobody here knows. Further down other names than one's own are no mistake."""
+    known = sorted(cluster.name for cluster in clusters if cluster.runs_applications)
+    strange = [name for name in demand.cluster_names if name not in known]
+    if not strange or not demand.origin:
+        return None
+    message = f"{demand.names_field} names {', '.join(strange)}, and this tree has no cluster of that name that runs applications"
+    shown = ", ".join(known[:NAMED]) + (f" and {len(known) - NAMED} more" if len(known) > NAMED else "")
+    remedy = f"correct the name, or join the cluster; there {'is' if len(known) == 1 else 'are'} {shown or 'none yet'}"
+    return Refusal(cluster="", component=component.name, filter="UnknownCluster", message=message, remedy=remedy)
+
+
+def _refuse_nodes(component: ComponentDemand, cluster: ClusterRecord) -> Refusal | None:
+    def no(name: str, message: str, remedy: str) -> Refusal:
+        return Refusal(cluster=cluster.uid, component=component.name, filter=name, message=message, remedy=remedy)
+
+    look = f"banyan --at {cluster.name} get nodes"
     nodes = [node for node in cluster.nodes if node.ready]
     if not nodes:
-        return no("NoNode", "has no ready node")
+        return no("NoNode", f"has no ready node (of {sum(node.count for node in cluster.nodes)})", f"see what is wrong: {look}")
     if component.node and not any(node.name == component.node for node in nodes):
-        return no("NodeName", f"has no ready node named {component.node}")
-    if component.node_labels and not any(node_matches(component, node) for node in nodes):
+        named = [node.name for node in nodes if node.name]
+        have = f"; ready {'is' if len(named) == 1 else 'are'} {', '.join(named[:NAMED])}" if named else ""
+        return no("NodeName", f"has no ready node named {component.node}{have}", f"name a node that exists in placement.nodeName: {look}")
+    if component.node_labels and not any(_node_labels_match(component, node) for node in nodes):
         wanted = ", ".join(f"{key}={value}" for key, value in sorted(component.node_labels.items()))
-        return no("NodeSelector", f"has no ready node with the labels {wanted}")
+        remedy = f"label a node of {cluster.name}, or change placement.nodeSelector; see {look} --show-labels"
+        return no("NodeSelector", f"has no ready node with the labels {wanted}", remedy)
     if component.architectures and not any(node.architecture in component.architectures for node in nodes):
         have = ", ".join(sorted({node.architecture for node in nodes}))
-        return no("Architecture", f"has {have}; the component needs {' or '.join(component.architectures)}")
+        remedy = f"set placement.architecture to {have} if it runs there too, or add such a node to {cluster.name}"
+        return no("Architecture", f"has {have}; placement.architecture is {' or '.join(component.architectures)}", remedy)
+    if not any(node_matches(component, node) for node in nodes):
+        message = "has no single ready node that meets placement.nodeName, nodeSelector and architecture together"
+        return no("NodeSelector", message, f"ask for less of them; see {look} --show-labels")
     return None
+
+
+def _node_labels_match(component: ComponentDemand, node: NodeRecord) -> bool:
+    return all(node.labels.get(key) == value for key, value in component.node_labels.items())
 
 
 def node_matches(component: ComponentDemand, node: NodeRecord) -> bool:
@@ -103,7 +152,7 @@ def node_matches(component: ComponentDemand, node: NodeRecord) -> bool:
     return (
         node.ready
         and (not component.node or node.name == component.node)
-        and all(node.labels.get(key) == value for key, value in component.node_labels.items())
+        and _node_labels_match(component, node)
         and (not component.architectures or node.architecture in component.architectures)
     )
 
@@ -133,43 +182,55 @@ def fit(request: Request, node: NodeRecord) -> int:
 
 
 def capacity_refusal(component: ComponentDemand, cluster: ClusterRecord) -> Refusal:
-    """Says what is short where not one more replica fits."""
+    """Says what is short where not one more replica fits, of how much there is, and what would help."""
+
+    def no(name: str, message: str, remedy: str) -> Refusal:
+        return Refusal(cluster=cluster.uid, component=component.name, filter=name, message=message, remedy=remedy)
+
     nodes = [node for node in cluster.nodes if node_matches(component, node)]
-    if component.single and cluster.running.get(component.name, 0) >= 1:
-        message = "already runs its one replica: the command does not take a socket, so a site runs it once"
-        return Refusal(cluster=cluster.uid, component=component.name, filter="OnePerCluster", message=message)
-    parts = []
+    if component.single and any(fit(component.request, node) for node in nodes):
+        message = "has its one replica: the command does not take a socket, so a site runs it once"
+        return no("OnePerCluster", message, "let the command take its socket (LISTEN_FDS, takesSocket: true), or ask for fewer replicas")
+    short: list[tuple[str, str, str]] = []  # resource, asked, free on the node that has most of it
     request = component.request
-    cpu = max((node.free_cpu_millis for node in nodes), default=0)
-    memory = max((node.free_memory_bytes for node in nodes), default=0)
+    cpu = max(0, max((node.free_cpu_millis for node in nodes), default=0))
+    memory = max(0, max((node.free_memory_bytes for node in nodes), default=0))
     if request.cpu_millis > cpu:
-        parts.append(f"cpu: asks {request.cpu_millis}m, free {max(0, cpu)}m")
+        short.append(("cpu", f"{request.cpu_millis}m", f"{cpu}m"))
     if request.memory_bytes > memory:
-        parts.append(f"memory: asks {_mebibytes(request.memory_bytes)}, free {_mebibytes(max(0, memory))}")
+        short.append(("memory", _mebibytes(request.memory_bytes), _mebibytes(memory)))
     for name, count in request.accelerators.items():
-        free = max((node.free_accelerators.get(name, 0) for node in nodes), default=0)
+        free = max(0, max((node.free_accelerators.get(name, 0) for node in nodes), default=0))
         if count > free:
-            parts.append(f"{name}: asks {count}, free {free}")
-    message = "has no room: " + ("; ".join(parts) if parts else "no single node has all that one replica asks for")
-    return Refusal(cluster=cluster.uid, component=component.name, filter="Capacity", message=message)
+            short.append((name, str(count), str(free)))
+    if not short:
+        message = "has no room: no single node has all that one replica asks for"
+        return no("Capacity", message, f"ask for less in resources, free something on {cluster.name}, or add a larger node")
+    message = "has no room: " + "; ".join(f"{name}: asks {asks}, free {free}" for name, asks, free in short)
+    lower = " and ".join(f"{name} to {free}" for name, _, free in short if free not in NOTHING)
+    ask = f"lower resources.{lower}, free something on {cluster.name}" if lower else f"free something on {cluster.name}"
+    return no("Capacity", message, f"{ask}, or add a node")
 
 
 def _mebibytes(size: int) -> str:
     return f"{size / 1024**2:.0f}Mi"
 
 
+def _unmet(selector: Iterable[Requirement], labels: Mapping[str, str]) -> list[Requirement]:
+    return [requirement for requirement in selector if not _holds(requirement, labels)]
+
+
 def describe(selector: Iterable[Requirement], labels: Mapping[str, str]) -> str:
     """The requirements that do not hold, with what the cluster has instead."""
     parts = []
-    for requirement in selector:
-        if _holds(requirement, labels):
-            continue
-        have = labels.get(requirement.key)
+    for requirement in _unmet(selector, labels):
+        key, values = requirement.key, ", ".join(requirement.values)
         wanted = {
-            "In": f"{requirement.key} in ({', '.join(requirement.values)})",
-            "NotIn": f"{requirement.key} not in ({', '.join(requirement.values)})",
-            "Exists": f"{requirement.key} exists",
-            "DoesNotExist": f"{requirement.key} does not exist",
+            "In": f"{key}={values}" if len(requirement.values) == 1 else f"{key} in ({values})",
+            "NotIn": f"{key} not in ({values})",
+            "Exists": f"a label {key}",
+            "DoesNotExist": f"no label {key}",
         }[requirement.operator]
-        parts.append(f"{wanted} (has {have})" if have is not None else f"{wanted} (has none)")
+        have = f"has {key}={labels[key]}" if key in labels else f"has no label {key}"
+        parts.append(f"wants {wanted}, {have}")
     return "; ".join(parts)

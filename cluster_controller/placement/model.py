@@ -95,6 +95,8 @@ class Demand(Struct, frozen=True, kw_only=True):
     strategy: str = "Divided"  # Divided | Duplicated
     selector: tuple[Requirement, ...] = ()
     cluster_names: tuple[str, ...] = ()
+    names_field: str = "placement.clusterNames"  # where they were written
+    origin: bool = True  # written here: so its names are names of this subtree
     tolerations: tuple[Toleration, ...] = ()
 
 
@@ -115,12 +117,16 @@ class Given(Struct, frozen=True):
 
 
 class Refusal(Struct, frozen=True):
-    """Why a cluster does not take (more of) a component. ``filter`` is a stable word, ``message`` is for people."""
+    """Why a cluster does not take (more of) a component. ``filter`` is a stable word, ``message`` and ``remedy`` are for people.
+
+    ``message`` goes on from the cluster's name ("has no room: …"); with an empty ``cluster`` it is a sentence of its own.
+    """
 
     cluster: str
     component: str
     filter: str
     message: str
+    remedy: str = ""
 
 
 class Placement(Struct, frozen=True):

@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from cluster_controller.placement.capacity import Space
 from cluster_controller.placement.divide import Target, divide
-from cluster_controller.placement.filters import capacity_refusal, refuse
+from cluster_controller.placement.filters import capacity_refusal, refuse, unknown_names
 from cluster_controller.placement.model import ClusterRecord, ComponentDemand, Demand, Given, Placement, Refusal, Request
 
 Shares = dict[str, dict[str, int]]
@@ -44,6 +44,8 @@ def place(
     for component in demand.components:
         passed[component.name], refused = _filter(demand, component, clusters)
         refusals += refused
+        unknown = unknown_names(demand, component, clusters)
+        refusals += [unknown] if unknown is not None else []
     space = _space(demand, clusters, passed, given, pending or {})
     for component in demand.components:
         among = passed[component.name]

@@ -22,7 +22,7 @@ from cluster_controller.placement.model import (
 from cluster_controller.resources import kinds, quantity
 
 
-def demand(application: str, components: Sequence[kinds.Component], placement: kinds.Placement) -> Demand:
+def demand(application: str, components: Sequence[kinds.Component], placement: kinds.Placement, origin: bool = True) -> Demand:
     """What an Application's spec, or a Work's, asks this level to place."""
     names = tuple(placement.cluster_names) + ((placement.cluster_name,) if placement.cluster_name else ())
     return Demand(
@@ -31,6 +31,8 @@ def demand(application: str, components: Sequence[kinds.Component], placement: k
         strategy=placement.strategy,
         selector=requirements(placement.cluster_selector),
         cluster_names=names,
+        names_field="placement.clusterName" if placement.cluster_name and not placement.cluster_names else "placement.clusterNames",
+        origin=origin,
         tolerations=tuple(
             Toleration(key=item.key, operator=item.operator, value=item.value, effect=item.effect) for item in placement.tolerations
         ),

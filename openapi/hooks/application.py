@@ -13,7 +13,7 @@ import msgspec
 from cluster_controller.errors import Conflict, InvalidInput, NotFound
 from cluster_controller.placement.status import FINALIZER
 from cluster_controller.store import Key, Store, Tx
-from openapi.hooks.explain import Explain, explanation
+from openapi.hooks.explain import Explain, HeardOf, explanation
 from openapi.services import Ask, Write
 
 SPACE = "history"
@@ -22,11 +22,12 @@ KEPT = 10  # revisions of one Application
 
 
 class ApplicationHooks:
-    """``explain(tx, uid)`` is placement's own decision, taken again without writing."""
+    """``explain(tx, uid)`` is placement's own decision, taken again without writing; ``heard`` says how old the news of a cluster is."""
 
-    def __init__(self, store: Store, explain: Explain) -> None:
+    def __init__(self, store: Store, explain: Explain, heard: HeardOf) -> None:
         self._store = store
         self._explain = explain
+        self._heard = heard
 
     def prepare_create(self, write: Write) -> Mapping[str, Any] | None:
         finalizers: list[str] = write.document["metadata"].setdefault("finalizers", [])
@@ -51,7 +52,7 @@ class ApplicationHooks:
             case "undo":
                 return await self._undo(ask)
             case "explain":
-                return await self._store.commit(lambda tx: explanation(tx, self._explain, self._uid(ask)))
+                return await self._store.commit(lambda tx: explanation(tx, self._explain, self._heard, self._uid(ask)))
             case "clusters":
                 return {"items": self._document(ask).get("status", {}).get("clusters", [])}
         raise NotFound(f"applications have no subresource {ask.subresource}; they have history, undo, explain, clusters, scale and status")

@@ -1,77 +1,153 @@
-"""Put placement's decision into words: per cluster, what it was given, or which filter refused it and what would help."""
+"""Put placement's decision into words: per cluster, what it was given, or what refused it, by how much, and what would help.
 
-from collections.abc import Callable, Mapping
-from typing import Any
+A share is given to a direct child and divided on below it. So a cluster further down has a sentence of its own: where the share of its
+branch went, or why that branch could not place it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from cluster_controller.errors import NotFound
-from cluster_controller.placement.allotment import Allotment
-from cluster_controller.placement.model import ClusterRecord, Placement
+from cluster_controller.placement.engine import Explained
+from cluster_controller.placement.model import ClusterRecord, Given
+from cluster_controller.resources import kinds
+from cluster_controller.resources.tables import short_duration
 from cluster_controller.store import Tx
 
-Explain = Callable[[Tx, str], tuple[Allotment, Placement, list[ClusterRecord]] | None]
-
-REMEDIES = {
-    "ClusterSelector": "label the cluster, or change placement.clusterSelector",
-    "ClusterName": "add the cluster to placement.clusterNames",
-    "Cordoned": "uncordon the cluster",
-    "Taint": "add a toleration, or remove the taint",
-    "NoScheduleTaint": "add a toleration, or remove the taint",
-    "Unreachable": "mend the link; what runs there goes on running",
-    "ComponentKind": "choose clusters that run this kind of component",
-    "NoShim": "start it with a shim, or place on its members",
-    "NoNode": "look at the cluster's nodes (banyan --at NAME get nodes)",
-    "NodeName": "name a node that exists",
-    "NodeSelector": "label a node, or change placement.nodeSelector",
-    "Architecture": "build the component for this architecture, or change placement.architecture",
-    "Capacity": "ask for less, free something, or add a node",
-    "OnePerCluster": "let the command take its socket (LISTEN_FDS), or ask for fewer replicas",
-}
+LISTED = 10  # clusters in one sentence
 
 
-def explanation(tx: Tx, explain: Explain, uid: str) -> Mapping[str, Any]:
+class Heard(Protocol):
+    """How long ago a cluster was heard of."""
+
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def at_least(self) -> bool: ...
+
+
+Explain = Callable[[Tx, str], Explained | None]
+HeardOf = Callable[[str], Heard | None]
+
+
+def explanation(tx: Tx, explain: Explain, heard: HeardOf, uid: str) -> Mapping[str, Any]:
     found = explain(tx, uid)
     if found is None:
         raise NotFound(f"nothing is placed for application {uid}")
-    allotment, placement, clusters = found
-    rows = [_row(cluster, allotment, placement) for cluster in sorted(clusters, key=lambda cluster: cluster.name)]
+    application = found.allotment.application
     return {
         "kind": "Explanation",
         "apiVersion": "banyan.dev/v1alpha1",
-        "application": {"name": allotment.application.name, "namespace": allotment.application.namespace, "uid": uid},
-        "strategy": allotment.placement.strategy,
-        "missing": allotment.missing,
+        "application": {"name": application.name, "namespace": application.namespace, "uid": uid},
+        "strategy": found.allotment.placement.strategy,
+        "missing": found.allotment.missing,
         "components": [
             {
                 "name": component.name,
                 "replicas": component.replicas,
-                "unplaced": placement.unplaced.get(component.name, 0),
-                "waiting": placement.waiting.get(component.name, 0),
-                "notes": _notes(component.takes_socket or component.model is not None),
+                "unplaced": found.placement.unplaced.get(component.name, 0),
+                "waiting": found.placement.waiting.get(component.name, 0),
+                "notes": _notes(found, component),
             }
-            for component in allotment.components
+            for component in found.allotment.components
         ],
-        "clusters": rows,
+        "clusters": [
+            {"cluster": cluster.name, "uid": cluster.uid, "components": [_entry(found, cluster, each, heard) for each in _names(found)]}
+            for cluster in sorted(found.clusters, key=lambda cluster: cluster.name)
+        ],
     }
 
 
-def _notes(takes_socket: bool) -> list[str]:
-    return [] if takes_socket else ["takes no socket: one replica per site, and an upgrade stops it before it starts the new one"]
+def _names(found: Explained) -> list[str]:
+    return [component.name for component in found.allotment.components]
 
 
-def _row(cluster: ClusterRecord, allotment: Allotment, placement: Placement) -> dict[str, Any]:
-    components = []
-    for component in allotment.components:
-        refusal = next((item for item in placement.refusals if item.cluster == cluster.uid and item.component == component.name), None)
-        runs = cluster.running.get(component.name, 0)
-        entry: dict[str, Any] = {"component": component.name, "replicas": runs}
-        if refusal is not None:
-            entry |= {"filter": refusal.filter, "reason": refusal.message, "remedy": REMEDIES.get(refusal.filter, "")}
-        elif not runs:
-            share = placement.shares.get(cluster.via, {}).get(component.name, 0)
-            entry["reason"] = (
-                "takes part in its branch's share" if share and cluster.via != cluster.uid else "would take it; enough runs elsewhere"
-            )
-            if share and cluster.via == cluster.uid:
-                entry |= {"replicas": share, "reason": "given, not yet reported as running"}
-        components.append(entry)
-    return {"cluster": cluster.name, "uid": cluster.uid, "components": components}
+def _notes(found: Explained, component: kinds.Component) -> list[str]:
+    """What concerns the component as a whole, not one cluster."""
+    notes = []
+    if component.model is None and not component.takes_socket:
+        notes.append("takes no socket: one replica per site, and an upgrade stops it before it starts the new one")
+    if found.allotment.held_by:
+        notes.append(f"deletion waits for {', '.join(found.allotment.held_by)}; until then it runs on")
+    notes += [
+        f"{item.message}: {item.remedy}" for item in found.placement.refusals if not item.cluster and item.component == component.name
+    ]
+    return notes
+
+
+def _entry(found: Explained, cluster: ClusterRecord, component: str, heard: HeardOf) -> dict[str, Any]:
+    runs = cluster.running.get(component, 0)
+    entry: dict[str, Any] = {"component": component, "replicas": runs}
+    refusals = (item for item in found.placement.refusals if item.cluster == cluster.uid and item.component == component)
+    refusal = next(refusals, None)
+    given = found.given.get(cluster.via, {}).get(component, Given())
+    if refusal is not None and refusal.filter == "NoShim" and given.share and cluster.via == cluster.uid:
+        return entry | {"reason": _branch(found, cluster.via, component)}
+    if refusal is not None:
+        reason = refusal.message + (_last_heard(heard, cluster.uid) if refusal.filter == "Unreachable" else "")
+        if runs and refusal.filter == "Unreachable":
+            reason += f"; it had {runs} then and keeps them"
+        return entry | {"filter": refusal.filter, "reason": reason, "remedy": refusal.remedy}
+    if runs:
+        return entry
+    share = found.placement.shares.get(cluster.via, {}).get(component, 0)
+    if share and cluster.via == cluster.uid:
+        return _direct(found, entry, cluster, component, share)
+    if share:
+        return entry | {"reason": f"has room; {_branch(found, cluster.via, component)}"}
+    if found.placement.waiting.get(component):
+        return entry | {"reason": f"would take it; waits until {_giving_back(found, component)} has acknowledged a lower share"}
+    return entry | {"reason": "would take it; enough runs elsewhere"}
+
+
+def _direct(found: Explained, entry: dict[str, Any], cluster: ClusterRecord, component: str, share: int) -> dict[str, Any]:
+    """A cluster that was given a share itself and is not seen to run it."""
+    answer = found.answers.get((cluster.uid, component))
+    if answer is not None and answer.unplaced:
+        return entry | {"reason": f"was given {share} and could not place {answer.unplaced} of them: {answer.message}"}
+    if answer is not None and answer.reason:
+        return entry | {"replicas": share, "reason": f"was given {share}: {answer.message or answer.reason}"}
+    return entry | {"replicas": share, "reason": "given, not yet reported as running"}
+
+
+def _branch(found: Explained, target: str, component: str) -> str:
+    """What became of the share of a direct child that divides it on."""
+    name = next((cluster.name for cluster in found.clusters if cluster.uid == target), target)
+    share = found.placement.shares.get(target, {}).get(component, 0)
+    holders = [
+        f"{cluster.name} ({cluster.running[component]})"
+        for cluster in sorted(found.clusters, key=lambda cluster: cluster.name)
+        if cluster.via == target and cluster.running.get(component)
+    ]
+    words = [f"{name} was given {share}"]
+    if holders:
+        words.append(f"and put them on {_list(holders)}")
+    answer = found.answers.get((target, component))
+    if answer is None:
+        words.append("and has not answered that yet")
+    elif answer.unplaced:
+        words.append(f"and could not place {answer.unplaced}: {answer.message}")
+    return " ".join(words)
+
+
+def _giving_back(found: Explained, component: str) -> str:
+    """Who holds, or may still run, more than it shall."""
+    names = [
+        cluster.name
+        for cluster in found.clusters
+        if cluster.uid in found.given
+        and found.given[cluster.uid].get(component, Given()).ceiling > found.placement.shares.get(cluster.uid, {}).get(component, 0)
+    ]
+    return _list(sorted(names)) or "another cluster"
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
+
+
+def _last_heard(heard: HeardOf, uid: str) -> str:
+    """The age, computed now (ARCHITECTURE law 5)."""
+    known = heard(uid)
+    if known is None:
+        return ""
+    return f"; last heard {'at least ' if known.at_least else ''}{short_duration(known.seconds)} ago"

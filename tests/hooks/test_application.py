@@ -17,7 +17,7 @@ from cluster_controller.store import Key, Store, Tx
 from openapi.hooks.application import KEPT, KIND, SPACE, ApplicationHooks
 from openapi.hooks.dispatch import Hooks
 from openapi.services import Ask, User, Write
-from tests.placement.tree import Tree, put_application
+from tests.placement.tree import Tree, application, put_application
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 RESOURCE = REGISTRY["Application"]
@@ -29,7 +29,7 @@ class Bench:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.hooks = Hooks({"Application": ApplicationHooks(store, lambda tx, uid: None)})
+        self.hooks = Hooks({"Application": ApplicationHooks(store, lambda tx, uid: None, lambda uid: None)})
 
     def write(self, tx: Tx, document: dict[str, Any], previous: Mapping[str, Any] | None) -> Write:
         return Write(tx, RESOURCE, "shop", "emotion", User("ada"), document, previous, NOW)
@@ -190,7 +190,7 @@ def test_explain_says_per_cluster_what_it_has_or_what_would_help(tmp_path: Path)
             selector = {"matchLabels": {"tier": "edge"}}
             await put_application(root, "emotion", 2, clusterSelector=selector)
             await tree.quiet()
-            hooks = ApplicationHooks(root.store, root.engine.explain)
+            hooks = ApplicationHooks(root.store, root.engine.explain, root.census.heard)
             revision = root.store.revision
             ask = Ask(RESOURCE, "default", "emotion", "explain", "GET", {}, {}, User("bob"))
             answer = await hooks.subresource(ask)
@@ -201,9 +201,10 @@ def test_explain_says_per_cluster_what_it_has_or_what_would_help(tmp_path: Path)
             assert sorted(rows) == ["edge-1", "edge-2", "edge-3", "region", "root"]
             assert (rows["edge-1"]["replicas"], rows["edge-3"]["replicas"]) == (1, 1)
             assert rows["edge-2"]["filter"] == "ClusterSelector"
-            assert rows["edge-2"]["reason"] == "labels do not match tier in (edge) (has other)"
-            assert "label the cluster" in rows["edge-2"]["remedy"]
-            assert rows["region"]["filter"] == "NoShim"
+            assert rows["edge-2"]["reason"] == "does not match placement.clusterSelector: wants tier=edge, has tier=other"
+            assert rows["edge-2"]["remedy"] == "kubectl label cluster edge-2 tier=edge --overwrite, or change placement.clusterSelector"
+            assert rows["region"] == {"component": "serve", "replicas": 0, "reason": "region was given 1 and put them on edge-1 (1)"}
+            assert rows["root"]["filter"] == "NoShim"
             clusters = await hooks.subresource(msgspec.structs.replace(ask, subresource="clusters"))
             assert {row["name"] for row in clusters["items"]} == {"edge-1", "edge-3"}
         finally:
@@ -227,11 +228,138 @@ def test_explain_before_anything_is_reported_and_of_what_takes_no_socket(tmp_pat
                 lambda tx: tx.put(Key("own", "Application", "default", "pump"), msgspec.json.encode(document), uid="pump")
             )
             await tree.settled()
-            hooks = ApplicationHooks(root.store, root.engine.explain)
+            hooks = ApplicationHooks(root.store, root.engine.explain, root.census.heard)
             answer = await hooks.subresource(Ask(RESOURCE, "default", "pump", "explain", "GET", {}, {}, User("bob")))
             assert "takes no socket" in answer["components"][0]["notes"][0]
             said = {row["cluster"]: row["components"][0]["reason"] for row in answer["clusters"]}
             assert said == {"edge": "given, not yet reported as running", "root": "would take it; enough runs elsewhere"}
+        finally:
+            await tree.close()
+
+    asyncio.run(main())
+
+
+def test_explain_says_of_every_cluster_what_is_measured_what_is_wanted_and_what_would_help(tmp_path: Path) -> None:
+    """One line for each thing that can be in the way; and where the share of a branch went."""
+
+    async def main() -> None:
+        tree = Tree(tmp_path)
+        root = await tree.add("root")
+        region = await tree.add("region", "root")
+        await tree.add("edge-1", "region", 300, {"tier": "edge"})
+        await tree.add("edge-2", "region", 300, {"tier": "edge"})
+        await tree.add("edge-3", "root", 200, {"tier": "edge"})
+        hooks = ApplicationHooks(root.store, root.engine.explain, root.census.heard)
+
+        async def explained(name: str) -> tuple[dict[str, Any], dict[str, tuple[str, str, str]]]:
+            answer = await hooks.subresource(Ask(RESOURCE, "default", name, "explain", "GET", {}, {}, User("bob")))
+            rows = {row["cluster"]: row["components"][0] for row in answer["clusters"]}
+            said = {name: (row.get("filter", ""), row.get("reason", ""), row.get("remedy", "")) for name, row in rows.items()}
+            return answer["components"][0], said
+
+        async def asked(**placement: object) -> tuple[dict[str, Any], dict[str, tuple[str, str, str]]]:
+            await put_application(root, "emotion", 1, **placement)
+            await tree.quiet()
+            return await explained("emotion")
+
+        try:
+            await tree.quiet()
+            _, said = await asked(clusterName="edge-1")
+            assert said["edge-1"] == ("", "", "")
+            assert said["edge-2"] == ("ClusterName", "is not meant: placement.clusterName is edge-1", "set placement.clusterName to edge-2")
+            assert said["region"][1] == "region was given 1 and put them on edge-1 (1)"
+            _, said = await asked(clusterNames=["edge-1", "edge-3"])
+            assert said["edge-2"][1:] == ("is not meant: placement.clusterNames are edge-1, edge-3", "add edge-2 to placement.clusterNames")
+            whole, said = await asked(clusterName="edge-9")
+            assert whole["unplaced"] == 1
+            assert whole["notes"] == [
+                "placement.clusterName names edge-9, and this tree has no cluster of that name that runs applications: "
+                "correct the name, or join the cluster; there are edge-1, edge-2, edge-3"
+            ]
+            message = application(root, "emotion").status.components[0].message  # type: ignore[union-attr]
+            assert message.startswith("placement.clusterName names edge-9,")
+            _, said = await asked(nodeName="no-such")
+            assert said["edge-1"] == (
+                "NodeName",
+                "has no ready node named no-such; ready is edge-1-node",
+                "name a node that exists in placement.nodeName: banyan --at edge-1 get nodes",
+            )
+            _, said = await asked(nodeSelector={"disk": "ssd"})
+            assert said["edge-1"][:2] == ("NodeSelector", "has no ready node with the labels disk=ssd")
+            _, said = await asked(architecture="arm64")
+            assert said["edge-1"] == (
+                "Architecture",
+                "has amd64; placement.architecture is arm64",
+                "set placement.architecture to amd64 if it runs there too, or add such a node to edge-1",
+            )
+            await put_application(root, "emotion", 1, clusterName="edge-3")
+            uid = await put_application(root, "wide", 9)
+            await tree.quiet()
+            whole, said = await explained("wide")
+            assert (whole["unplaced"], tree.total(uid)) == (2, 7)
+            assert said["edge-1"][:2] == ("Capacity", "has no room: cpu: asks 100m, free 0m")
+            assert said["edge-1"][2] == "free something on edge-1, or add a node"
+            assert said["region"][1] == "region was given 6 and put them on edge-1 (3), edge-2 (3)"
+            tree.set_cut("region", True)
+            await tree.quiet()
+            _, said = await explained("wide")
+            assert said["edge-1"] == (
+                "Unreachable",
+                "is out of reach behind root → region: gets nothing new until it is back; last heard 0s ago; it had 3 then and keeps them",
+                "mend the link root → region; what runs there goes on",
+            )
+            tree.set_cut("region", False)
+            await tree.quiet()
+            await taint(region, "uid-edge-1")
+            await tree.quiet()
+            _, said = await explained("wide")  # the region's own taint is not known here: but the region said so
+            assert "could not place" not in said["region"][1], "what runs stays: NoSchedule is for what is new"
+        finally:
+            await tree.close()
+
+    asyncio.run(main())
+
+
+async def taint(site: Any, cluster: str) -> None:
+    def write(tx: Any) -> None:
+        stored = site.store.find("own", "Cluster", cluster)
+        document = msgspec.json.decode(stored.document)
+        document["spec"] = {"taints": [{"key": "gpu", "value": "only", "effect": "NoSchedule"}], "unschedulable": True}
+        tx.put(stored.key, msgspec.json.encode(document), uid=stored.uid)
+
+    await site.store.commit(write)
+
+
+def test_what_only_a_region_knows_comes_up_with_its_reason_and_goes_elsewhere_when_there_is_room(tmp_path: Path) -> None:
+    """A taint that the region laid over its leaf is not in the root's records; the region reports what it could not place."""
+
+    async def main() -> None:
+        tree = Tree(tmp_path)
+        root = await tree.add("root")
+        region = await tree.add("a-region", "root")
+        await tree.add("edge-1", "a-region", 300)
+        hooks = ApplicationHooks(root.store, root.engine.explain, root.census.heard)
+        try:
+            await tree.quiet()
+            await taint(region, "uid-edge-1")
+            await tree.quiet()
+            uid = await put_application(root, "emotion", 2)
+            await tree.quiet()
+            status = application(root, "emotion").status  # type: ignore[union-attr]
+            assert (tree.total(uid), status.unplaced, status.phase) == (0, 2, "Pending")
+            assert "a-region: edge-1 is cordoned" in status.components[0].message
+            answer = await hooks.subresource(Ask(RESOURCE, "default", "emotion", "explain", "GET", {}, {}, User("bob")))
+            said = {row["cluster"]: row["components"][0].get("reason", "") for row in answer["clusters"]}
+            assert said["a-region"].startswith("a-region was given 2 and could not place 2: edge-1 is cordoned")
+            assert said["edge-1"].startswith("has room; a-region was given 2 and could not place 2: edge-1 is cordoned")
+            await tree.add("edge-2", "root", 100)  # somebody has room for one
+            await tree.quiet()
+            status = application(root, "emotion").status  # type: ignore[union-attr]
+            assert (tree.total(uid), status.unplaced, status.ready) == (1, 1, 1)
+            await tree.add("edge-3", "root", 300)
+            await tree.quiet()
+            status = application(root, "emotion").status  # type: ignore[union-attr]
+            assert (tree.total(uid), status.unplaced, status.phase) == (2, 0, "Running")
         finally:
             await tree.close()
 

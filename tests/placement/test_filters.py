@@ -50,7 +50,8 @@ def test_every_requirement_must_hold_and_those_that_do_not_are_told() -> None:
     ]
     assert not matches(wanted, LABELS)
     assert describe(wanted, LABELS) == (
-        "zone not in (a) (has a); gpu exists (has none); tier does not exist (has edge); zone in (b, c) (has a)"
+        "wants zone not in (a), has zone=a; wants a label gpu, has no label gpu; "
+        "wants no label tier, has tier=edge; wants zone in (b, c), has zone=a"
     )
     assert matches([], {})
 
@@ -102,15 +103,15 @@ def why(wanted: ComponentDemand, there: ClusterRecord, **whole: object) -> tuple
 
 def test_refusals_name_what_was_asked_and_what_is_there() -> None:
     there = cluster(node("one", labels={"disk": "ssd"}), node("off", ready=False))
-    assert why(component(), there, cluster_names=("x", "y")) == ("ClusterName", "is not one of the named clusters x, y")
-    assert why(component(node="off"), there) == ("NodeName", "has no ready node named off")
+    assert why(component(), there, cluster_names=("x", "y")) == ("ClusterName", "is not meant: placement.clusterNames are x, y")
+    assert why(component(node="off"), there) == ("NodeName", "has no ready node named off; ready is one")
     assert why(component(node_labels={"disk": "hdd", "a": "b"}), there) == (
         "NodeSelector",
         "has no ready node with the labels a=b, disk=hdd",
     )
-    assert why(component(architectures=("arm64", "riscv64")), there)[1] == "has amd64; the component needs arm64 or riscv64"
+    assert why(component(architectures=("arm64", "riscv64")), there)[1] == "has amd64; placement.architecture is arm64 or riscv64"
     assert why(component(kind="command"), cluster(node(), component_kinds=("model",)))[0] == "ComponentKind"
-    assert why(component(), cluster(node(ready=False))) == ("NoNode", "has no ready node")
+    assert why(component(), cluster(node(ready=False))) == ("NoNode", "has no ready node (of 1)")
     cut = why(component(), cluster(node(), reachable=False, broken_hop="root → region"))
     assert cut == ("Unreachable", "is out of reach behind root → region: gets nothing new until it is back")
     assert why(component(), cluster(node(), reachable=False))[1] == "is out of reach: gets nothing new until it is back"
