@@ -23,7 +23,7 @@ def write_settings(root: Path) -> Path:
     lines = ["[run]", "branch = True", "relative_files = True", f"data_file = {build / 'coverage'}", "include ="]
     lines += [f"    {root / pattern}" for pattern in patterns]
     lines += ["[report]", "exclude_also =", "    if TYPE_CHECKING:", "    assert_never\\(", "    \\.\\.\\.$"]
-    path = build / "coverage.ini"
+    path = build / "pure-coverage.ini"  # not coverage.*: those are the data of parallel workers, which coverage erases at start
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
