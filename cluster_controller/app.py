@@ -29,7 +29,7 @@ from cluster_controller.placement.engine import Engine
 from cluster_controller.reconcile.holds import Holds
 from cluster_controller.reconcile.reconciler import Reconciler
 from cluster_controller.resources import kinds, quantity
-from cluster_controller.store import Store
+from cluster_controller.store import Key, Store
 from cluster_controller.store import Limits as StoreLimits
 from cluster_controller.tasks import Tasks
 from cluster_controller.tree.census import Census, Heard
@@ -248,9 +248,9 @@ class Controller:
 
     def cluster_uid(self, name: str) -> str:
         """Of a cluster of the subtree, by name, alias or uid; NotFound lists none, so that names do not leak."""
-        for stored in self.store.list("own", "Cluster"):
-            if name in {stored.key.name, stored.uid}:
-                return stored.uid
+        stored = self.store.get(Key("own", "Cluster", "", name)) or self.store.find("own", "Cluster", name)
+        if stored is not None:
+            return stored.uid
         raise NotFound(f"no cluster {name} in the subtree of {self.name}; `banyan tree` shows those that are")
 
     def cluster_name(self, uid: str) -> str:
@@ -270,10 +270,11 @@ class Controller:
 
     def ready(self) -> Mapping[str, str]:
         """Each readiness check with an empty string, or why it fails."""
-        shim = ""
-        if self.shim is not None and self.description is None:
-            shim = "the cluster's shim has not answered yet"
-        return {"store": "", "shim": shim}
+        trouble = self.store.trouble
+        store = f"{trouble.error} (for {clock.boottime() - trouble.since:.0f} s)" if trouble is not None else ""
+        if self.shim is None:
+            return {"store": store}
+        return {"store": store, "shim": "" if self.description is not None else "the cluster's shim has not answered yet"}
 
 
 class _Doors:

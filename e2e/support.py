@@ -147,7 +147,7 @@ class Site:
         with Client(read(self.folder / ADMIN_KUBECONFIG), 20.0) as client:
             data = None if body is None else json.dumps(body).encode()
             answer = client.request(method, path, body=data, headers={"Content-Type": "application/json"})
-            return answer.status, json.loads(answer.body) if answer.body[:1] in b"{[" and answer.body else answer.body
+            return answer.status, json.loads(answer.body) if "json" in answer.headers.get("content-type", "") else answer.body
 
     def get(self, path: str) -> Any:
         code, document = self.ask("GET", path)

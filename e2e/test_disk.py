@@ -104,8 +104,13 @@ def test_a_full_disk_refuses_writes_and_goes_on_serving(small_disk: Path) -> Non
         assert "full" in answer["message"] or "space" in answer["message"], answer
         assert acknowledged
         assert root.get(f"{CONFIGMAPS}/{acknowledged[-1]}")["data"]["k"][:1] == "x"  # it goes on reading
-        root.kill()
+        code, answer = root.ask("GET", "/readyz")
+        assert code == 503 and "store failed: no space left for" in str(answer), answer
         subprocess.run(["mount", "-o", "remount,size=32m", str(small_disk)], check=True)
+        until("it has noticed the room by itself", lambda: root.ask("GET", "/readyz")[0] == 200)
+        assert root.ask("POST", CONFIGMAPS, document("room"))[0] == 201
+        acknowledged.append("room")
+        root.kill()
         root.run()
         names = {item["metadata"]["name"] for item in root.get(CONFIGMAPS)["items"]}
         assert names == set(acknowledged)

@@ -18,9 +18,10 @@ from sqlalchemy import event as hooks
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
-from cluster_controller.errors import StoreCorrupt, StoreError, StoreFull, StoreReadOnly
+from cluster_controller.errors import StoreCorrupt, StoreError, StoreReadOnly
 from cluster_controller.store import migrations, schema
-from cluster_controller.store.folder import DATABASE, FolderLock, prepare, sync_folder
+from cluster_controller.store.folder import DATABASE, FolderLock, full, prepare, sync_folder
+from cluster_controller.store.health import try_room
 from cluster_controller.store.model import HASH_BYTES, Event, Key, Stored, content_hash
 from cluster_controller.store.seal import SEALED_KINDS, Seal
 
@@ -244,9 +245,7 @@ class Database:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
         primary = code & _PRIMARY_CODE
         if primary == sqlite3.SQLITE_FULL:
-            return StoreFull(
-                f"no space left for {self.path}: free some; nothing acknowledged is lost, and writing goes on by itself once there is room"
-            )
+            return full(self.path)
         if primary in {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}:
             return StoreReadOnly(f"{self.path} cannot be written ({error}): check its owner, its mode and the mount")
         if primary in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
@@ -255,6 +254,16 @@ class Database:
             return DiskLost(
                 f"the disk did not confirm a write to {self.path}: check the disk, then start again; nothing acknowledged is lost"
             )
+        if code == sqlite3.SQLITE_IOERR_WRITE:
+            return self._refused(error)
+        return StoreError(f"{self.path}: {error}")
+
+    def _refused(self, error: BaseException | None) -> StoreError:
+        """SQLite knows one reason for which a disk takes no more, and calls a quota or a limit on a file's size an I/O error."""
+        try:
+            try_room(self.path)
+        except StoreError as cause:
+            return cause
         return StoreError(f"{self.path}: {error}")
 
     def _corrupt(self, reason: str) -> StoreCorrupt:

@@ -56,10 +56,21 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
+def full(path: Path, number: int = errno.ENOSPC) -> StoreFull:
+    match number:
+        case errno.EDQUOT:
+            remedy = f"the disk quota of user {os.getuid()} is used up; free some of its files, or have it raised"
+        case errno.EFBIG:
+            remedy = "a file may not grow so large; raise the limit (`ulimit -f`, LimitFSIZE= of the systemd unit) or move the data folder"
+        case _:
+            remedy = "free some"
+    return StoreFull(f"no space left for {path}: {remedy}; nothing acknowledged is lost, and writing goes on by itself once there is room")
+
+
 def store_error(error: OSError, path: Path) -> StoreError:
     """What the system said about a file of the store, as something to act on."""
     if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-        return StoreFull(f"no space left for {path}: free some; nothing acknowledged is lost")
+        return full(path, error.errno)
     if error.errno in {errno.EROFS, errno.EACCES, errno.EPERM}:
         return StoreReadOnly(f"{path} cannot be written by user {os.getuid()} ({error.strerror}): check its owner, its mode and the mount")
     return StoreError(f"{path}: {error.strerror}")

@@ -26,6 +26,7 @@ from msgspec import Struct
 from cluster_controller.errors import Exhausted, StoreError
 from cluster_controller.store.backup import Capture, Summary, write_backup
 from cluster_controller.store.database import Batch, Change, Database, DiskLost
+from cluster_controller.store.health import Health, Trouble
 from cluster_controller.store.journal import Trimmed
 from cluster_controller.store.loading import Loaded, load
 from cluster_controller.store.model import Event, Expired, Key, Limits, Stored
@@ -71,6 +72,7 @@ class Store:
         self._flushing = False
         self._trimmed = loaded.trimmed  # forgotten in memory, still on the disk
         self._broken: StoreError | None = None
+        self._health = Health(database.path, thread)
         self._idle = asyncio.Event()
         self._idle.set()
         self.history = loaded.history  # openings: (id, first revision), oldest first
@@ -173,6 +175,11 @@ class Store:
         """
         return await asyncio.to_thread(write_backup, self.capture(), self._database.path.parent, target, passphrase, include)
 
+    @property
+    def trouble(self) -> Trouble | None:
+        """Why commits fail, and since when; None while they do not. It goes by itself once the disk takes writes again."""
+        return self._health.trouble
+
     # --- writing
 
     async def commit(self, work: Callable[[Tx], T]) -> T:
@@ -224,7 +231,8 @@ class Store:
 
     async def close(self) -> None:
         """Wait for what is being written, then give the folder back."""
-        self._break(StoreError(f"{self._database.path} is closed"))
+        self._broken = self._broken or StoreError(f"{self._database.path} is closed")
+        self._health.close()
         await self._idle.wait()
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._thread, self._database.close)
@@ -255,7 +263,7 @@ class Store:
     def _write(self, batch: Batch) -> None:
         """In the thread."""
         database = self._database
-        if batch.events or batch.facts or batch.delivered:
+        if _rows(batch):
             database.write(batch)
 
     def _written(self, done: "asyncio.Future[None]", group: Sequence[Waiting], batch: Batch) -> None:
@@ -265,6 +273,8 @@ class Store:
             return
         if batch.floor:
             self._trimmed = Trimmed()
+        if _rows(batch):
+            self._health.wrote()
         self._apply(group, batch)
         self._notify(batch.events)
         for waiting in group:
@@ -335,8 +345,10 @@ class Store:
         self._next()
 
     def _break(self, error: StoreError) -> None:
+        """What is on the disk can no longer be told: nothing is taken until the store is opened again."""
         if self._broken is None:
             self._broken = error
+            self._health.lost(error)
 
     def _failed(self, error: BaseException, group: Sequence[Waiting]) -> None:
         """All that is pending was built on what failed: it fails too."""
@@ -350,7 +362,13 @@ class Store:
                 waiting.done.set_exception(type(reason)(str(reason)))
         if isinstance(reason, DiskLost):
             self._break(reason)
+        else:
+            self._health.failed(reason)
         self._next()
+
+
+def _rows(batch: Batch) -> bool:
+    return bool(batch.events or batch.facts or batch.delivered)
 
 
 def _page(keys: Sequence[Key], first: int, limit: int, get: Callable[[Key], Stored | None]) -> Page:

@@ -1,7 +1,9 @@
 """A disk that is full, sick, read-only; a file that is damaged, newer, locked; a key that is gone: each says what to do."""
 
 import asyncio
+import errno
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -11,9 +13,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection
 
-from cluster_controller.errors import InvalidInput, StoreCorrupt, StoreError, StoreInUse, StoreTooNew
+from cluster_controller.errors import InvalidInput, StoreCorrupt, StoreError, StoreFull, StoreInUse, StoreReadOnly, StoreTooNew
 from cluster_controller.store import Key, Store, Tx, migrations
-from cluster_controller.store.folder import DATABASE
+from cluster_controller.store.folder import DATABASE, store_error
 from cluster_controller.store.seal import KEY_FILE
 from tests.store.disk import build
 
@@ -60,7 +62,7 @@ async def main(folder, quota):
             held += 1
     except StoreFull as error:
         assert str(folder) in str(error) and "free some" in str(error)
-    assert 5 < held < 1000
+    assert 5 < held < 1000 and isinstance(store.trouble.error, StoreFull)
     assert store.size("own") == held == store.revision
     for again in range(3):      # refused in one piece, what was built on it too
         results = await asyncio.gather(*(store.commit(work(held + n)) for n in range(8)), return_exceptions=True)
@@ -69,6 +71,7 @@ async def main(folder, quota):
     quota.write_text(str(10_000_000))
     results = await asyncio.gather(*(store.commit(work(held + n)) for n in range(8)))
     assert [stored.revision for stored in results] == list(range(held + 1, held + 9))
+    assert store.trouble is None
     await store.close()
     store = await Store.open(folder)
     assert store.size("own") == store.revision == held + 8
@@ -94,6 +97,7 @@ async def main(folder, sick):
             await store.commit(work(n))
         except StoreError as error:
             assert "did not confirm" in str(error), error
+            assert "did not confirm" in str(store.trouble.error)
         else:
             raise AssertionError("a write that the disk did not confirm was acknowledged")
         sick.unlink(missing_ok=True)    # a later fdatasync succeeds, and proves nothing about the first
@@ -115,6 +119,123 @@ def test_a_full_disk_heals_and_a_sick_one_is_not_trusted(tmp_path: Path, program
     command = [sys.executable, "-c", program, str(folder), str(control)]
     done = subprocess.run(command, env=environment, cwd=ROOT, timeout=60, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
+
+
+LIMITED = """
+import asyncio, resource, sys
+from pathlib import Path
+from cluster_controller.errors import StoreFull
+from cluster_controller.store import Key, Store, health
+
+async def main(folder):
+    health.TRIAL_SECONDS = 0.05
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    store = await Store.open(folder)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+    assert store.trouble is None
+    held = 0
+    def work(n):
+        return lambda tx: tx.put(Key("own", "Work", "", f"o{n}"), b'"%s"' % (b"x" * 20_000), uid=f"u{n}")
+    try:
+        while held < 1000:
+            await store.commit(work(held))
+            held += 1
+    except StoreFull as error:
+        assert str(folder) in str(error) and "ulimit -f" in str(error), error
+    assert 5 < held < 1000
+    assert isinstance(store.trouble.error, StoreFull) and "ulimit -f" in str(store.trouble.error)
+    since = store.trouble.since
+    await asyncio.sleep(0.2)      # trials that find no room
+    assert store.trouble.since == since
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    async with asyncio.timeout(20):
+        while store.trouble is not None:
+            await asyncio.sleep(0.01)
+    await store.commit(work(held))
+    assert not (folder / health.SCRATCH).exists()
+    await store.close()
+    store = await Store.open(folder)
+    assert store.size("own") == store.revision == held + 1
+    await store.close()
+
+asyncio.run(main(Path(sys.argv[1])))
+"""
+
+
+def test_a_limit_on_the_size_of_a_file_is_a_full_disk(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path)], cwd=ROOT, timeout=60, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+TINY = """
+import asyncio, os, subprocess, sys
+from pathlib import Path
+from cluster_controller.errors import StoreFull, StoreReadOnly
+from cluster_controller.store import Key, Store, health
+
+def mount(*options):
+    subprocess.run(["mount", "-t", "tmpfs", *options], check=True)
+
+async def main(folder):
+    health.TRIAL_SECONDS = 0.05
+    mount("-o", "size=8m", "tmpfs", str(folder))
+    store = await Store.open(folder)
+    held = 0
+    def work(n):
+        return lambda tx: tx.put(Key("own", "Work", "", f"o{n}"), b'"%s"' % (b"x" * 100_000), uid=f"u{n}")
+    async def until(condition):
+        async with asyncio.timeout(20):
+            while not condition():
+                await asyncio.sleep(0.01)
+    try:
+        while held < 1000:
+            await store.commit(work(held))
+            held += 1
+    except StoreFull as error:
+        assert "no space left" in str(error) and "free some" in str(error), error
+    assert 5 < held < 1000 and isinstance(store.trouble.error, StoreFull)
+    mount("-o", "remount,size=32m", "tmpfs", str(folder))
+    await until(lambda: store.trouble is None)      # nobody wrote: found by a trial
+    await store.commit(work(held))
+    (folder / "ballast").write_bytes(bytes(32_000_000 - sum(p.stat().st_size for p in folder.iterdir())))
+    results = await asyncio.gather(*(store.commit(work(held + 1 + n)) for n in range(40)), return_exceptions=True)
+    assert all(isinstance(result, StoreFull) for result in results), results
+    assert isinstance(store.trouble.error, StoreFull)
+    (folder / "ballast").unlink()
+    await store.commit(work(held + 1))              # before any trial
+    assert store.trouble is None
+    await store.close()
+    store = await Store.open(folder)
+    assert store.size("own") == store.revision == held + 2
+    await store.close()
+
+asyncio.run(main(Path(sys.argv[1])))
+"""
+
+
+def test_a_small_disk_that_is_full_heals(tmp_path: Path) -> None:
+    """A tmpfs in a mount namespace of its own."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root for a small disk; the tests above have the same without one")
+    command = ["unshare", "-m", sys.executable, "-c", TINY, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, timeout=60, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("number", "error", "remedy"),
+    [
+        (errno.ENOSPC, StoreFull, "free some"),
+        (errno.EDQUOT, StoreFull, "quota of user .* have it raised"),
+        (errno.EFBIG, StoreFull, "LimitFSIZE="),
+        (errno.EROFS, StoreReadOnly, "the mount"),
+        (errno.EIO, StoreError, "Input/output error"),
+    ],
+)
+def test_what_the_system_says_is_said_with_a_remedy(tmp_path: Path, number: int, error: type[StoreError], remedy: str) -> None:
+    said = store_error(OSError(number, os.strerror(number)), tmp_path / DATABASE)
+    assert type(said) is error
+    assert re.search(rf"{DATABASE}.*{remedy}", str(said))
 
 
 def test_a_folder_in_use_names_who_uses_it(tmp_path: Path) -> None:
