@@ -68,14 +68,27 @@ class ModelRef(Struct, frozen=True):
     runtime: str = "onnx"
 
 
+class Chart(Struct, frozen=True):
+    """A Helm chart archive that the controller has put, verified, at ``path`` before it appears in a Desired."""
+
+    path: str
+    sha256: str
+    values: bytes = b""  # a JSON object, laid over the chart's own values
+    hooks: str = "Refuse"  # Refuse: a chart with hooks or `lookup` is an error; Ignore: hooks are left out
+
+
 class Component(Struct, frozen=True, kw_only=True):
-    """One part of an application on this cluster. Exactly one of ``model`` and ``command`` is set."""
+    """One part of an application on this cluster: exactly one of ``model``, ``command`` alone, ``image``, ``manifests`` and ``chart``."""
 
     name: str
     replicas: int
     revision: str  # hash of everything below; instances of another revision are replaced
     model: ModelRef | None = None
     command: tuple[str, ...] = ()
+    image: str = ""  # a container image; ``command`` and ``args`` run in it, or what the image says
+    args: tuple[str, ...] = ()
+    manifests: tuple[bytes, ...] = ()  # objects of the member's own API, a JSON document each
+    chart: Chart | None = None
     env: dict[str, str] = field(default_factory=dict)
     secret_env: dict[str, str] = field(default_factory=dict)
     files: tuple[File, ...] = ()
@@ -98,6 +111,10 @@ class Work(Struct, frozen=True, kw_only=True):
     origin: str  # name of the cluster where the application was written
     version: int  # counts changes of this Work
     components: tuple[Component, ...] = ()
+    # How objects are kept in a member that has an API of its own; a process cluster has nothing to ask.
+    drift: str = "Correct"  # what somebody changed by hand is set right; or "Report"
+    conflicts: str = "Report"  # a field that another manager declares stays his; or "Force"
+    immutable: str = "Refuse"  # a change that the API allows only to a new object is an error; or "Recreate"
 
 
 class Desired(Struct, frozen=True):
@@ -117,6 +134,17 @@ class Phase(StrEnum):
     FAILED = "Failed"
 
 
+class Ended(Struct, frozen=True, kw_only=True):
+    """How an instance's last run ended."""
+
+    reason: str = ""  # Error, Completed, OOMKilled, StartFailed, Unhealthy, Lost, Rebooted: a word for programs
+    message: str = ""
+    exit_code: int = -1  # 128 + N after signal N; -1: not known
+    last_line: str = ""  # of its log: printable characters, cut to a few hundred
+    started_unix: float = 0.0  # wall clock, for people only
+    finished_unix: float = 0.0
+
+
 class Instance(Struct, frozen=True, kw_only=True):
     """One running copy (a process, a pod)."""
 
@@ -126,13 +154,14 @@ class Instance(Struct, frozen=True, kw_only=True):
     phase: Phase
     ready: bool = False
     restarts: int = 0
-    reason: str = ""
+    reason: str = ""  # why it is not ready now; CrashLoopBackOff when it ends soon after each start
     message: str = ""
     node: str = ""
     pid: int = 0
     started_unix: float = 0.0  # wall clock, for people only
     cpu_millis: int = -1  # usage; -1: not known
     memory_bytes: int = -1
+    ended: Ended | None = None  # the run before this one; None: there was none
 
 
 class ObservedComponent(Struct, frozen=True, kw_only=True):
@@ -231,7 +260,14 @@ class ShimError(Exception):
 
 
 def component_kind(component: Component) -> str:
-    return "model" if component.model is not None else "command"
+    """As `Description.component_kinds` names them."""
+    if component.model is not None:
+        return "model"
+    if component.image:
+        return "container"
+    if component.manifests:
+        return "manifests"
+    return "helm" if component.chart is not None else "command"
 
 
 Labels = Mapping[str, str]

@@ -122,9 +122,25 @@ def pod(work: contract.ObservedWork, application: kinds.ApplicationReference, in
                     container_id=f"process://{instance.pid}" if instance.pid else "",
                     started=running,
                     state=state,
+                    last_state=_last_state(instance.ended),
                 )
             ],
         ),
+    )
+
+
+def _last_state(ended: contract.Ended | None) -> kinds.ContainerState:
+    if ended is None:
+        return kinds.ContainerState()
+    message = "; ".join(part for part in (ended.message, f"its last log line: {ended.last_line}" if ended.last_line else "") if part)
+    return kinds.ContainerState(
+        terminated=kinds.ContainerStateTerminated(
+            exit_code=ended.exit_code,
+            reason=ended.reason,
+            message=message,
+            started_at=_time(ended.started_unix),
+            finished_at=_time(ended.finished_unix),
+        )
     )
 
 

@@ -147,6 +147,7 @@ class ContainerStateTerminated(Document, frozen=True, kw_only=True):
     exit_code: int = 0
     reason: str = ""
     message: str = ""
+    started_at: str | None = None
     finished_at: str | None = None
 
 

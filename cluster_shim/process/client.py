@@ -41,6 +41,12 @@ class InstanceView(Struct, frozen=True, kw_only=True):
     restarts: int = 0
     reason: str = ""
     message: str = ""
+    exit_code: int = -1
+    last_line: str = ""
+    last_started_unix: float = 0.0
+    finished_unix: float = 0.0
+    failures: int = 0  # runs in a row that ended soon
+    pause: float = 0.0  # seconds before the start that follows the last end
     started_unix: float = 0.0
     usage: list[str] = field(default_factory=list)  # cgroup folders; empty when there are none
 

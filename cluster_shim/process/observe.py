@@ -8,12 +8,16 @@ from collections.abc import Mapping, Sequence
 
 from msgspec import structs
 
-from cluster_shim.contract import Component, Instance, Node, ObservedComponent, ObservedWork, Phase, Work
+from cluster_shim.contract import Component, Ended, Instance, Node, ObservedComponent, ObservedWork, Phase, Work
+from cluster_shim.process.client import InstanceView
 from cluster_shim.process.plan import Note, replicas
 
 CPU_NOISE_MILLIS = 20
 MEMORY_NOISE_BYTES = 4 << 20
 NOT_READY = "NotReady"  # it runs, and its readiness probe has failed for longer than it may
+CRASH_LOOP = "CrashLoopBackOff"  # it ended soon after each of its last starts, and waits ever longer before the next
+LOOP_FAILURES = 3  # short runs in a row that make a loop
+TOLD_PAUSE_SECONDS = 2.0  # a pause from which on people are told of it
 _BAD = (Phase.BACKOFF, Phase.FAILED)
 
 
@@ -53,7 +57,7 @@ def _why(component: Component, updated: Sequence[Instance], note: Note | None) -
     if note is not None:
         return note.reason, note.message
     for instance in updated:
-        if instance.phase in _BAD:
+        if instance.phase in _BAD or instance.reason == CRASH_LOOP:
             return instance.reason or "BackOff", f"{instance.id}: {instance.message}"
     for instance in updated:
         if instance.phase is Phase.RUNNING and instance.reason == NOT_READY:
@@ -61,6 +65,38 @@ def _why(component: Component, updated: Sequence[Instance], note: Note | None) -
     if sum(instance.ready for instance in updated) < replicas(component):
         return "Starting", "waiting until the new instances are ready"
     return "", ""
+
+
+def ended(view: InstanceView) -> Ended | None:
+    if not view.reason:
+        return None
+    return Ended(
+        reason=view.reason,
+        message=view.message,
+        exit_code=view.exit_code,
+        last_line=view.last_line,
+        started_unix=view.last_started_unix,
+        finished_unix=view.finished_unix,
+    )
+
+
+def condition(view: InstanceView, phase: Phase, *, ready: bool, trouble: str) -> tuple[str, str]:
+    """Reason and message of an instance now. One that comes and goes keeps its reason until it is ready: a status that says
+    Starting every other second says nothing."""
+    if trouble:
+        return NOT_READY, f"the readiness probe fails: {trouble}"
+    looping = view.failures >= LOOP_FAILURES
+    if not view.reason or not (phase is Phase.BACKOFF or (looping and not ready and phase in (Phase.STARTING, Phase.RUNNING))):
+        return "", ""
+    reason = CRASH_LOOP if looping and view.reason != "StartFailed" else view.reason
+    parts = [view.message if view.reason in {reason, "Error"} else f"{view.reason}: {view.message}"]
+    if view.last_line:
+        parts.append(f"its last log line: {view.last_line}")
+    if phase is not Phase.BACKOFF:
+        parts.append(f"restart {view.restarts} is not ready yet")
+    elif view.pause >= TOLD_PAUSE_SECONDS:
+        parts.append(f"restart {view.restarts} comes after a pause of {view.pause:g} s")
+    return reason, "; ".join(parts)
 
 
 def moved(old: int, new: int, noise: int) -> bool:

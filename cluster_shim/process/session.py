@@ -20,6 +20,7 @@ from cluster_shim.process.client import LAUNCH_SECONDS, InstanceView, Lost, Supe
 from cluster_shim.process.command import Setting, instance_id, stage
 from cluster_shim.process.plan import Capacity, Hold, Note, Release, Seen, Start, Stop, plan, port_name
 from cluster_shim.process.probes import Prober
+from cluster_shim.process.supervisor.limits import over_memory
 
 log = structlog.get_logger()
 
@@ -268,21 +269,25 @@ class Session:
 
     def _instance(self, view: InstanceView) -> Instance:
         cpu, memory = self._usage.get(view.id, (-1, -1))
-        trouble = self._prober.trouble(view.id) if view.phase == Phase.RUNNING else ""
+        phase = _PHASES.get(view.phase, Phase.PENDING)
+        ready = phase is Phase.RUNNING and self._prober.ready(view.id)
+        trouble = self._prober.trouble(view.id) if phase is Phase.RUNNING else ""
+        reason, message = observe.condition(view, phase, ready=ready, trouble=trouble)
         return Instance(
             id=view.id,
             component=view.labels["component"],
             revision=view.labels["revision"],
-            phase=_PHASES.get(view.phase, Phase.PENDING),
-            ready=view.phase == Phase.RUNNING and self._prober.ready(view.id),
+            phase=phase,
+            ready=ready,
             restarts=view.restarts,
-            reason=observe.NOT_READY if trouble else view.reason,
-            message=f"the readiness probe fails: {trouble}" if trouble else view.message,
+            reason=reason,
+            message=message,
             node=self._setting.node,
             pid=view.pid,
             started_unix=view.started_unix,
             cpu_millis=cpu,
             memory_bytes=memory,
+            ended=observe.ended(view),
         )
 
     # Usage
@@ -299,8 +304,20 @@ class Session:
             )
             before, when = usage, now
             self._measure(now)
+            await self._end_greedy()
             if self._settled:
                 self._tell.set()
+
+    async def _end_greedy(self) -> None:
+        """Where no control group holds an instance to its memory, the measurement does."""
+        hello = self._supervisor.hello
+        if hello is None or hello.limits != "rlimit":
+            return
+        for view in list(self._supervisor.instances.values()):
+            asked = view.labels["memory_bytes"]
+            if asked and self._usage.get(view.id, (0, 0))[1] > asked:
+                with suppress(Lost):  # measured again when there is a supervisor
+                    await self._supervisor.call("restart", instance=view.id, reason="OOMKilled", message=over_memory(asked), at_once=True)
 
     def _measure(self, now: float) -> None:
         views = self._supervisor.instances

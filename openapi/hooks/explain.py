@@ -15,6 +15,7 @@ from cluster_controller.resources.tables import short_duration
 from cluster_controller.store import Tx
 
 LISTED = 10  # clusters in one sentence
+UNREMARKABLE = frozenset({"", "Starting", "Progressing", "Unplaced", "OneReplicaPerSite"})  # no fault, or said elsewhere
 
 
 class Heard(Protocol):
@@ -72,7 +73,11 @@ def _notes(found: Explained, component: kinds.Component) -> list[str]:
     notes += [
         f"{item.message}: {item.remedy}" for item in found.placement.refusals if not item.cluster and item.component == component.name
     ]
-    return notes
+    return notes + sorted(
+        f"not well where it runs: {answer.reason}: {answer.message}"
+        for (_, name), answer in found.answers.items()
+        if name == component.name and answer.reason not in UNREMARKABLE and not answer.unplaced
+    )
 
 
 def _entry(found: Explained, cluster: ClusterRecord, component: str, heard: HeardOf) -> dict[str, Any]:

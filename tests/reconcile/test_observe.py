@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from cluster_controller.reconcile import observe
 from cluster_controller.resources import kinds
-from cluster_shim.contract import Instance, Node, ObservedComponent, ObservedWork, Phase
+from cluster_shim.contract import Ended, Instance, Node, ObservedComponent, ObservedWork, Phase
 
 APPLICATION = kinds.ApplicationReference(uid="app", name="emotion", namespace="shop", origin="o", origin_name="root")
 
@@ -104,6 +104,24 @@ def test_a_pod_that_has_not_started() -> None:
     (container,) = pod.status.container_statuses
     assert (pod.status.start_time, container.container_id) == (None, "")
     assert container.state.waiting is not None and container.state.waiting.reason == "Pending"
+
+
+def test_how_the_last_run_ended_is_shown_as_kubernetes_does() -> None:
+    ended = Ended(reason="OOMKilled", message="too much", exit_code=137, last_line="eating", started_unix=1.0, finished_unix=62.0)
+    (container,) = observe.pod(
+        ObservedWork(uid="app", version=1), APPLICATION, instance(phase=Phase.BACKOFF, ready=False, reason="CrashLoopBackOff", ended=ended)
+    ).status.container_statuses
+    assert container.state.waiting is not None
+    assert container.state.waiting.reason == "CrashLoopBackOff"
+    assert container.last_state.terminated == kinds.ContainerStateTerminated(
+        exit_code=137,
+        reason="OOMKilled",
+        message="too much; its last log line: eating",
+        started_at="1970-01-01T00:00:01Z",
+        finished_at="1970-01-01T00:01:02Z",
+    )
+    (first,) = observe.pod(ObservedWork(uid="app", version=1), APPLICATION, instance()).status.container_statuses
+    assert first.last_state == kinds.ContainerState()
 
 
 def node(name: str = "box", **changes: object) -> Node:

@@ -49,6 +49,14 @@ _INSTANCE = c.Instance(
     cpu_millis=-1,
     memory_bytes=12 << 20,
 )
+_ENDED = c.Ended(
+    reason="Error",
+    message="it exited with code 3",
+    exit_code=3,
+    last_line="no such table: readings",
+    started_unix=1_790_000_000.25,
+    finished_unix=1_790_000_001.5,
+)
 _PART = c.ObservedComponent(name="serve", desired=3, ready=1, updated=2, reason="Starting", message="waiting", port=8500)
 _SEEN = c.ObservedWork(uid="uid-a", version=9, components=(_PART,), instances=(_INSTANCE,))
 _NODE = c.Node(
@@ -91,6 +99,8 @@ STRUCTS: dict[str, tuple[Struct, type[Message]]] = {
     "ObservedWork": (_SEEN, pb.ObservedWork),
     "ObservedComponent": (_PART, pb.ObservedComponent),
     "Instance": (_INSTANCE, pb.Instance),
+    "InstanceEnded": (replace(_INSTANCE, ended=_ENDED), pb.Instance),
+    "Ended": (_ENDED, pb.Ended),
     "Node": (_NODE, pb.Node),
     "NodeReady": (replace(_NODE, ready=True), pb.Node),
 }

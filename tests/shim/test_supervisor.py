@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from cluster_shim.contract import Component, File, OpenTarget, Phase, Probe, Resources, Shim, ShimError
-from cluster_shim.process import client
+from cluster_shim.contract import Component, Ended, File, OpenTarget, Phase, Probe, Resources, Shim, ShimError
+from cluster_shim.process import client, session
 from cluster_shim.process.client import connect
 from cluster_shim.process.supervisor import proc
 from cluster_shim.process.supervisor.instance import MAX_DELAY, delay_after
+from cluster_shim.process.supervisor.logfile import LogFile
 from tests.shim.harness import Asker, Driver, ask, cluster, free_port, server, work
 from tests.shim.test_outlives import processes_below, supervisor_pid
 
@@ -62,7 +63,8 @@ def test_a_recorded_pid_that_is_a_stranger_now_is_neither_adopted_nor_killed(tmp
                     assert after.id == before.id
                     assert after.pid not in (stranger.pid, before.pid)
                     assert after.restarts == 1
-                    assert after.reason == ("Rebooted" if reused == "boot" else "Lost")
+                    assert after.ended is not None
+                    assert after.ended.reason == ("Rebooted" if reused == "boot" else "Lost")
                 assert stranger.poll() is None
             finally:
                 stranger.kill()
@@ -121,8 +123,9 @@ def test_a_command_that_does_not_exist_says_so_and_backs_off(tmp_path: Path) -> 
             driver.want(work(server(command=("no-such-program",))))
             works = await driver.until(lambda works: works["uid-1"].instances and works["uid-1"].instances[0].restarts >= 2)
             (instance,) = works["uid-1"].instances
-            assert instance.reason == "StartFailed"
-            assert "no-such-program: No such file" in instance.message
+            assert instance.ended is not None
+            assert instance.ended.reason == "StartFailed"
+            assert "no-such-program: No such file" in instance.ended.message
             assert works["uid-1"].components[0].reason in ("StartFailed", "Starting")
 
     asyncio.run(scenario())
@@ -145,7 +148,9 @@ def test_a_hanging_instance_is_restarted_by_its_liveness_probe(tmp_path: Path) -
             before = (await driver.until_ready()).instances[0]
             (tmp_path / "process/instances" / before.id / "work/sick").touch()
             works = await driver.until(lambda works: works["uid-1"].instances[0].restarts > 0)
-            assert works["uid-1"].instances[0].reason == "Unhealthy"
+            ended = works["uid-1"].instances[0].ended
+            assert ended is not None
+            assert ended.reason == "Unhealthy"
             (tmp_path / "process/instances" / before.id / "work/sick").unlink()
             after = (await driver.until_ready()).instances[0]
             assert after.pid != before.pid
@@ -175,21 +180,81 @@ def test_a_command_that_serves_only_its_site_port_is_probed_there_in_person(tmp_
     asyncio.run(scenario())
 
 
-def test_too_much_memory_ends_the_instance_and_the_reason_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["best", "rlimit"])
+def test_more_memory_than_it_asked_for_ends_the_instance_and_the_reason_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """64 MiB are touched where 32 were asked for. Where no control group can be made, whoever measures the use ends it."""
+
     async def scenario() -> None:
-        async with cluster(tmp_path) as shim, Driver(shim) as driver:
-            mode = (await shim.describe()).limits
-            eater = ("python3", "-c", "import time; time.sleep(0.2); x = bytearray(1 << 30); x[::4096] = b'x' * (1 << 18); time.sleep(600)")
-            driver.want(work(server(command=eater, resources=Resources(memory_bytes=32 << 20, cpu_millis=500))))
+        monkeypatch.setattr(session, "USAGE_SECONDS", 0.2)
+        options = {"limits": "rlimit"} if mode == "rlimit" else {}
+        async with cluster(tmp_path, supervisor_options=options) as shim, Driver(shim) as driver:
+            limits = (await shim.describe()).limits
+            assert limits == "rlimit" if mode == "rlimit" else limits in ("cgroup-v1", "cgroup-v2", "rlimit")
+            script = "import os, time; print('eating', flush=True); x = os.urandom(64 << 20); print('full', flush=True); time.sleep(600)"
+            driver.want(work(server(command=("python3", "-c", script), resources=Resources(memory_bytes=32 << 20))))
             works = await driver.until(lambda works: works["uid-1"].instances and works["uid-1"].instances[0].restarts)
-            (instance,) = works["uid-1"].instances
-            if mode.startswith("cgroup"):
-                assert instance.reason == "OOMKilled"
-            else:
-                assert mode == "rlimit"
-                assert "MemoryError" in await logs(shim, instance.id)
+            ended = works["uid-1"].instances[0].ended
+            assert ended is not None
+            assert ended.reason == "OOMKilled"
+            assert "more than the 33554432 bytes of memory that it asked for" in ended.message
+            assert ended.exit_code == 137
+            assert ended.last_line in (("eating", "full") if limits == "rlimit" else ("eating",))
+            works = await driver.until(lambda works: works["uid-1"].components[0].reason == "CrashLoopBackOff")
+            assert "OOMKilled: it used more than" in works["uid-1"].components[0].message
 
     asyncio.run(scenario())
+
+
+def test_a_crash_loop_is_named_with_its_restarts_and_its_last_words(tmp_path: Path) -> None:
+    script = r"echo before; printf 'cannot open \033[31m/dev/ttyS9\033[0m\a\r\n\n'; exit 3"
+
+    async def scenario() -> None:
+        async with cluster(tmp_path) as shim, Driver(shim) as driver:
+            driver.want(work(shell(script, readiness=Probe(command=("false",)))))
+            works = await driver.until(lambda works: any(i.reason == "CrashLoopBackOff" for i in works["uid-1"].instances))
+            assert works["uid-1"].components[0].reason == "CrashLoopBackOff"
+            (instance,) = works["uid-1"].instances
+            said = "it exited with code 3; its last log line: cannot open /dev/ttyS9; restart 3 comes after a pause of 2 s"
+            assert instance.message == said
+            assert instance.ended == Ended(
+                reason="Error",
+                message="it exited with code 3",
+                exit_code=3,
+                last_line="cannot open /dev/ttyS9",
+                started_unix=instance.ended.started_unix if instance.ended else 0,
+                finished_unix=instance.ended.finished_unix if instance.ended else 0,
+            )
+            assert 0 < instance.ended.started_unix <= instance.ended.finished_unix
+            driver.want(work(server(version="v2"), version=2))
+            seen = await driver.until_ready(revision="v2")
+            assert (seen.components[0].reason, seen.instances[0].ended) == ("", None)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        (b"", ""),
+        (b"\n\n  \n", ""),
+        (b"one\ntwo\n\n", "two"),
+        (b"no end", "no end"),
+        (b"50%\r100%\r\n", "100%"),
+        ("naïve → ✓\n".encode(), "naïve → ✓"),
+        (b"a\tb\x00\x07\x1b[1;31mred\x1b[0m\n", "a bred"),
+        (b"\x1b]0;title\x07said\n", "said"),
+        ("safe\u202edesrever\u2066\n".encode(), "safedesrever"),
+        (b"\xff\xfe broken\n", "\ufffd\ufffd broken"),
+        (b"x" * 100_000, "x" * 199 + "…"),
+    ],
+)
+def test_the_last_line_is_safe_to_show(tmp_path: Path, written: bytes, shown: str) -> None:
+    log = LogFile(str(tmp_path))
+    assert log.last_line() == ""  # no log yet
+    (tmp_path / "log").write_bytes(written)
+    assert log.last_line() == shown
 
 
 def test_a_port_that_is_taken_is_told_and_taken_when_it_is_free(tmp_path: Path) -> None:
@@ -264,7 +329,9 @@ def test_logs_can_be_followed_cut_and_stamped_and_the_last_run_is_kept(tmp_path:
             await driver.until(lambda works: works["uid-1"].instances[0].restarts == 1)
             await driver.until_ready()
             assert await logs(shim, name, previous="true") == "one\ntwo\nthree\nfour\n"
-            assert "code 3" in driver.works["uid-1"].instances[0].message
+            ended = driver.works["uid-1"].instances[0].ended
+            assert ended is not None
+            assert (ended.message, ended.last_line) == ("it exited with code 3", "four")
 
     asyncio.run(scenario())
 

@@ -12,7 +12,7 @@ import zlib
 
 from cluster_shim.process.supervisor import control, crash, files, loop
 from cluster_shim.process.supervisor.instance import BACKOFF, Instance
-from cluster_shim.process.supervisor.limits import CgroupLimits, detect
+from cluster_shim.process.supervisor.limits import CgroupLimits
 from cluster_shim.process.supervisor.logfile import Watcher
 from cluster_shim.process.supervisor.record import BadSpec, Folder, Spec, State, valid_id
 from cluster_shim.process.supervisor.sockets import Ports
@@ -21,6 +21,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
     from typing import Any
+
+    from cluster_shim.process.supervisor.limits import Limits
 
 MAX_INSTANCES = 1000
 IDLE_EXIT_SECONDS = 60.0  # with nothing to hold and nobody connected there is no reason to live
@@ -41,14 +43,14 @@ def program_version() -> str:
 
 
 class Supervisor:
-    def __init__(self, folder: Folder, boot: str, sock: socket.socket, lock: int, log_bytes: int) -> None:
+    def __init__(self, folder: Folder, boot: str, sock: socket.socket, lock: int, *, log_bytes: int, limits: Limits) -> None:
         self.folder = folder
         self.boot = boot
         self.log_bytes = log_bytes
         self.version = program_version()
         self.loop = loop.Loop()
         self.watcher = Watcher(self.loop)
-        self.limits = detect(f"{zlib.crc32(folder.path.encode()):08x}")
+        self.limits = limits
         self.ports = Ports(folder.path)
         self.instances: dict[str, Instance] = {}
         self._lock = lock
@@ -186,7 +188,7 @@ class Supervisor:
     def _op_restart(self, _connection: control.Connection, request: dict[str, Any]) -> bool:
         instance = self.instances.get(str(request["instance"]))
         if instance is not None:
-            instance.restart(str(request["reason"]), str(request["message"])[:512])
+            instance.restart(str(request["reason"]), str(request["message"])[:512], at_once=bool(request.get("at_once")))
         return instance is not None
 
     def _op_hold(self, _connection: control.Connection, request: dict[str, Any]) -> dict[str, object]:

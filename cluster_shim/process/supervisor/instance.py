@@ -12,6 +12,7 @@ import signal
 import time
 
 from cluster_shim.process.supervisor import crash, files, loop, proc
+from cluster_shim.process.supervisor.limits import over_memory
 from cluster_shim.process.supervisor.logfile import QUIET_SECONDS, LogFile
 from cluster_shim.process.supervisor.record import RUN, STOP, Spec, State
 from cluster_shim.process.supervisor.sockets import allow_fetching
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 STARTING, RUNNING, BACKOFF, STOPPING = "Starting", "Running", "BackOff", "Stopping"
 FIRST_DELAY, MAX_DELAY = 0.5, 60.0  # seconds
-TOLD_DELAY = 2.0  # a pause from which on people are told of it
 STEADY_SECONDS = 10.0  # a run as long as this is forgiven at once and forgets earlier failures
 LISTEN_FIRST = 3  # sd_listen_fds(3)
 
@@ -46,7 +46,8 @@ class Instance:
         self._error_fd = -1  # closes at exec, or says why there was none
         self._child = False
         self._ran_since = 0.0
-        self._failures = 0
+        self._failures = 0  # short runs in a row
+        self._pause = 0.0  # seconds between the last end and the next start
         self._oom_kills = 0
         self._timer: loop.Timer | None = None
 
@@ -63,6 +64,12 @@ class Instance:
             "restarts": self.state.restarts,
             "reason": self.state.reason,
             "message": self.state.message,
+            "exit_code": self.state.exit_code,
+            "last_line": self.state.last_line,
+            "last_started_unix": self.state.last_started_unix,
+            "finished_unix": self.state.finished_unix,
+            "failures": self._failures,
+            "pause": self._pause,
             "started_unix": self.state.started_unix,
             "usage": self._supervisor.limits.folders(self.spec.id),
         }
@@ -92,6 +99,7 @@ class Instance:
                 state.reason, state.message = (
                     ("Rebooted", "the machine restarted") if rebooted else ("Lost", "it ended while nobody watched")
                 )
+                self._note_end(-1)
             self.start()
 
     def _find_by_token(self) -> int | None:
@@ -115,7 +123,7 @@ class Instance:
             crash.point("start.intended")
             self._spawn()
         except OSError as error:  # disk full, no processes or descriptors left: heals or is seen, never ends the supervisor
-            self._ended("StartFailed", f"cannot be started: {error.strerror or error}")
+            self._ended("StartFailed", f"cannot be started: {error.strerror or error}", -1)
         else:
             crash.point("start.released")
         self._supervisor.changed(self)
@@ -222,11 +230,12 @@ class Instance:
         if self._error_fd >= 0:
             self._exec_done()
         failed_start = self.state.reason == "StartFailed" and self.phase == STARTING
+        code = -1
         if self._child:
             # Still a zombie: its pid, and so its group's id, cannot belong to anyone else yet.
             _kill_group(self.state.pid)
             result = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
-            reason, message = _explain(result.si_code, result.si_status) if result else ("Exited", "")
+            reason, message, code = _explain(result.si_code, result.si_status) if result else ("Exited", "", -1)
         else:
             reason, message = "Exited", "it ended; how is not known, it was started by an earlier supervisor"
         self._loop.forget(self._pidfd)
@@ -237,12 +246,12 @@ class Instance:
         self._sweep()
         crash.point("exit.reaped")
         if self._supervisor.limits.oom_kills(self.spec.id) > self._oom_kills:
-            reason, message = "OOMKilled", f"it used more than the {self.spec.memory_bytes} bytes of memory that it asked for"
+            reason, message = "OOMKilled", over_memory(self.spec.memory_bytes)
         if failed_start:
             reason, message = self.state.reason, self.state.message
         elif self.phase == STOPPING and self.state.wanted == RUN:
             reason, message = self.state.reason, self.state.message  # whoever asked for the restart said why
-        self._ended(reason, message)
+        self._ended(reason, message, code)
         self._supervisor.changed(self)
 
     def _sweep(self) -> None:
@@ -252,7 +261,7 @@ class Instance:
         if self.state.token:
             proc.kill_all_with_environment(b"BANYAN_START=" + self.state.token.encode())
 
-    def _ended(self, reason: str, message: str) -> None:
+    def _ended(self, reason: str, message: str, code: int) -> None:
         if self.state.wanted == STOP:
             self._vanish()
             return
@@ -261,12 +270,17 @@ class Instance:
         self._failures = 0 if steady else self._failures + 1
         self._ran_since = 0.0
         self.state.restarts += 1
-        delay = delay_after(self._failures)
-        if delay >= TOLD_DELAY:
-            message = f"{message}; restart {self.state.restarts} comes after a pause of {delay:g} s"
+        self._pause = delay_after(self._failures)
         self.state.reason, self.state.message = reason, message
+        self._note_end(code)
         self.phase = BACKOFF
-        self._timer = self._loop.call_at(loop.now() + delay, self.start)
+        self._timer = self._loop.call_at(loop.now() + self._pause, self.start)
+
+    def _note_end(self, code: int) -> None:
+        """What people ask first after a crash, kept although the next run begins a new log."""
+        state = self.state
+        state.exit_code, state.last_line = code, self.log.last_line()
+        state.last_started_unix, state.finished_unix = state.started_unix, time.time()
 
     def start_soon(self) -> None:
         """What it waited for is there: no more waiting."""
@@ -274,13 +288,13 @@ class Instance:
             self._timer.cancel()
             self._timer = self._loop.call_at(loop.now(), self.start)
 
-    def restart(self, reason: str, message: str) -> None:
-        """End this run and begin another, because a probe or a person says so."""
+    def restart(self, reason: str, message: str, *, at_once: bool = False) -> None:
+        """End this run and begin another, because a probe or a measurement says so; ``at_once``: without grace."""
         if self._pidfd < 0 or self.state.wanted == STOP or self.phase == STOPPING:
             return
         self.state.reason, self.state.message = reason, message
         self.phase = STOPPING
-        proc.send(self._pidfd, signal.SIGTERM)
+        proc.send(self._pidfd, signal.SIGKILL if at_once else signal.SIGTERM)
         self._timer = self._loop.call_at(loop.now() + self.spec.grace, self._kill_now)
         self._supervisor.changed(self)
 
@@ -353,11 +367,12 @@ def _kill_group(pid: int) -> None:
         return
 
 
-def _explain(code: int, status: int) -> tuple[str, str]:
+def _explain(code: int, status: int) -> tuple[str, str, int]:
+    """Reason, message, and the exit code as a shell would give it."""
     if code == os.CLD_EXITED:
-        return ("Completed" if status == 0 else "Error"), f"it exited with code {status}"
+        return ("Completed" if status == 0 else "Error"), f"it exited with code {status}", status
     try:
         name = signal.Signals(status).name
     except ValueError:
         name = str(status)
-    return "Error", f"it was ended by {name}"
+    return "Error", f"it was ended by {name}", 128 + status

@@ -4,8 +4,10 @@ Three ways, tried in this order and named in the shim's description:
 
 - ``cgroup-v2``: a group of our own below the one we run in, when that one is delegated to us (systemd's ``Delegate=``).
 - ``cgroup-v1``: groups in the memory and cpu hierarchies.
-- ``rlimit``: no group can be made. The kernel stops a runaway at twice the memory asked for plus 256 MiB of writable private
-  memory (stacks and allocator arenas count there, so a tighter bound would kill healthy programs); cpu is not limited.
+- ``rlimit``: no group can be made. A controller that measures more than what was asked for has the instance ended, so a slow leak
+  goes as far as one measurement (15 s) lets it. The kernel stops a runaway, also without a controller, at twice the memory asked
+  for plus 256 MiB of writable private memory (stacks and allocator arenas count there, so a tighter bound would kill healthy
+  programs). Cpu is not limited.
 """
 
 from __future__ import annotations
@@ -29,6 +31,10 @@ def _read(path: str) -> str:
             return file.read(4096)
     except OSError:
         return ""
+
+
+def over_memory(asked: int) -> str:
+    return f"it used more than the {asked} bytes of memory that it asked for"
 
 
 def quota(cpu_millis: int) -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import re
 import struct
 import time
 
@@ -32,6 +33,15 @@ _COLLAPSE_RANGE = 0x08
 _IN_MODIFY, _IN_ONESHOT = 0x02, 0x8000_0000
 _IN_NONBLOCK, _IN_CLOEXEC = 0o4000, 0o2000000
 _EVENT = struct.Struct("iIII")
+TAIL = 4 << 10  # bytes at the end of a log that are looked at for its last line
+MAX_SHOWN = 200  # characters of it that are shown
+_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_])")  # ECMA-48: CSI, OSC, two-letter ones
+
+
+def clean(line: bytes) -> str:
+    """Without terminal sequences, control characters, and what turns the direction of text: a log must not forge what frames it."""
+    text = _SEQUENCE.sub("", line.decode(errors="replace")).replace("\t", " ")
+    return "".join(letter for letter in text if letter.isprintable()).strip()
 
 
 class LogFile:
@@ -68,6 +78,19 @@ class LogFile:
                 self._rotate(size)
         except OSError:
             return
+
+    def last_line(self) -> str:
+        """The last line with something to read in it, safe to be shown anywhere; empty when there is none."""
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(max(os.fstat(file.fileno()).st_size - TAIL, 0))
+                data = file.read(TAIL)
+        except OSError:
+            return ""
+        for line in reversed(data.replace(b"\r", b"\n").split(b"\n")):
+            if text := clean(line):
+                return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 1] + "…"
+        return ""
 
     def base(self) -> int:
         try:

@@ -12,11 +12,13 @@ import gc
 import os
 import signal
 import sys
+import zlib
 
 sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))))
 
 from cluster_shim.process.supervisor import control, files, loop, proc
 from cluster_shim.process.supervisor.core import Supervisor
+from cluster_shim.process.supervisor.limits import Limits, detect
 from cluster_shim.process.supervisor.logfile import MAX_BYTES
 from cluster_shim.process.supervisor.record import Folder
 
@@ -127,7 +129,9 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda _number, _frame: os._exit(0))  # instances go on; a successor adopts them
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    supervisor = Supervisor(folder, options.get("boot-id") or proc.boot_id(), sock, lock, int(options.get("log-bytes") or MAX_BYTES))
+    limits = Limits() if options.get("limits") == "rlimit" else detect(f"{zlib.crc32(folder.path.encode()):08x}")
+    log_bytes = int(options.get("log-bytes") or MAX_BYTES)
+    supervisor = Supervisor(folder, options.get("boot-id") or proc.boot_id(), sock, lock, log_bytes=log_bytes, limits=limits)
     supervisor.resume(descriptors)
     if started >= 0:
         os.write(started, b"k")

@@ -58,7 +58,10 @@ class Spec:
 class State:
     """What is wanted and which process it is. Every field is durable at the moments that the module's text names."""
 
-    __slots__ = ("boot", "deadline", "message", "pid", "reason", "restarts", "start", "started_unix", "token", "wanted")
+    __slots__ = (
+        "boot", "deadline", "exit_code", "finished_unix", "last_line", "last_started_unix", "message", "pid", "reason", "restarts", "start",
+        "started_unix", "token", "wanted",
+    )  # fmt: skip
 
     def __init__(self, document: Any = None) -> None:
         given = document or {}
@@ -69,8 +72,12 @@ class State:
         self.start: int = given.get("start", 0)
         self.boot: str = given.get("boot", "")
         self.restarts: int = given.get("restarts", 0)
-        self.reason: str = given.get("reason", "")
+        self.reason: str = given.get("reason", "")  # why the last run ended; empty: none has
         self.message: str = given.get("message", "")
+        self.exit_code: int = given.get("exit_code", -1)
+        self.last_line: str = given.get("last_line", "")
+        self.last_started_unix: float = given.get("last_started_unix", 0.0)
+        self.finished_unix: float = given.get("finished_unix", 0.0)
         self.started_unix: float = given.get("started_unix", 0.0)
 
     def document(self) -> dict[str, Any]:

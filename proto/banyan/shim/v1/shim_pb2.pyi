@@ -288,11 +288,22 @@ class Work(_message.Message):
     ORIGIN_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     COMPONENTS_FIELD_NUMBER: _builtins.int
+    DRIFT_FIELD_NUMBER: _builtins.int
+    CONFLICTS_FIELD_NUMBER: _builtins.int
+    IMMUTABLE_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     name: _builtins.str
     namespace: _builtins.str
     origin: _builtins.str
     version: _builtins.int
+    drift: _builtins.str
+    """How objects are kept in a member that has an API of its own.
+    "Correct" (also when empty) or "Report".
+    """
+    conflicts: _builtins.str
+    """"Report" (also when empty) or "Force"."""
+    immutable: _builtins.str
+    """"Refuse" (also when empty) or "Recreate"."""
     @_builtins.property
     def components(self) -> _containers.RepeatedCompositeFieldContainer[Global___Component]: ...
     def __init__(
@@ -304,17 +315,54 @@ class Work(_message.Message):
         origin: _builtins.str = ...,
         version: _builtins.int = ...,
         components: _abc.Iterable[Global___Component] | None = ...,
+        drift: _builtins.str = ...,
+        conflicts: _builtins.str = ...,
+        immutable: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["components", b"components", "name", b"name", "namespace", b"namespace", "origin", b"origin", "uid", b"uid", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["components", b"components", "conflicts", b"conflicts", "drift", b"drift", "immutable", b"immutable", "name", b"name", "namespace", b"namespace", "origin", b"origin", "uid", b"uid", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Work: _TypeAlias = Work  # noqa: Y015
 
 @_typing.final
+class Chart(_message.Message):
+    """A Helm chart archive, verified, at a path that the shim can read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    HOOKS_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    sha256: _builtins.str
+    values: _builtins.bytes
+    """A JSON object, laid over the chart's own values."""
+    hooks: _builtins.str
+    """"Refuse" (also when empty) or "Ignore"."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        sha256: _builtins.str = ...,
+        values: _builtins.bytes = ...,
+        hooks: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hooks", b"hooks", "path", b"path", "sha256", b"sha256", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Chart: _TypeAlias = Chart  # noqa: Y015
+
+@_typing.final
 class Component(_message.Message):
+    """Exactly one of model, command alone, image, manifests and chart is set."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
@@ -373,6 +421,10 @@ class Component(_message.Message):
     READINESS_FIELD_NUMBER: _builtins.int
     GRACE_SECONDS_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    ARGS_FIELD_NUMBER: _builtins.int
+    MANIFESTS_FIELD_NUMBER: _builtins.int
+    CHART_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     replicas: _builtins.int
     revision: _builtins.str
@@ -380,6 +432,8 @@ class Component(_message.Message):
     takes_socket: _builtins.bool
     grace_seconds: _builtins.float
     node: _builtins.str
+    image: _builtins.str
+    """A container image; command and args run in it."""
     @_builtins.property
     def model(self) -> Global___ModelRef: ...
     @_builtins.property
@@ -398,6 +452,14 @@ class Component(_message.Message):
     def liveness(self) -> Global___Probe: ...
     @_builtins.property
     def readiness(self) -> Global___Probe: ...
+    @_builtins.property
+    def args(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def manifests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Objects of the member's own API, a JSON document each."""
+
+    @_builtins.property
+    def chart(self) -> Global___Chart: ...
     def __init__(
         self,
         *,
@@ -417,10 +479,14 @@ class Component(_message.Message):
         readiness: Global___Probe | None = ...,
         grace_seconds: _builtins.float = ...,
         node: _builtins.str = ...,
+        image: _builtins.str = ...,
+        args: _abc.Iterable[_builtins.str] | None = ...,
+        manifests: _abc.Iterable[_builtins.bytes] | None = ...,
+        chart: Global___Chart | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["liveness", b"liveness", "model", b"model", "readiness", b"readiness", "resources", b"resources"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chart", b"chart", "liveness", b"liveness", "model", b"model", "readiness", b"readiness", "resources", b"resources"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "env", b"env", "files", b"files", "grace_seconds", b"grace_seconds", "liveness", b"liveness", "model", b"model", "name", b"name", "node", b"node", "port", b"port", "readiness", b"readiness", "replicas", b"replicas", "resources", b"resources", "revision", b"revision", "secret_env", b"secret_env", "takes_socket", b"takes_socket", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "chart", b"chart", "command", b"command", "env", b"env", "files", b"files", "grace_seconds", b"grace_seconds", "image", b"image", "liveness", b"liveness", "manifests", b"manifests", "model", b"model", "name", b"name", "node", b"node", "port", b"port", "readiness", b"readiness", "replicas", b"replicas", "resources", b"resources", "revision", b"revision", "secret_env", b"secret_env", "takes_socket", b"takes_socket", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -749,6 +815,45 @@ class ObservedComponent(_message.Message):
 Global___ObservedComponent: _TypeAlias = ObservedComponent  # noqa: Y015
 
 @_typing.final
+class Ended(_message.Message):
+    """How an instance's last run ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    EXIT_CODE_FIELD_NUMBER: _builtins.int
+    LAST_LINE_FIELD_NUMBER: _builtins.int
+    STARTED_UNIX_FIELD_NUMBER: _builtins.int
+    FINISHED_UNIX_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """Error, Completed, OOMKilled, StartFailed, Unhealthy, Lost, Rebooted."""
+    message: _builtins.str
+    exit_code: _builtins.int
+    """128 + N after signal N; -1: not known."""
+    last_line: _builtins.str
+    """Of its log: printable characters, cut to a few hundred."""
+    started_unix: _builtins.float
+    finished_unix: _builtins.float
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+        exit_code: _builtins.int = ...,
+        last_line: _builtins.str = ...,
+        started_unix: _builtins.float = ...,
+        finished_unix: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exit_code", b"exit_code", "finished_unix", b"finished_unix", "last_line", b"last_line", "message", b"message", "reason", b"reason", "started_unix", b"started_unix"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Ended: _TypeAlias = Ended  # noqa: Y015
+
+@_typing.final
 class Instance(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -765,6 +870,7 @@ class Instance(_message.Message):
     STARTED_UNIX_FIELD_NUMBER: _builtins.int
     CPU_MILLIS_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     component: _builtins.str
     revision: _builtins.str
@@ -780,6 +886,10 @@ class Instance(_message.Message):
     cpu_millis: _builtins.int
     """-1: not known."""
     memory_bytes: _builtins.int
+    @_builtins.property
+    def ended(self) -> Global___Ended:
+        """The run before this one; absent: there was none."""
+
     def __init__(
         self,
         *,
@@ -796,10 +906,11 @@ class Instance(_message.Message):
         started_unix: _builtins.float = ...,
         cpu_millis: _builtins.int = ...,
         memory_bytes: _builtins.int = ...,
+        ended: Global___Ended | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["component", b"component", "cpu_millis", b"cpu_millis", "id", b"id", "memory_bytes", b"memory_bytes", "message", b"message", "node", b"node", "phase", b"phase", "pid", b"pid", "ready", b"ready", "reason", b"reason", "restarts", b"restarts", "revision", b"revision", "started_unix", b"started_unix"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["component", b"component", "cpu_millis", b"cpu_millis", "ended", b"ended", "id", b"id", "memory_bytes", b"memory_bytes", "message", b"message", "node", b"node", "phase", b"phase", "pid", b"pid", "ready", b"ready", "reason", b"reason", "restarts", b"restarts", "revision", b"revision", "started_unix", b"started_unix"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
