@@ -7,7 +7,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cluster_controller.identity import create_root, load
+import msgspec
+
+from cluster_controller.identity import create_root, load, token
 from cluster_controller.resources import kinds
 from cluster_controller.store import Store
 from cluster_controller.tree import joining
@@ -138,3 +140,12 @@ async def until(condition: Callable[[], Any]) -> None:
 
 def run(main: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(main)
+
+
+def nothing_left(data: Path) -> bool:
+    return not (data / "identity").exists()
+
+
+def altered(text: str, **change: Any) -> str:
+    """A whole token with other content: what a forger makes, not what a slip makes."""
+    return token.encode(msgspec.structs.replace(token.decode(text), **change))
