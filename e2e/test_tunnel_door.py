@@ -2,16 +2,24 @@
 
 import contextlib
 import resource
+import select
 import socket
 import ssl
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from e2e.support import Site, Tree, until
+from cluster_controller.tunnel import Limits
+from e2e.support import ROOT, Site, Tree, until
 
-SILENT = 2000
+SILENT = 10_000
+CROWDS = 4  # processes, for no process may have so many files
+CROWD = ROOT / "e2e" / "crowd_program.py"
+MAX_PENDING = Limits().max_pending
+SLACK = 40  # files of the child's link and of those who ask the API
 PATIENCE = 40.0  # seconds; the door's own patience is less
 
 
@@ -99,29 +107,43 @@ def test_one_byte_a_second_does_not_keep_a_place(root: Site) -> None:
     connection.close()
 
 
-def test_thousands_who_say_nothing_keep_no_child_out(root: Site) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
-    before = rss(root)
-    silent = []
+def test_ten_thousand_who_say_nothing_keep_no_child_out(root: Site) -> None:
+    """From 10,000 addresses. The door holds `max_pending` of them, no more, and none longer than the time for a Hello."""
+    assert root.process is not None
+    descriptors = Path(f"/proc/{root.process.pid}/fd")
+    host, port = door(root)
+    memory, files, held = rss(root), len(list(descriptors.iterdir())), 0
+    tree = Tree(root.folder.parent)
+    child = tree.site("child", BANYAN_SHIM="none")
+    token = root.token()
+    crowds = [
+        subprocess.Popen(
+            [sys.executable, str(CROWD), host, str(port), str(SILENT // CROWDS), f"127.{101 + number}", "1.5"],
+            stdout=subprocess.PIPE, text=True,
+        )
+        for number in range(CROWDS)
+    ]  # fmt: skip
     try:
-        for _ in range(SILENT):
-            connection = socket.socket()
-            connection.setblocking(False)
-            connection.connect_ex(door(root))
-            silent.append(connection)
-        tree = Tree(root.folder.parent)
-        child = tree.site("child", BANYAN_SHIM="none")
-        try:
-            child.join(root.token(), "--tunnel-listen", "")
-            child.wait()
-            until("the child is in", lambda: root.clusters().get("child", {}).get("phase") == "Ready", 90)
-        finally:
-            child.destroy()
+        child.join(token, "--tunnel-listen", "")
+        waiting = [crowd.stdout for crowd in crowds if crowd.stdout is not None]
+        while any(crowd.poll() is None for crowd in crowds) and not select.select(waiting, [], [], 0.1)[0]:
+            held = max(held, len(list(descriptors.iterdir())))
+        assert [out.readline() for out in waiting] == [f"standing {SILENT // CROWDS}\n"] * CROWDS
+        held = max(held, len(list(descriptors.iterdir())))
+        grown = rss(root) - memory
+        child.wait()
+        until("the child is in", lambda: root.clusters().get("child", {}).get("phase") == "Ready")
         assert root.ask("GET", "/readyz")[0] == 200
-        assert rss(root) - before < 200 << 20
+        assert [out.readline() for out in waiting] == [f"dropped {SILENT // CROWDS}\n"] * CROWDS
     finally:
-        for connection in silent:
-            connection.close()
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert "Traceback" not in root.log(5000)
+        child.destroy()
+        for crowd in crowds:
+            crowd.kill()
+            crowd.wait()
+            assert crowd.stdout is not None
+            crowd.stdout.close()
+    print(f"\n{SILENT} connections: {held - files} held at once, {grown >> 20} MiB")
+    assert MAX_PENDING // 2 < held - files <= MAX_PENDING + SLACK
+    assert grown < MAX_PENDING * 48 * 1024 + (16 << 20)
+    until("the door is empty again", lambda: len(list(descriptors.iterdir())) <= files + SLACK)
+    assert "Traceback" not in root.log(100_000)
