@@ -50,6 +50,7 @@ bench-%: $(VENV)/.ready-dev ## One benchmark by its name
 
 proto: $(VENV)/.ready-dev ## Generate the modules under proto/ again
 	@$(BIN)/python -m tools.proto generate
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .  # it holds a copy of the generated code
 
 docs: $(VENV)/.ready-dev ## Write the reference pages that are made from the code
 	@$(BIN)/python -m tools.reference write

@@ -74,7 +74,7 @@ class Chart(Struct, frozen=True):
     path: str
     sha256: str
     values: bytes = b""  # a JSON object, laid over the chart's own values
-    hooks: str = "Refuse"  # Refuse: a chart with hooks or `lookup` is an error; Ignore: hooks are left out
+    ignore_hooks: bool = False  # leave hooks out; otherwise a chart that has some is an error
 
 
 class Component(Struct, frozen=True, kw_only=True):
@@ -112,9 +112,9 @@ class Work(Struct, frozen=True, kw_only=True):
     version: int  # counts changes of this Work
     components: tuple[Component, ...] = ()
     # How objects are kept in a member that has an API of its own; a process cluster has nothing to ask.
-    drift: str = "Correct"  # what somebody changed by hand is set right; or "Report"
-    conflicts: str = "Report"  # a field that another manager declares stays his; or "Force"
-    immutable: str = "Refuse"  # a change that the API allows only to a new object is an error; or "Recreate"
+    report_drift: bool = False  # say what somebody changed by hand, instead of setting it right
+    force_conflicts: bool = False  # take fields that another manager declares, instead of reporting the conflict
+    recreate: bool = False  # a change that the API allows only to a new object deletes the old one, instead of being an error
 
 
 class Desired(Struct, frozen=True):

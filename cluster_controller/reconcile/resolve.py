@@ -85,10 +85,33 @@ def component(spec: kinds.Component, placement: kinds.Placement, found: Found, m
 
 
 def _revision(resolved: contract.Component) -> str:
-    """Hash over all that an instance is made of. The replica count is not part of an instance; nor is where the model's folder lies."""
-    model = resolved.model
-    bare = msgspec.structs.replace(resolved, replicas=0, revision="", model=msgspec.structs.replace(model, folder="") if model else None)
-    return hashlib.sha256(msgspec.json.encode(bare, order="deterministic")).hexdigest()[:12]
+    """Hash over all that an instance is made of. The replica count is not part of an instance; nor is where its files lie here.
+
+    Fields at their default are left out, so that a later version of the contract, with more fields, restarts nothing.
+    """
+    model, chart = resolved.model, resolved.chart
+    bare = msgspec.structs.replace(
+        resolved,
+        replicas=0,
+        revision="",
+        model=msgspec.structs.replace(model, folder="") if model else None,
+        chart=msgspec.structs.replace(chart, path="") if chart else None,
+    )
+    return hashlib.sha256(msgspec.json.encode(_set_fields(bare), order="deterministic")).hexdigest()[:12]
+
+
+def _set_fields(value: object) -> object:
+    """``value`` with structs as mappings of what differs from the default."""
+    if isinstance(value, msgspec.Struct):
+        found = [(field, getattr(value, field.name)) for field in msgspec.structs.fields(value)]
+        return {field.name: _set_fields(item) for field, item in found if item != _default(field)}
+    if isinstance(value, tuple):
+        return [_set_fields(item) for item in value]
+    return value
+
+
+def _default(field: msgspec.structs.FieldInfo) -> object:
+    return field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
 
 
 def _resources(spec: kinds.Resources) -> contract.Resources:

@@ -300,3 +300,9 @@ def test_a_model_that_is_not_there() -> None:
     with pytest.raises(InvalidInput, match="Model emotion cannot be read here"):
         need({("Model", "emotion"): b"[]"})
     assert model_need(kinds.Component(name="c", command=["x"]), {}) is None
+
+
+def test_a_contract_with_more_fields_restarts_nothing() -> None:
+    """What the contract says at its default is no part of the revision; this one was recorded before images and charts came."""
+    assert resolved(command=["run", "--now"], replicas=2).revision == "41d5c49b0e05"
+    assert resolved(takes_socket=False).revision != resolved().revision, "a value that differs from its default is part of it"

@@ -33,6 +33,8 @@ _COMPONENT = c.Component(
     grace_seconds=12.5,
     node="node-1",
 )
+_CHART = c.Chart("/blobs/c.tgz", "cd" * 32, b'{"replicas":2}', True)
+_OBJECT = b'{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"m"}}'
 _WORK = c.Work(uid="uid-a", name="emotion", namespace="default", origin="root", version=9, components=(_COMPONENT,))
 _INSTANCE = c.Instance(
     id="emotion-serve-1",
@@ -86,6 +88,11 @@ STRUCTS: dict[str, tuple[Struct, type[Message]]] = {
     "Work": (_WORK, pb.Work),
     "Component": (_COMPONENT, pb.Component),
     "ComponentTakesSocket": (c.Component(name="serve", replicas=1, revision="sha256:1", takes_socket=True), pb.Component),
+    "ComponentContainer": (c.Component(name="web", replicas=2, revision="r", image="web:1", command=("run",), args=("-v",)), pb.Component),
+    "ComponentManifests": (c.Component(name="rules", replicas=1, revision="r", manifests=(_OBJECT,)), pb.Component),
+    "ComponentHelm": (c.Component(name="chart", replicas=1, revision="r", chart=_CHART), pb.Component),
+    "Chart": (_CHART, pb.Chart),
+    "WorkKept": (replace(_WORK, report_drift=True, force_conflicts=True, recreate=True), pb.Work),
     "Resources": (_COMPONENT.resources, pb.Resources),
     "Probe": (_PROBE, pb.Probe),
     "ProbeTcp": (c.Probe(tcp=True, port=81), pb.Probe),

@@ -288,22 +288,18 @@ class Work(_message.Message):
     ORIGIN_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     COMPONENTS_FIELD_NUMBER: _builtins.int
-    DRIFT_FIELD_NUMBER: _builtins.int
-    CONFLICTS_FIELD_NUMBER: _builtins.int
-    IMMUTABLE_FIELD_NUMBER: _builtins.int
+    REPORT_DRIFT_FIELD_NUMBER: _builtins.int
+    FORCE_CONFLICTS_FIELD_NUMBER: _builtins.int
+    RECREATE_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     name: _builtins.str
     namespace: _builtins.str
     origin: _builtins.str
     version: _builtins.int
-    drift: _builtins.str
-    """How objects are kept in a member that has an API of its own.
-    "Correct" (also when empty) or "Report".
-    """
-    conflicts: _builtins.str
-    """"Report" (also when empty) or "Force"."""
-    immutable: _builtins.str
-    """"Refuse" (also when empty) or "Recreate"."""
+    report_drift: _builtins.bool
+    """How objects are kept in a member that has an API of its own."""
+    force_conflicts: _builtins.bool
+    recreate: _builtins.bool
     @_builtins.property
     def components(self) -> _containers.RepeatedCompositeFieldContainer[Global___Component]: ...
     def __init__(
@@ -315,13 +311,13 @@ class Work(_message.Message):
         origin: _builtins.str = ...,
         version: _builtins.int = ...,
         components: _abc.Iterable[Global___Component] | None = ...,
-        drift: _builtins.str = ...,
-        conflicts: _builtins.str = ...,
-        immutable: _builtins.str = ...,
+        report_drift: _builtins.bool = ...,
+        force_conflicts: _builtins.bool = ...,
+        recreate: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["components", b"components", "conflicts", b"conflicts", "drift", b"drift", "immutable", b"immutable", "name", b"name", "namespace", b"namespace", "origin", b"origin", "uid", b"uid", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["components", b"components", "force_conflicts", b"force_conflicts", "name", b"name", "namespace", b"namespace", "origin", b"origin", "recreate", b"recreate", "report_drift", b"report_drift", "uid", b"uid", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -336,24 +332,23 @@ class Chart(_message.Message):
     PATH_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     VALUES_FIELD_NUMBER: _builtins.int
-    HOOKS_FIELD_NUMBER: _builtins.int
+    IGNORE_HOOKS_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     sha256: _builtins.str
     values: _builtins.bytes
     """A JSON object, laid over the chart's own values."""
-    hooks: _builtins.str
-    """"Refuse" (also when empty) or "Ignore"."""
+    ignore_hooks: _builtins.bool
     def __init__(
         self,
         *,
         path: _builtins.str = ...,
         sha256: _builtins.str = ...,
         values: _builtins.bytes = ...,
-        hooks: _builtins.str = ...,
+        ignore_hooks: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hooks", b"hooks", "path", b"path", "sha256", b"sha256", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ignore_hooks", b"ignore_hooks", "path", b"path", "sha256", b"sha256", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
