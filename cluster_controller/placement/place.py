@@ -171,13 +171,13 @@ def _full(
 ) -> Iterable[Refusal]:  # fmt: skip
     """What is short, where it matters: nothing more fits, and more is wanted, or nothing runs there."""
     for cluster in among:
-        if cluster.cordoned or space.room(component, cluster):
+        mine = decided.shares.get(cluster.uid, 0) if cluster.via == cluster.uid else 0
+        if cluster.cordoned or (space.room(component, cluster) and not (component.single and mine)):
             continue
         runs = cluster.running.get(component.name, 0)
         if demand.strategy == "Duplicated":
             wanting = runs < component.replicas and (not cluster.own or bool(decided.unplaced))
         else:
-            holds = cluster.via == cluster.uid and decided.shares.get(cluster.uid)
-            wanting = bool(decided.unplaced) or not (runs or holds)
+            wanting = bool(decided.unplaced) or not (runs or mine)
         if wanting:
             yield capacity_refusal(component, space.now(cluster))

@@ -13,7 +13,7 @@ from cluster_controller.placement.engine import Engine
 from cluster_controller.placement.model import Request
 from cluster_controller.placement.records import request
 from cluster_controller.resources import kinds
-from cluster_controller.store import Key, Store, Tx
+from cluster_controller.store import Key, Store, Stored, Tx
 from cluster_controller.tree.census import Census
 from cluster_controller.tree.upward import Upward
 
@@ -32,19 +32,26 @@ class Site:
         self.live: set[str] = set()
         self.cpu_millis = cpu_millis
         self.labels = labels
+        self.running: dict[str, dict[str, int]] = {}  # application → component → instances
+        self.asked: dict[str, Request] = {}  # application → what its instances take
+        self.tasks: list[asyncio.Task[None]] = []
+        self.furnish()
+
+    def furnish(self) -> None:
+        """The rooms of one life of the controller, over the store as it is."""
+        parent = self.parent
         self.census = Census(
-            store,
+            self.store,
             uid=self.uid,
-            name=name,
+            name=self.name,
             parent=lambda: (parent.uid, parent.name) if parent else ("", ""),
             facts=self.facts,
             links=lambda: dict.fromkeys(self.live, 0.0),
             now=lambda: 0.0,
             timestamp=lambda: "2026-01-01T00:00:00Z",
         )
-        self.engine = Engine(store, self.uid, name, self.census.silent, lambda: "2026-01-01T00:00:00Z")
-        self.upward = Upward(store, uid=self.uid, name=name)
-        self.running: dict[str, dict[str, int]] = {}  # application → component → instances
+        self.engine = Engine(self.store, self.uid, self.name, self.census.silent, lambda: "2026-01-01T00:00:00Z")
+        self.upward = Upward(self.store, uid=self.uid, name=self.name)
 
     def facts(self) -> kinds.ClusterFacts:
         if not self.cpu_millis:
@@ -70,15 +77,34 @@ class Site:
         self.engine.load()
         for room in (self.census, self.upward, self.engine):
             self.store.subscribe(room.changed)
+            self.tasks.append(asyncio.create_task(room.run()))
+
+    async def stop(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        self.tasks.clear()
+        await self.store.close()
+
+    async def crash(self, folder: Path) -> None:
+        """The controller dies, with all that it only had in memory, and comes back; what it runs, runs on."""
+        await self.stop()
+        self.store = await Store.open(folder)
+        self.furnish()
+        self.start()
 
     async def shim(self) -> None:
         """Play the shim: what is desired runs at once, one thing after the other."""
 
         def observe(tx: Tx) -> None:
             wanted = {}
+            self.asked = {}
             for stored in tx.list("local", "Work"):
                 spec = msgspec.json.decode(stored.document, type=kinds.Work).spec
                 wanted[spec.application.uid] = {component.name: component.replicas for component in spec.components}
+                for component in spec.components:
+                    part = self.asked.get(spec.application.uid, Request())
+                    self.asked[spec.application.uid] = add(part, request(component.resources), component.replicas)
                 components = [
                     kinds.ComponentStatus(name=c.name, desired=c.replicas, ready=c.replicas, updated=c.replicas) for c in spec.components
                 ]
@@ -103,6 +129,10 @@ class Site:
 
         await self.store.commit(observe)
         self.census.self_changed()
+
+
+def _replicas(stored: Stored) -> int:
+    return sum(component.replicas for component in msgspec.json.decode(stored.document, type=kinds.Work).spec.components)
 
 
 async def copy(source: Store, source_space: str, target: Store, target_space: str) -> None:
@@ -131,7 +161,9 @@ class Tree:
         self.sites: dict[str, Site] = {}
         self.cut: set[str] = set()  # names of children whose link is cut
         self.watch: Callable[[], None] = lambda: None
-        self._tasks: list[asyncio.Task[None]] = []
+
+    async def crash(self, name: str) -> None:
+        await self.sites[name].crash(self.folder / name)
 
     async def add(self, name: str, parent: str = "", cpu_millis: int = 0, labels: dict[str, str] | None = None) -> Site:
         folder = self.folder / name
@@ -140,8 +172,6 @@ class Tree:
         site = Site(name, await Store.open(folder), above, cpu_millis, labels or {})
         self.sites[name] = site
         site.start()
-        for room in (site.census, site.upward, site.engine):
-            self._tasks.append(asyncio.create_task(room.run()))
         if above is not None:
             above.children[name] = site
             above.live.add(site.uid)
@@ -199,17 +229,39 @@ class Tree:
                 await site.store.commit(lambda tx: None)
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
         for site in self.sites.values():
-            await site.store.close()
+            await site.stop()
+
+    def overbooked(self) -> list[str]:
+        """Clusters on which more is asked for than there is."""
+        found = []
+        for site in self.sites.values():
+            taken = Request()
+            for asked in site.asked.values():
+                taken = add(taken, asked)
+            if site.cpu_millis and taken.cpu_millis > site.cpu_millis:
+                found.append(f"{site.name}: {taken.cpu_millis}m of {site.cpu_millis}m")
+        return found
+
+    def assigned(self, site: Site, application: str) -> int:
+        """Replicas that its children and its own cluster were given by this site."""
+        spaces = ["local", *(f"down/{child.uid}" for child in site.children.values())]
+        works = (site.store.get(Key(space, "Work", "", application)) for space in spaces)
+        return sum(_replicas(stored) for stored in works if stored is not None)
+
+    def assigned_to(self, site: Site, child: str, application: str) -> int:
+        stored = site.store.get(Key(f"down/{self.sites[child].uid}", "Work", "", application))
+        return _replicas(stored) if stored is not None else 0
 
     def total(self, application: str) -> int:
         return sum(sum(site.running.get(application, {}).values()) for site in self.sites.values())
 
 
-async def put_application(site: Site, name: str, replicas: int, **placement: object) -> str:
+def component(name: str = "serve", replicas: int = 1, cpu: str = "100m", **fields: object) -> dict[str, object]:
+    return {"name": name, "command": ["true"], "replicas": replicas, "resources": {"cpu": cpu}, **fields}
+
+
+async def put_application(site: Site, name: str, replicas: int, components: Sequence[dict[str, object]] = (), **placement: object) -> str:
     """Create or change; returns the uid."""
     uid = f"app-{site.name}-{name}"
 
@@ -219,7 +271,7 @@ async def put_application(site: Site, name: str, replicas: int, **placement: obj
             "kind": "Application",
             "metadata": {"name": name, "namespace": "default", "uid": uid, "generation": 1, "finalizers": ["banyan.dev/withdraw"]},
             "spec": {
-                "components": [{"name": "serve", "command": ["true"], "replicas": replicas, "resources": {"cpu": "100m"}}],
+                "components": list(components) or [component(replicas=replicas)],
                 "placement": placement,
             },
         }
