@@ -27,7 +27,7 @@ unit: $(VENV)/.ready-dev ## Unit and property tests, with the coverage of the pu
 e2e: $(VENV)/.ready-dev ## End-to-end tests: real processes, real TLS, the real kubectl
 	@$(BIN)/python -m tools.check e2e
 
-testbed: $(VENV)/.ready-dev ## Build a real Kubernetes, kwok and kine once, into ~/.cache; install what they need (as root)
+testbed: $(VENV)/.ready-dev ## Build a real Kubernetes, etcd, kwok and kine once, into ~/.cache; install what they need (as root)
 	@$(BIN)/python -m e2e.testbed build
 
 testbed-compat: testbed ## The same of k3s's fork of Kubernetes and of an older minor version, and try both
@@ -58,7 +58,7 @@ docs: $(VENV)/.ready-dev ## Write the reference pages that are made from the cod
 lock: $(VENV)/.installer ## Resolve requirements/*.lock again, newest versions that pyproject.toml allows with UPGRADE=1
 	@cd requirements && ../$(BIN)/uv pip compile --quiet installer.in --universal --python-version 3.11 --no-emit-index-url --generate-hashes \
 	    --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) -o installer.lock
-	@$(BIN)/$(LOCK) --extra terminal --extra serve --extra shim --group dev $(if $(UPGRADE),--upgrade) -o requirements/dev.lock
+	@$(BIN)/$(LOCK) --extra terminal --extra serve --extra shim --extra kubernetes --group dev $(if $(UPGRADE),--upgrade) -o requirements/dev.lock
 	@$(BIN)/$(LOCK) --extra terminal --extra serve --group demo -c requirements/dev.lock -o requirements/demo.lock
 	@$(BIN)/$(LOCK) -c requirements/dev.lock -o requirements/edge.lock
 
