@@ -1,6 +1,6 @@
 """The testbed by hand.
 
-    python -m e2e.testbed build      put in place what the testbed needs: Debian packages (as root), Kubernetes, kwok, kine, test images
+    python -m e2e.testbed build      put in place what the testbed needs: Debian packages (as root), Kubernetes, etcd, kwok, kine, images
     python -m e2e.testbed up SHAPE   run a member until Ctrl-C; SHAPE: control-plane, kwok, k3s, whole
     python -m e2e.testbed sweep      remove what a run that was killed has left
 
@@ -19,7 +19,7 @@ def put_in_place() -> int:
     started = time.monotonic()
     trouble = None
     try:
-        host.install(host.lacking(host.CONTROL_PLANE | host.NODE))
+        host.install(host.lacking())
     except Missing as missing:  # what needs no package is built all the same
         trouble = missing
     built = build.build()

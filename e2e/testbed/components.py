@@ -67,7 +67,7 @@ class Place:
 def etcd(place: Place) -> list[str]:
     clients, peers = f"http://{place.address}:2379", f"http://{place.address}:2380"
     return [
-        place.program("etcd"), "--name=member", f"--data-dir={place.folder / 'etcd'}", "--log-level=warn", "--logger=zap",
+        place.program("etcd"), "--name=member", f"--data-dir={place.folder / 'etcd'}", "--log-level=warn",
         f"--listen-client-urls={clients}", f"--advertise-client-urls={clients}",
         f"--listen-peer-urls={peers}", f"--initial-advertise-peer-urls={peers}", f"--initial-cluster=member={peers}",
     ]  # fmt: skip

@@ -17,7 +17,6 @@ ADMINISTRATORS_PATH = "/usr/local/sbin:/usr/sbin:/sbin"  # a user's PATH on Debi
 CNI_PLUGINS = (Path("/usr/lib/cni"), Path("/opt/cni/bin"))
 
 # What must be there → the Debian package that brings it.
-CONTROL_PLANE = {"etcd": "etcd-server"}
 NODE = {
     "containerd": "containerd",
     "ctr": "containerd",
@@ -46,9 +45,7 @@ def require(name: str) -> str:
     """The path of a program. Raises Missing with the package that brings it."""
     if found := program(name):
         return str(found)
-    raise Missing(
-        f"{name} is not installed (Debian: apt-get install {(CONTROL_PLANE | NODE).get(name, name)}; `make testbed` does it as root)"
-    )
+    raise Missing(f"{name} is not installed (Debian: apt-get install {NODE.get(name, name)}; `make testbed` does it as root)")
 
 
 def cni_plugins() -> Path:
@@ -59,14 +56,13 @@ def cni_plugins() -> Path:
     raise Missing(f"the CNI plugins are not installed (Debian: apt-get install {CNI_PACKAGE}; `make testbed` does it as root)")
 
 
-def lacking(wanted: dict[str, str]) -> list[str]:
-    """Debian packages of the programs of `wanted` that are not here, and of the CNI plugins where a node is wanted."""
-    packages = {package for name, text in wanted.items() if program(name) is None for package in text.split()}
-    if "containerd" in wanted:
-        try:
-            cni_plugins()
-        except Missing:
-            packages.add(CNI_PACKAGE)
+def lacking() -> list[str]:
+    """Debian packages that a whole node needs and that are not here."""
+    packages = {package for name, text in NODE.items() if program(name) is None for package in text.split()}
+    try:
+        cni_plugins()
+    except Missing:
+        packages.add(CNI_PACKAGE)
     return sorted(packages)
 
 
@@ -85,20 +81,11 @@ def install(packages: Iterable[str]) -> None:
             raise Missing(f"{' '.join(argv)} failed: {done.stderr.strip()[-500:]}; install by hand: {command}")
 
 
-def control_plane() -> None:
-    """Raises Missing unless a control plane can be started here."""
-    _complain(lacking({} if os.environ.get("KUBEBUILDER_ASSETS") else CONTROL_PLANE))
-
-
 def node() -> None:
     """Raises Missing unless a whole node can be started here."""
     if os.geteuid() != 0:
         raise Missing("a member with a node of its own makes namespaces and cgroups; run it as root")
-    _complain(lacking(CONTROL_PLANE | NODE))
-
-
-def _complain(packages: list[str]) -> None:
-    if packages:
+    if packages := lacking():
         raise Missing(
             f"these Debian packages are missing: {', '.join(packages)}; as root: make testbed, or apt-get install {' '.join(packages)}"
         )

@@ -43,7 +43,8 @@ class Shape:
     datastore: str = "etcd"
     """`etcd`, or `kine` as in k3s."""
     controllers: bool = True
-    """kube-controller-manager and kube-scheduler; without them no pod starts, but every object can be written and watched."""
+    """kube-controller-manager and kube-scheduler. Without them objects can be written and watched, but no pod starts, nothing is collected,
+    and the roles `view`, `edit` and `admin` are empty, for a controller fills them."""
     kwok_nodes: int = 0
     """Nodes that kwok plays; pods there are Running at once and run nothing."""
     kwok_pods: int = 110
@@ -387,13 +388,11 @@ def check(shape: Shape) -> None:
     """Raises Missing, which names what this machine lacks for such a member and how to get it."""
     if shape.node:
         host.node()
-    elif shape.datastore == "etcd":
-        host.control_plane()
     names = [APISERVER]
     names += [CONTROLLERS, SCHEDULER] if shape.controllers else []
     names += [KUBELET, PROXY] if shape.node else []
     names += [KWOK] if shape.kwok_nodes else []
-    names += ["kine"] if shape.datastore == "kine" else []
+    names.append(shape.datastore)
     for name in names:
         build.find(name, shape.version)
     needs.kubectl()

@@ -35,9 +35,11 @@ def base() -> Path:
 
 
 def started(pid: int) -> str:
-    """When a process started, in the kernel's ticks and words: with its pid a name that is never reused. Empty when there is none."""
+    """When a process started, in the kernel's ticks and words: with its pid a name that is never reused. Empty when it is dead."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        if fields[0] in {"Z", "X"}:  # dead, and not yet fetched by its parent
+            return ""
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text(encoding='ascii').strip()}/{fields[19]}"
     except (OSError, IndexError):
         return ""
