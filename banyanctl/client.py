@@ -30,7 +30,6 @@ from cluster_controller.errors import (
     Unreachable,
 )
 
-GROUP_PATH = "/apis/banyan.dev/v1alpha1"
 ANSWER_LIMIT_BYTES = 256 * 1024 * 1024  # of one answer held in memory; larger lists are asked for in pages
 PAGE = 500
 TIMEOUT_SECONDS = 30.0

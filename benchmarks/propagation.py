@@ -15,7 +15,6 @@ from benchmarks.load import Arrivals, Status, Watches
 from benchmarks.records import Options, Row
 
 MERGE = "application/merge-patch+json"
-OTE = "ote-stack, one hop, memory only, no TLS"
 KUBEEDGE = "KubeEdge 1.23, one hop, one edge, 1/s"
 KARMADA = "Karmada 1.19, tuned, one hop, 3 members"
 PER_SECOND = 20.0

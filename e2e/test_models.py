@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from banyanctl.client import Client
 from banyanctl.endpoint import ADMIN_KUBECONFIG, read
 from e2e.support import API, APPS, EMOTION, Site, Tree, infer, model_application, publish, until
@@ -51,6 +53,16 @@ def test_a_digest_that_is_not_that_of_the_bytes(grove: Tree) -> None:
     create(root, application, ready=0)
     until("it says what is missing", lambda: wrong[:12] in str(root.status("hollow")))
     root.kubectl("delete", "model", "hollow", "--wait=false")
+
+
+@pytest.mark.parametrize("where", ["region-a", "edge-2"])
+def test_a_model_may_be_pushed_to_any_controller_and_serves_below_it(grove: Tree, where: str) -> None:
+    site, port = grove.sites[where], 18403
+    publish(site)
+    name = create(site, model_application(port=port, clusterName="edge-2"))
+    assert infer(f"http://127.0.1.2:{port}/v2/models/emotion/infer")["label"] == "happy"
+    site.banyan("delete", "application", name, "--wait")
+    site.banyan("delete", "model", "emotion")
 
 
 def test_versions_past_leave_nothing_laid_out(grove: Tree) -> None:

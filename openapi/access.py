@@ -12,8 +12,6 @@ from openapi.services import User
 
 READ_VERBS = frozenset({"get", "list", "watch"})
 RANK = {"view": 1, "edit": 2, "admin": 3}
-# Asking who one is and what one may do; everybody who is known may.
-SELF_REVIEWS = frozenset({"selfsubjectreviews", "selfsubjectaccessreviews", "selfsubjectrulesreviews"})
 
 
 def role_for(resource: ResourceType, verb: str, subresource: str = "") -> str:

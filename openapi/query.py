@@ -19,7 +19,6 @@ from openapi.errors import ApiError
 
 Form = Literal["object", "table", "partial"]
 META = "meta.k8s.io"
-LONGEST_LIMIT = 10_000
 LONGEST_WATCH = 24 * 3600
 S = TypeVar("S", bound=Struct)
 

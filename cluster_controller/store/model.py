@@ -13,7 +13,6 @@ from msgspec import Struct
 from cluster_controller.errors import BanyanError
 
 HASH_BYTES = 16
-NO_REPORT = ("", 0, 0)
 
 
 class Key(NamedTuple):

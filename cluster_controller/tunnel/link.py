@@ -6,7 +6,6 @@ when the kernel has taken that one. The timer serves heartbeat, death, a stuck m
 """
 
 import asyncio
-from collections.abc import Callable
 
 import structlog
 
@@ -286,6 +285,3 @@ class Link:
 
     def going_away(self, message: GoAway) -> None:
         log.info("link.draining", peer=self.peer_name, reason=message.reason)
-
-
-MakeLink = Callable[[], Link]
