@@ -274,10 +274,13 @@ class Wire(asyncio.BufferedProtocol):
         self._after_events()
 
     def _handle_events(self) -> None:
-        for event in self._websocket.events_received():
+        events = self._websocket.events_received()
+        for event in events:
             if isinstance(event, Frame):
                 self._handle_frame(event)
             elif isinstance(event, Request):
+                if len(events) > 1 or self._websocket.reader.buffer or self._websocket.parser_exc is not None:
+                    raise ProtocolError("the peer sent more than its request before that was answered", CloseCode.PROTOCOL)
                 self._handle_request(event)
             elif isinstance(event, Response) and self._websocket.state is State.OPEN:
                 self._handle_response()
@@ -369,7 +372,10 @@ class Wire(asyncio.BufferedProtocol):
         self.stats.bytes_out += len(data)
         transport.write(data)
         if self._paused and transport.get_write_buffer_size() > MAX_MESSAGE * 2 + MAX_ANSWERS:
-            raise ProtocolError("the peer makes this side answer but does not read", CloseCode.OVERLOADED)
+            if self._code:
+                transport.abort()  # who does not read is not told why, and may not make the farewell grow
+            else:
+                raise ProtocolError("the peer makes this side answer but does not read", CloseCode.OVERLOADED)
 
     def _start_tls(self) -> None:
         self._tls = TlsPipe(self._context, server_side=False, server_hostname=self._name or None)
