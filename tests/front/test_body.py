@@ -1,3 +1,5 @@
+"""Bodies of requests and answers mean the same however they are split, and what can be read in two ways is refused."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

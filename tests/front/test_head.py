@@ -1,3 +1,5 @@
+"""Heads: any bytes are one or an error, and none can be read in two ways."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

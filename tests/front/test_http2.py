@@ -1,3 +1,5 @@
+"""The gRPC door against h2, an HTTP/2 library of others, and against frames that no library would send."""
+
 import contextlib
 
 import pytest

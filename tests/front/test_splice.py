@@ -1,3 +1,5 @@
+"""Two streams joined: bytes, ends and breaks pass from one to the other, and nothing piles up between them."""
+
 import asyncio
 import socket
 from collections.abc import Awaitable

@@ -1,3 +1,5 @@
+"""Keys: what is signed for one purpose proves nothing for another, and a uid is the hash of its key."""
+
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization

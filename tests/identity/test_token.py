@@ -1,3 +1,5 @@
+"""Join tokens: one word that carries all it says, and no slip of it passes."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

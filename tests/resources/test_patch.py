@@ -1,3 +1,5 @@
+"""JSON, merge and strategic merge patches, each by its own rules."""
+
 import copy
 import json
 from typing import Any

@@ -1,3 +1,5 @@
+"""Quantities mean what they mean in Kubernetes, and what is none is refused by its field."""
+
 from decimal import Decimal
 
 import pytest

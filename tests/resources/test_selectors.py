@@ -1,3 +1,5 @@
+"""Label and field selectors: what Kubernetes accepts is accepted, and matches what it matches there."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

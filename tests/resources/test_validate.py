@@ -1,3 +1,5 @@
+"""What people write is accepted, or refused with the field and what is right; any JSON at all."""
+
 import base64
 from typing import Any
 
