@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster_controller.errors import BanyanError, InvalidInput, NotFound, Unauthenticated
 from cluster_controller.store import Key, Tx
-from openapi import discovery, errors, pages, reviews
+from openapi import access, discovery, errors, pages, reviews
 from openapi.bodies import read_document
 from openapi.document import Documents
 from openapi.errors import ApiError, encode, method_not_allowed
@@ -138,6 +138,9 @@ class Api:
         })  # fmt: skip
 
     async def _metrics(self, request: Request) -> Response:
+        user: User = request.scope["banyan.user"]
+        if not access.has_role(user, "view", ""):  # they name applications of all namespaces
+            raise ApiError(403, f'User "{user.name}" cannot read /metrics: that needs the role view in all namespaces')
         return Response(self._services.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def _index(self, request: Request) -> Response:

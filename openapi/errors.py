@@ -89,8 +89,9 @@ def invalid(kind: str, name: str, problems: list[Problem]) -> InvalidDocument:
     return InvalidDocument(kind, name, problems)
 
 
-def method_not_allowed(method: str, path: str, allowed: tuple[str, ...]) -> ApiError:
-    error = ApiError(405, f"{method} is not offered at {path}; it takes {', '.join(allowed) or 'nothing'}")
+def method_not_allowed(method: str, path: str, allowed: tuple[str, ...], remedy: str = "") -> ApiError:
+    takes = f"{method} is not offered at {path}; it takes {', '.join(allowed) or 'nothing'}"
+    error = ApiError(405, f"{takes}: {remedy}" if remedy else takes)
     error.headers["Allow"] = ", ".join(allowed)
     return error
 

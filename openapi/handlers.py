@@ -19,7 +19,7 @@ from cluster_controller.resources.registry import BY_PLURAL, ResourceType, Subre
 from cluster_controller.resources.shape import without_nulls
 from cluster_controller.resources.tables import Context
 from cluster_controller.store import Key, Stored
-from openapi import access, blobs, errors, lists, logs, watch
+from openapi import access, blobs, errors, lists, logs, remedies, watch
 from openapi.bodies import LARGEST_BODY, parse_document, read_body, read_document, read_patch
 from openapi.errors import ApiError, encode, method_not_allowed, not_found
 from openapi.present import Printer, document_of
@@ -91,7 +91,8 @@ class Handlers:
         if request.method == "DELETE" and "deletecollection" in resource.verbs and (path.namespace or not resource.namespaced):
             access.require(user, "deletecollection", resource, path.namespace)
             return await self._delete_many(request, path, user)
-        raise method_not_allowed(request.method, request.url.path, _collection_methods(path))
+        remedy = remedies.of_method(resource.kind, request.method)
+        raise method_not_allowed(request.method, request.url.path, _collection_methods(path), remedy)
 
     def _list(self, path: Path, options: ListOptions, printer: Printer) -> Response:
         page = lists.page_of(self._services.store, path.resource, path.namespace, options)
@@ -127,7 +128,7 @@ class Handlers:
         resource, method = path.resource, request.method
         verb = ITEM_VERBS.get(method, "")
         if verb not in resource.verbs or method == "POST":
-            raise method_not_allowed(method, request.url.path, _item_methods(resource))
+            raise method_not_allowed(method, request.url.path, _item_methods(resource), remedies.of_method(resource.kind, method))
         access.require(user, verb, resource, path.namespace, name=path.name)
         if verb == "get":
             printer = self._printer(request, resource)
@@ -161,7 +162,7 @@ class Handlers:
         resource, method = path.resource, request.method
         sub = resource.subresource(path.subresource)
         if sub is None or (path.rest and not sub.raw and sub.name != "blobs"):
-            raise ApiError(404, f"{resource.plural} have no {shown('/'.join((path.subresource, *path.rest)))}")
+            raise _no_subresource(path)
         if method not in sub.methods and not (method == "HEAD" and "GET" in sub.methods):
             raise method_not_allowed(method, request.url.path, sub.methods)
         access.require(user, ITEM_VERBS[method], resource, path.namespace, name=path.name, subresource=sub.name)
@@ -176,7 +177,8 @@ class Handlers:
             case "scale":
                 return _json(scale_of(document))
             case "log":
-                return await logs.respond(self._services, document, request.query_params, request.scope.get("banyan.draining"))
+                ending = request.scope.get("banyan.draining")
+                return await logs.respond(self._services, document, request.query_params, ending)
             case "blobs":
                 return await blobs.respond(self._services, request, document, list(path.rest))
             case _:
@@ -208,6 +210,14 @@ class Handlers:
     def _printer(self, request: Request, resource: ResourceType) -> Printer:
         form, include = negotiate(request.headers.get("accept", ""), request.query_params)
         return Printer(resource, form, include, Context(self._services.now(), self._services.heard))
+
+
+def _no_subresource(path: Path) -> ApiError:
+    asked = shown("/".join((path.subresource, *path.rest)))
+    if path.resource.kind == "Namespace":
+        return ApiError(404, f"{asked} is not served here; kubectl api-resources lists what is")
+    remedy = remedies.of_subresource(path.resource.kind, path.subresource)
+    return ApiError(404, f"{path.resource.plural} have no {asked}{f': {remedy}' if remedy else ''}")
 
 
 async def _read_change(request: Request, resource: ResourceType) -> Callable[[dict[str, Any]], dict[str, Any]]:

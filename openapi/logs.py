@@ -1,9 +1,12 @@
 """`pods/NAME/log`: what an instance wrote, streamed from this cluster's shim with no more than one piece in memory."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Mapping
+from datetime import datetime
 from typing import Any, Literal
 
+import msgspec
 from starlette.responses import Response, StreamingResponse
 
 from cluster_controller.errors import InvalidInput
@@ -15,10 +18,9 @@ from openapi.services import ApiServices
 PIECE = 65536
 _FLAGS = ("follow", "previous", "timestamps")
 _NUMBERS = ("tailLines", "sinceSeconds", "limitBytes")
-_REFUSED = {"sinceTime": "use sinceSeconds", "stream": "both streams are in one log"}
 
 
-def log_options(query: Mapping[str, str]) -> dict[str, str]:
+def log_options(query: Mapping[str, str], now: datetime) -> dict[str, str]:
     """The options that the shim understands; InvalidInput names what cannot be read or is not served."""
     options: dict[str, str] = {}
     for name in _FLAGS:
@@ -33,10 +35,24 @@ def log_options(query: Mapping[str, str]) -> dict[str, str]:
             if not (text.isascii() and text.isdigit() and len(text) < 16):
                 raise InvalidInput(f"{name} is {text[:40]!r}; it is a whole number, zero or more", name)
             options[name] = text
-    for name, remedy in _REFUSED.items():
-        if query.get(name) and not (name == "stream" and query[name] == "All"):
-            raise ApiError(422, f"{name} is not served: {remedy}")
+    if text := query.get("sinceTime", ""):
+        if "sinceSeconds" in options:
+            raise InvalidInput("give sinceTime or sinceSeconds, not both", "sinceTime")
+        options["sinceSeconds"] = str(_age(text, now))
+    if query.get("stream", "All") not in ("", "All"):
+        raise ApiError(422, "stream is not served: both streams are in one log")
     return options
+
+
+def _age(text: str, now: datetime) -> int:
+    """Seconds from then to now, rounded up; both are of this cluster's clock, as the log's own times are."""
+    try:
+        then = msgspec.convert(text, datetime)
+    except msgspec.ValidationError:
+        then = None
+    if then is None or then.tzinfo is None:
+        raise InvalidInput(f"sinceTime is {text[:40]!r}; write it as 2026-11-21T12:00:00Z", "sinceTime")
+    return max(0, math.ceil((now - then).total_seconds()))
 
 
 async def respond(
@@ -51,7 +67,7 @@ async def respond(
         raise ApiError(400, f"container {wanted[:80]} is not valid for pod {metadata['name']}; it has {', '.join(map(str, containers))}")
     target = OpenTarget(
         kind="logs", uid=labels.get(LABEL_APPLICATION_UID, ""), component=labels.get(LABEL_COMPONENT, ""),
-        instance=metadata["name"], options=log_options(query),
+        instance=metadata["name"], options=log_options(query, services.now()),
     )  # fmt: skip
     try:
         stream = await services.open_local(target)

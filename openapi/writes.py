@@ -7,6 +7,7 @@ resourceVersion) cannot be set from outside. A dry run does all of it and throws
 
 import base64
 import random
+import re
 import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -264,6 +265,9 @@ def delete_options(document: Json, query: Mapping[str, str]) -> DeleteOptions:
             raise InvalidInput(f"the DeleteOptions cannot be read: {error}") from None
         if options.kind not in ("", "DeleteOptions"):
             raise InvalidInput(f"the body of a DELETE is a DeleteOptions, not a {options.kind[:80]!r}")
+    grace = query.get("gracePeriodSeconds", "")
+    if grace and not re.fullmatch(r"-?[0-9]{1,15}", grace):
+        raise InvalidInput(f"gracePeriodSeconds is {grace[:40]!r}; it is a whole number", "gracePeriodSeconds")
     policy = query.get("propagationPolicy")
     if policy:
         options = msgspec.structs.replace(options, propagation_policy=policy)

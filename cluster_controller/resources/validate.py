@@ -48,8 +48,8 @@ def parse_json(document: bytes) -> Any:
     """Any JSON value of bounded depth. InvalidInput says where the text stops being JSON."""
     try:
         value = msgspec.json.decode(document)
-    except UnicodeDecodeError as error:
-        raise InvalidInput(f"the document is not UTF-8: byte {error.start} cannot be read") from None
+    except UnicodeDecodeError:
+        raise InvalidInput(f"the document is not UTF-8: byte {_first_unreadable(document)} cannot be read") from None
     except RecursionError:
         raise InvalidInput("the document is nested too deeply") from None
     except msgspec.DecodeError as error:
@@ -58,6 +58,15 @@ def parse_json(document: bytes) -> Any:
     if problem:
         raise InvalidInput(problem)
     return value
+
+
+def _first_unreadable(document: bytes) -> int:
+    """Counted from the document's beginning; the JSON reader counts from that of a string in it."""
+    try:
+        document.decode()
+    except UnicodeDecodeError as error:
+        return error.start
+    return 0
 
 
 def decode(kind: str, document: bytes) -> kinds.Resource:

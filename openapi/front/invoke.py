@@ -36,6 +36,7 @@ from openapi.front.forward import read_piece, read_response_head
 from openapi.front.head import ResponseHead
 from openapi.front.status import code_of
 from openapi.front.streams import STREAM_ERRORS, PushbackStream
+from openapi.present import labels_of
 
 if TYPE_CHECKING:
     from openapi.front.raw import Services
@@ -130,10 +131,9 @@ def choose(call: Call, services: "Services") -> list[Chosen]:
     wanted = set(call.clusters)
     chosen: list[Chosen] = []
     for stored in services.store.list("own", "Cluster"):
-        metadata: dict[str, Any] = msgspec.json.decode(stored.document).get("metadata") or {}
         if wanted and stored.key.name not in wanted and stored.uid not in wanted:
             continue
-        if selector.matches(metadata.get("labels") or {}):
+        if selector.matches(labels_of(stored)):
             chosen.append(Chosen(stored.uid, stored.key.name))
     if not chosen:
         raise NotFound("no cluster of this subtree has these labels or names; `banyan tree -o wide` shows both")

@@ -180,10 +180,12 @@ class ApplicationServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
 
 
 class StoredCluster:
+    """As controllers write it: what was set at the site and above is merged in the status."""
+
     def __init__(self, uid: str, name: str, labels: Mapping[str, str]) -> None:
         self.uid = uid
         self.key = Key("own", "Cluster", "", name)
-        self.document = msgspec.json.encode({"metadata": {"name": name, "labels": dict(labels)}})
+        self.document = msgspec.json.encode({"metadata": {"name": name}, "status": {"labels": dict(labels)}})
 
 
 class ListStore:

@@ -60,7 +60,7 @@ def test_documents(tmp_path: Path, document: dict[str, Any], code: int, says: st
         (b"", 400, "not JSON"),
         (b"{", 400, "not JSON"),
         (b"[]", 400, "no JSON object"),
-        (b'{"a":"\xff\xfe"}', 400, "not UTF-8"),
+        (b'{"a":"\xff\xfe"}', 400, "not UTF-8: byte 6 "),
         (b"[" * 100_000, 400, "nested"),
         (b'{"a":' * 400 + b"1" + b"}" * 400, 400, "nested"),
         (b'{"a":1e999}', 400, "not JSON"),
@@ -112,6 +112,32 @@ def test_media_types_methods_and_addresses(tmp_path: Path) -> None:
         )  # fmt: skip
         for path in unknown:
             failed(await client.get(path), 404, "NotFound")
+
+    run(tmp_path, body)
+
+
+def test_what_is_not_offered_says_what_to_do_instead(tmp_path: Path) -> None:
+    pods = "/api/v1/namespaces/default/pods"
+    tried = [
+        ("POST", pods, 405, "change, scale or delete the Application"),
+        ("DELETE", f"{pods}/p", 405, "change, scale or delete the Application"),
+        ("PATCH", "/api/v1/nodes/n", 405, "kubectl patch cluster NAME"),
+        ("POST", f"{GROUP}/clusters", 405, "banyan token create here, banyan join TOKEN --name NAME there"),
+        ("PUT", f"{GROUP}/namespaces/default/subtreeapplications/a.b", 405, "changed where it was written"),
+        ("POST", f"{pods}/p/exec", 404, "cannot be entered: kubectl logs"),
+        ("GET", f"{pods}/p/portforward", 404, "applications/NAME/proxy/ leads to its port"),
+        ("POST", f"{pods}/p/eviction", 404, "change, scale or delete the Application"),
+        ("POST", "/api/v1/namespaces/default/resourcequotas", 404, "'resourcequotas' is not served here; kubectl api-resources"),
+        ("POST", "/api/v1/namespaces/default/serviceaccounts/s/token", 404, "'serviceaccounts/s/token' is not served here"),
+        ("POST", "/apis/autoscaling/v1/namespaces/default/horizontalpodautoscalers", 404, "kubectl api-resources lists what is served"),
+        ("DELETE", f"{APPS}/x?gracePeriodSeconds=soon", 400, "gracePeriodSeconds is 'soon'"),
+    ]
+
+    async def body(server: Server) -> None:
+        for method, path, code, says in tried:
+            answer = await server.admin.request(method, path, json={})
+            assert (answer.status_code, answer.json()["kind"]) == (code, "Status"), (path, answer.text)
+            assert says in answer.json()["message"], answer.text
 
     run(tmp_path, body)
 

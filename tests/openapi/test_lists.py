@@ -188,6 +188,17 @@ def test_nothing_is_anonymous_but_healthz(tmp_path: Path) -> None:
     run(tmp_path, body)
 
 
+def test_metrics_name_applications_of_all_namespaces_and_need_as_much(tmp_path: Path) -> None:
+    async def body(server: Server) -> None:
+        everywhere = User("v", ("v",), "", (Grant("view"),))
+        somewhere = User("s", ("s",), "", (Grant("admin", "team"),))
+        assert (await server.client(everywhere).get("/metrics")).status_code == 200
+        assert "view in all namespaces" in failed(await server.client(somewhere).get("/metrics"), 403, "Forbidden")["message"]
+        assert (await server.client(somewhere).get("/version")).status_code == 200
+
+    run(tmp_path, body)
+
+
 def test_readyz_names_what_fails(tmp_path: Path) -> None:
     async def body(server: Server) -> None:
         assert (await server.admin.get("/readyz")).text == "ok"

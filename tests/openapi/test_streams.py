@@ -6,6 +6,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.openapi.support import ADMIN, EDITOR, GROUP, Server, run
 from tests.openapi.test_objects import failed, ok
 from tests.openapi.test_watch import Client
@@ -35,6 +37,19 @@ def test_logs_come_from_the_shim_with_their_options(tmp_path: Path) -> None:
     run(tmp_path, body)
 
 
+@pytest.mark.parametrize(
+    ("time", "seconds"), [("2026-11-21T11:58:20Z", "100"), ("2026-11-21T11:59:59.5Z", "1"), ("2026-11-22T00:00:00Z", "0")]
+)
+def test_a_time_is_asked_of_the_shim_as_an_age(tmp_path: Path, time: str, seconds: str) -> None:
+    async def body(server: Server) -> None:
+        await pod(server)
+        server.services.logs["p1"] = [b"one\n"]
+        assert (await server.admin.get(LOG, params={"sinceTime": time})).text == "one\n"
+        assert server.services.opened[0].options == {"sinceSeconds": seconds}
+
+    run(tmp_path, body)
+
+
 def test_logs_that_cannot_be_had(tmp_path: Path) -> None:
     async def body(server: Server) -> None:
         failed(await server.admin.get(LOG), 404, "NotFound")
@@ -44,7 +59,11 @@ def test_logs_that_cannot_be_had(tmp_path: Path) -> None:
         failed(await server.admin.get(LOG, params={"container": "other"}), 400, "BadRequest")
         failed(await server.admin.get(LOG, params={"tailLines": "-1"}), 400, "BadRequest")
         failed(await server.admin.get(LOG, params={"follow": "maybe"}), 400, "BadRequest")
-        failed(await server.admin.get(LOG, params={"sinceTime": "2026-01-01T00:00:00Z"}), 422, "Invalid")
+        for wrong in ("yesterday", "2026-01-01T00:00:00", "1"):
+            assert "write it as 2026-" in failed(await server.admin.get(LOG, params={"sinceTime": wrong}), 400, "BadRequest")["message"]
+        both = {"sinceTime": "2026-01-01T00:00:00Z", "sinceSeconds": "5"}
+        assert "not both" in failed(await server.admin.get(LOG, params=both), 400, "BadRequest")["message"]
+        failed(await server.admin.get(LOG, params={"stream": "Stderr"}), 422, "Invalid")
         failed(await server.client(EDITOR).get(LOG), 403, "Forbidden")
 
     run(tmp_path, body)
