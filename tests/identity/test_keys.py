@@ -1,4 +1,4 @@
-"""Keys: what is signed for one purpose proves nothing for another, and a uid is the hash of its key."""
+"""Keys: only one kind is one, wherever it enters; what is none is named; and one that was put to rest comes back."""
 
 import pytest
 from cryptography import x509
