@@ -20,7 +20,7 @@ from cluster_controller.identity import Identity, save
 from cluster_controller.tunnel import Lane, Limits
 from cluster_controller.tunnel.protocol.pacing import FRAME_TIME, TARGET_DELAY
 from e2e.hop_program import DEAD_AFTER
-from e2e.netns import Namespace, weaving
+from e2e.netns import Link, Namespace, weaving
 from e2e.support import ROOT, until
 from tests.tunnel.support import identity, root
 
@@ -79,10 +79,18 @@ def pss(pid: int) -> int:
     return 1024 * sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
 
 
+class Hops(list[Process]):
+    """Processes from the root down, and the links between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: list[Link] = []
+
+
 @pytest.fixture(scope="module")
-def hops(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Process]]:
+def hops(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hops]:
     """root, a, b and c: three links in a row."""
-    made: list[Process] = []
+    made = Hops()
     names = ("root", "a", "b", "c")
     with weaving() as fabric:
         spaces = [fabric.namespace(name) for name in names]
@@ -90,6 +98,7 @@ def hops(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Process]]:
         for upper, lower in itertools.pairwise(spaces):
             link = fabric.link(upper, lower)
             link.shape(RATE, QUEUE)
+            made.links.append(link)
             listen.append(link.upper.address)
         listen.append("127.0.0.1")
         try:
@@ -108,7 +117,7 @@ def hops(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Process]]:
 
 
 @pytest.fixture
-def calm(hops: list[Process]) -> Iterator[list[Process]]:
+def calm(hops: Hops) -> Iterator[Hops]:
     """The same hops, with nothing under way before and after, and no link lost meanwhile."""
     before = [process.tell("losses") for process in hops]
     yield hops
@@ -126,7 +135,7 @@ def at_rest(top: Process) -> int:
     return seen[-1]
 
 
-def test_a_stalled_bulk_reader_costs_its_windows_and_slows_neither_heartbeat_nor_sync(calm: list[Process]) -> None:
+def test_a_stalled_bulk_reader_costs_its_windows_and_slows_neither_heartbeat_nor_sync(calm: Hops) -> None:
     top, a, b, c = calm
     quiet = top.tell("times", to=c.uid, lane=Lane.SYNC, rounds=50)
     before = [process.pss() for process in calm]
@@ -146,7 +155,7 @@ def test_a_stalled_bulk_reader_costs_its_windows_and_slows_neither_heartbeat_nor
     assert max(grown) < 2 * limits.max_window + 2 * MEBIBYTE
 
 
-def test_an_interactive_round_trip_stays_quick_beside_bulk(calm: list[Process]) -> None:
+def test_an_interactive_round_trip_stays_quick_beside_bulk(calm: Hops) -> None:
     top, _, _, c = calm
     alone = top.tell("times", to=c.uid, lane=Lane.INTERACTIVE, rounds=50)
     for _ in range(24):  # more than a queue's worth of windows: credit alone would fill it
@@ -164,7 +173,7 @@ def test_an_interactive_round_trip_stays_quick_beside_bulk(calm: list[Process]) 
         assert one["median"] - alone["median"] < 1.3 * LANES_PERMIT < 0.45 * QUEUE_TIME
 
 
-def test_with_every_stream_but_one_stalled_through_three_hops_the_one_keeps_its_rate(calm: list[Process]) -> None:
+def test_with_every_stream_but_one_stalled_through_three_hops_the_one_keeps_its_rate(calm: Hops) -> None:
     top, a, b, c = calm
     alone = top.tell("rate", to=c.uid, lane=Lane.SYNC, size=6 * MEBIBYTE)
     before = [process.pss() for process in calm]
@@ -178,3 +187,20 @@ def test_with_every_stream_but_one_stalled_through_three_hops_the_one_keeps_its_
     assert alone > 0.7 * BYTES_A_SECOND
     assert beside > 0.8 * alone
     assert max(grown) < 1.5 * Limits().link_budget
+
+
+def test_a_link_that_swallows_everything_is_found_dead_from_both_sides_and_comes_back(hops: Hops) -> None:
+    """No FIN, no reset: only silence tells, above and below, and only on the link that is broken."""
+    top, a, b, c = hops
+    before = [process.tell("losses") for process in hops]
+    hops.links[1].cut()
+    try:
+        until("both sides of the link have found it dead", lambda: a.tell("losses") != before[1] and b.tell("losses") != before[2], 20)
+        until("the root knows that b and c are gone", lambda: not top.tell("reaches", to=b.uid) and not top.tell("reaches", to=c.uid))
+        assert "nothing was heard" in a.tell("losses")[-1]
+        assert "nothing was heard" in b.tell("losses")[-1]
+        assert [top.tell("losses"), c.tell("losses")] == [before[0], before[3]]
+    finally:
+        hops.links[1].mend()
+    until("the root reaches c again", lambda: top.tell("reaches", to=c.uid))
+    assert top.tell("times", to=c.uid, lane=Lane.INTERACTIVE, rounds=3)["median"] > 0

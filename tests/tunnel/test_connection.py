@@ -163,6 +163,31 @@ def test_a_link_lost_at_any_point_ends_what_it_carried_and_nothing_doubles(
             assert not [stream for stream in connection.streams.values() if stream.onward is None and stream.handle is None]
 
 
+def test_a_relay_decodes_nothing_once_the_stream_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three hops carry bytes that are no message of anything, with every decoder and encoder out of order."""
+    nodes, cables = tree()
+    near = nodes[0].open(cables[0].down, "d", b"tag", Lane.INTERACTIVE)
+    settle(cables, [])
+    far = nodes[-1].ears[b"tag"]
+
+    def broken(*_: object) -> object:
+        raise AssertionError("a relay looked into what it carries")
+
+    for name in ("decode_payload", "decode_control", "encode_payload", "encode_control"):
+        monkeypatch.setattr(codec, name, broken)
+    payload = bytes(range(256)) * 200
+    while len(near.sent) < len(payload) or len(far.sent) < len(payload):
+        for ear in (near, far):
+            ear.write(payload[len(ear.sent) :])
+        settle(cables, [near, far])
+    near.end()
+    far.end()
+    settle(cables, [near, far])
+    assert bytes(near.received) == bytes(far.received) == payload
+    assert all(connection.stats.relayed for cable in cables[:-1] for connection in (cable.up,))
+    assert not any(connection.streams for cable in cables for connection in (cable.down, cable.up))
+
+
 def test_a_stalled_reader_stops_its_own_stream_and_nothing_else() -> None:
     nodes, cables = tree()
     stalled = [nodes[0].open(cables[0].down, "d", b"stalled%d" % i, Lane.BULK) for i in range(6)]
