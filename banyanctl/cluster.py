@@ -79,9 +79,9 @@ def approve(name: Annotated[str, typer.Argument(help="Name of the cluster that w
     with settings().client() as client:
         if name:
             answer = keeper(client, name).json("POST", kinds.path(KIND, "", name, "approve"), body={})
-            output.emit(
-                answer, settings().output, lambda: print(f"cluster {name} approved; it is let in when it asks again, within seconds")
-            )
+            already = answer.get("state") == "member"
+            said = "is a member already" if already else "approved; it is let in when it asks again, within seconds"
+            output.emit(answer, settings().output, lambda: print(f"cluster {name} {said}"))
             return
         waiting = [item for item in client.items(kinds.path(KIND, "")) if (item.get("status") or {}).get("phase") == "Pending"]
     output.emit({"apiVersion": "v1", "kind": "List", "items": waiting}, settings().output, lambda: _list(waiting))

@@ -19,8 +19,7 @@ def configure(form: str, level: str) -> None:
         raise InvalidInput(f"log_format {form!r}: it is one of {', '.join(FORMATS)}", "log_format")
     if level not in LEVELS:
         raise InvalidInput(f"log_level {level!r}: it is one of {', '.join(LEVELS)}", "log_level")
-    terminal = sys.stderr.isatty()
-    human = form == "human" or (form == "auto" and terminal)
+    terminal, human = sys.stderr.isatty(), for_people(form)
     processors: list[Processor] = [structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso", utc=True)]
     if human:
         processors.append(structlog.dev.ConsoleRenderer(colors=terminal, exception_formatter=structlog.dev.plain_traceback))
@@ -32,6 +31,11 @@ def configure(form: str, level: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+
+
+def for_people(form: str) -> bool:
+    """Whether standard error is read by people, so that it may say more than events."""
+    return form == "human" or (form == "auto" and sys.stderr.isatty())
 
 
 def _json(event: object, **_: object) -> str:

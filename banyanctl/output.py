@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TextIO
@@ -20,6 +21,8 @@ from cluster_controller.errors import InvalidInput
 Format = Literal["table", "wide", "json", "yaml", "name"]
 FORMATS: tuple[Format, ...] = ("table", "wide", "json", "yaml", "name")
 PATIENCE_SECONDS = 2.0  # what takes longer says what it is waiting for
+GAP = "   "  # between columns
+MIN_PROSE = 12  # a column of sentences is not made narrower
 GOOD = frozenset({"Ready", "Running", "Open", "Active", "Present", "True"})
 BAD = frozenset({"Unknown", "Degraded", "Failed", "Revoked", "Expired", "Held", "False", "Refused"})
 
@@ -72,25 +75,69 @@ def ask(question: str, option: str) -> None:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], empty: str = "") -> None:
-    """Aligned columns; ``empty`` is said, on standard error, when there is no row."""
+    """Aligned columns; ``empty`` is said, on standard error, when there is no row.
+
+    On a terminal that is too narrow sentences are broken at words; names, addresses and numbers never are.
+    """
     if not rows and empty:
         note(empty)
         return
-    texts = [[str(cell) if cell not in (None, "") else "-" for cell in row] for row in rows]
-    if (console := _console(sys.stdout)) is not None:
-        from rich.table import Table
-        from rich.text import Text
+    heads, texts = [column.upper() for column in columns], [[_cell(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(heads, *texts, strict=True)]
+    console = _console(sys.stdout)
+    room = max(console.width, 20) if console is not None else 0
+    widths = fit(widths, [max(_longest_word(cell) for cell in column) for column in zip(heads, *texts, strict=True)], room)
+    for number, line in enumerate([heads, *texts]):
+        for part in _broken(line, widths):
+            if console is None:
+                print(GAP.join(part).rstrip())
+            else:
+                style = "bold" if number == 0 else ""
+                console.print(_painted(part, style), soft_wrap=True, highlight=False, end="\n")
 
-        drawn = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
-        for column in columns:
-            drawn.add_column(column.upper(), overflow="fold")
-        for row in texts:
-            drawn.add_row(*(Text(cell, style=_style(cell)) for cell in row))
-        console.print(drawn)
-        return
-    widths = [max(len(cell) for cell in column) for column in zip([c.upper() for c in columns], *texts, strict=True)]
-    for line in [[column.upper() for column in columns], *texts]:
-        print("   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+def fit(widths: Sequence[int], smallest: Sequence[int], room: int) -> list[int]:
+    """Column widths that fit into ``room`` (0: any), the widest column given up first and none made narrower than ``smallest``."""
+    fitted = list(widths)
+    over = sum(fitted) + len(GAP) * (len(fitted) - 1) - room if room else 0
+    while over > 0:
+        give = [index for index, width in enumerate(fitted) if width > max(smallest[index], MIN_PROSE)]
+        if not give:
+            return list(widths)  # it cannot fit: the terminal breaks the lines, and columns stay whole
+        widest = max(give, key=lambda index: fitted[index])
+        fitted[widest] -= 1
+        over -= 1
+    return fitted
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if value not in (None, "") else "-"
+
+
+def _longest_word(text: str) -> int:
+    return max(map(len, text.split()), default=0)
+
+
+def _broken(cells: Sequence[str], widths: Sequence[int]) -> Iterator[list[str]]:
+    """The lines that one row takes, each cell padded to its column."""
+    wrapped = [
+        [cell] if len(cell) <= width else textwrap.wrap(cell, width, break_long_words=False, break_on_hyphens=False)
+        for cell, width in zip(cells, widths, strict=True)
+    ]
+    for parts in itertools.zip_longest(*wrapped, fillvalue=""):
+        yield [part.ljust(width) for part, width in zip(parts, widths, strict=True)]
+
+
+def _painted(cells: Sequence[str], style: str) -> Any:
+    from rich.text import Text
+
+    line = Text()
+    for number, cell in enumerate(cells):
+        line.append(GAP if number else "").append(cell, style=style or _style(cell.rstrip()))
+    line.rstrip()
+    return line
 
 
 def tree(root: Branch) -> None:
@@ -127,13 +174,6 @@ def _console(stream: TextIO) -> Any:
     except ImportError:
         return None
     return Console(file=stream)
-
-
-def styled(text: str, code: str, stream: TextIO) -> str:
-    """Text in an ANSI colour on a terminal, plain elsewhere."""
-    if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
-        return text
-    return f"\x1b[{code}m{text}\x1b[0m"
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from importlib.metadata import version as installed
 from typing import TYPE_CHECKING, Any
 
+import structlog
 from msgspec import Struct, structs
 
 from banyanctl import notify
@@ -238,7 +239,13 @@ def _address(settings: Config, serving: "Serving") -> str:
 
 
 def _announce(settings: Config, controller: "Controller", serving: "Serving") -> None:
+    """The one line that a person waits for: as a sentence, or as an event among events, so that JSON lines stay JSON lines."""
+    from banyanctl.events import for_people
+
     line = f"{controller.name} serves {_address(settings, serving)}"
     if controller.tunnel_port:
         line += f", children join at port {controller.tunnel_port}"
-    print(f"{line}; try: banyan --data {settings.data} tree", file=sys.stderr, flush=True)
+    if for_people(settings.log_format):
+        print(f"{line}; try: banyan --data {settings.data} tree", file=sys.stderr, flush=True)
+    else:
+        structlog.get_logger().info("controller.serving", message=line, server=_address(settings, serving))

@@ -110,8 +110,12 @@ def join(
         systemd.require(wanted.data, user)
     elif user:
         raise InvalidInput("--user goes with --install: without it the controller belongs to whoever runs this", "--user")
-    with output.progress("asking the parent") as say:
-        joined = service.join(wanted, word, say)
+    try:
+        with output.progress("asking the parent") as say:
+            joined = service.join(wanted, word, say)
+    except KeyboardInterrupt:
+        output.note(f"{wanted.name} has not joined yet; what began is kept, and the same command goes on with it")
+        raise
     _joined(wanted, joined, install=install, user=user)
     if start and not install:
         run_controller(wanted.data)

@@ -9,6 +9,7 @@ from banyanctl import application, kinds, objects, output
 from banyanctl.cli import examples, settings
 from banyanctl.client import Client
 from banyanctl.tree import read_rows
+from banyanctl.version import SEPARATOR
 from cluster_controller.errors import BanyanError
 
 WORST = 20
@@ -56,7 +57,7 @@ def controller(client: Client) -> dict[str, Any]:
 
 def _version(client: Client) -> str:
     try:
-        return str(client.json("GET", "/version").get("gitVersion", ""))
+        return str(client.json("GET", "/version").get("gitVersion", "")).rpartition(SEPARATOR)[2]
     except BanyanError:
         return ""
 
@@ -73,12 +74,13 @@ def _checks(client: Client) -> dict[str, str]:
 
 
 def _controller(found: Mapping[str, Any]) -> None:
-    parent = f"below {found['parent']}" if found["parent"] else "a root"
-    print(f"{found['name'] or 'controller'}  {parent}  {found['status']}")
+    parent = f"below {found['parent']}" if found["parent"] else "root of its tree"
+    print(f"{found['name'] or 'controller'}  {found['status']}  {parent}")
     print(f"  server    {found['server']}  version {found['version'] or 'unknown'}")
     for name, state in found["checks"].items():
         print(f"  {name:<9} {state}")
-    print(f"  clusters  {found['clusters']['below']} below, {found['clusters']['ready']} ready")
+    below = found["clusters"]["below"]
+    print(f"  clusters  {below} below, {found['clusters']['ready']} ready" if below else "  clusters  none below")
     if found["notReady"]:
         print()
         rows = [(row["name"], row["status"], row["heard"], row["brokenHop"]) for row in found["notReady"]]

@@ -23,6 +23,9 @@ def tree(
     with settings().client() as client, output.progress("reading the tree"):
         rows = read_rows(cluster_pages(client, selector))
     nested = nest(rows)
+    if settings().output == "name":
+        output.emit([row["name"] for row in rows], "name", lambda: None)
+        return
     output.emit(nested, settings().output, lambda: _draw(nested, wide=settings().output == "wide", broken=broken))
 
 

@@ -10,6 +10,7 @@ from cluster_controller.errors import BanyanError
 
 DISTRIBUTION = "banyan-edge"
 TIMEOUT_SECONDS = 3.0
+SEPARATOR = "+banyan-"  # in what /version says, between the Kubernetes version whose API this is and the controller's own
 
 
 @examples("banyan version", "banyan --at edge-1 version", "banyan version -o json")
@@ -19,7 +20,8 @@ def version() -> None:
     try:
         with settings().client().copy(timeout=TIMEOUT_SECONDS) as client:
             answer = client.json("GET", "/version")
-        found["controller"] = {"version": answer.get("gitVersion", ""), "server": client.endpoint.server}
+        kubernetes, _, own = str(answer.get("gitVersion", "")).partition(SEPARATOR)
+        found["controller"] = {"version": own, "kubernetes": kubernetes, "server": client.endpoint.server}
     except BanyanError as error:
         found["controller"] = {"error": str(error)}
     output.emit(found, settings().output, lambda: _lines(found))
@@ -31,4 +33,5 @@ def _lines(found: dict[str, Any]) -> None:
     if "error" in controller:
         output.note(f"no controller: {controller['error']}")
     else:
-        print(f"controller {controller['version']} at {controller['server']}")
+        kubernetes = f"API of Kubernetes {controller['kubernetes'] or 'unknown'}"
+        print(f"controller {controller['version'] or 'unknown'} ({kubernetes}) at {controller['server']}")

@@ -37,7 +37,7 @@ def test_each_bad_token_has_its_own_error(tree: Tree, root: Site) -> None:
     }
     uid = root.clusters()["edge-1"]["uid"]
     row = next(line for line in root.banyan("token", "list").stdout.splitlines() if "Used" in line)
-    assert "edge-1" in row and uid not in row
+    assert row.split()[1:3] == ["root", "Used"] and "edge-1" in row and uid not in row
     wide = next(line for line in root.banyan("token", "list", "-o", "wide").stdout.splitlines() if "Used" in line)
     assert "edge-1" in wide and uid in wide
     expiring = root.token("--expires", "1s")

@@ -174,6 +174,7 @@ class JoinTokenStatus(Document, frozen=True, kw_only=True):
     token: str = ""  # shown once, in the answer to the create; never stored
     digest: str = ""  # sha256 of the secret
     expires: str = ""  # when
+    parent: str = ""  # name of the cluster that made it, which may be joined with it
     used_by: str = ""  # uid of the cluster that joined with it
     used_by_name: str = ""  # its name
     used_at: str = ""  # when

@@ -202,7 +202,8 @@ def _work(document: Json, context: Context) -> list[Any]:
 def _join_token(document: Json, context: Context) -> list[Any]:
     spec, status = _at(document, "spec"), _at(document, "status")
     return [
-        _name(document), _text(spec, "parent"), _text(status, "phase") or "Open", _until(_text(status, "expires"), context.now),
+        _name(document), _text(status, "parent") or _text(spec, "parent"), _text(status, "phase") or "Open",
+        _until(_text(status, "expires"), context.now),
         bool(_at(spec, "approve")), _text(status, "usedByName") or _text(status, "usedBy"), _age(document, context),
         _text(status, "usedBy"),
     ]  # fmt: skip
@@ -361,7 +362,8 @@ _TABLES: Mapping[str, Table] = {
             Column("Expires", "By the parent's clock."),
             Column("Approve", "Whether a person must approve who uses it.", "boolean"),
             Column("Used by", "The cluster that joined with it."),
-            _AGE, Column("UID", "Of the cluster that joined with it.", priority=1),
+            _AGE,
+            Column("UID", "Of the cluster that joined with it.", priority=1),
         ),
         _join_token,
     ),

@@ -49,6 +49,7 @@ def new_token(identity: Identity, name: str, spec: kinds.JoinTokenSpec, addresse
     )
     stored = {
         "phase": "Open",
+        "parent": identity.name,
         "digest": token.hash_secret(made.secret),
         "expires": format_time(now + timedelta(seconds=spec.expires_after_seconds)),
     }

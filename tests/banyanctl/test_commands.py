@@ -222,6 +222,27 @@ def test_a_decision_about_a_member_is_taken_where_its_parent_is(banyan: Banyan, 
     assert banyan.asked[-1].json == {"reason": "lost"}
 
 
+def test_approving_says_what_came_of_it(banyan: Banyan, api: Api) -> None:
+    api.replies[f"GET {CLUSTERS}/edge-1"] = (200, {"metadata": {"name": "edge-1"}, "status": {"path": ["edge-1"]}})
+    for state, said in (("approved", "it is let in when it asks again"), ("member", "is a member already")):
+        api.replies[f"POST {CLUSTERS}/edge-1/approve"] = (200, {"state": state})
+        assert said in banyan("approve", "edge-1").stdout
+
+
+def test_the_version_is_banyans_own(banyan: Banyan, api: Api) -> None:
+    api.replies["GET /version"] = (200, {"gitVersion": "v1.32.0+banyan-0.7.1"})
+    found = json.loads(banyan("version", "-o", "json").stdout)
+    assert (found["controller"]["version"], found["controller"]["kubernetes"]) == ("0.7.1", "v1.32.0")
+    assert "controller 0.7.1 (API of Kubernetes v1.32.0) at https://" in banyan("version").stdout
+    api.replies["GET /version"] = (200, {"gitVersion": "v1.34.2"})  # some other API server
+    assert json.loads(banyan("version", "-o", "json").stdout)["controller"]["version"] == ""
+
+
+def test_names_of_the_whole_tree(banyan: Banyan, api: Api) -> None:
+    api.replies[f"GET {CLUSTERS}"] = (200, TREE)
+    assert banyan("tree", "-o", "name").stdout.split() == ["root", "region-a", "edge-1", "edge-2"]
+
+
 def test_a_token_is_made_at_its_parent_and_printed_alone(banyan: Banyan, api: Api) -> None:
     tokens = "/apis/banyan.dev/v1alpha1/jointokens"
     api.replies[f"POST {CLUSTERS}/region-a/banyan{tokens}"] = (201, {"metadata": {"name": "join-1"}, "status": {"token": "banyan1abc"}})

@@ -2,10 +2,13 @@
 
 import os
 import pty
+import re
 import subprocess
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from banyanctl import output
 
@@ -55,6 +58,44 @@ def test_a_terminal_has_colours_and_the_same_words() -> None:
     assert "\x1b[31mUnknown" in seen
     assert "[bold]" in seen  # a name is never markup
     assert "└── edge-1" in seen
+
+
+WIDE = """
+import fcntl, os, struct, sys, termios
+fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+from banyanctl import output
+output.table(("cluster", "why", "what would help"), [
+    ("edge-with-a-long-name-1", "is not one of the clusters that the placement names: edge-2", "add the cluster to placement.clusterNames"),
+    ("e", "", "-"),
+])
+output.table(("name", "uid", "labels"), [("n" * 30, "u" * 30, "l" * 30)])
+"""
+
+
+def test_a_narrow_terminal_breaks_sentences_and_never_names() -> None:
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", on_a_terminal(WIDE)).splitlines()
+    assert max(len(line) for line in lines[:-1]) <= 80
+    assert lines[1].startswith("edge-with-a-long-name-1   is not one of the")
+    assert lines[2].startswith("   ")
+    assert " ".join(" ".join(line[26:].split()) for line in lines[1:4]).count("placement.clusterNames") == 1
+    assert lines[-1] == "   ".join(("n" * 30, "u" * 30, "l" * 30))  # what cannot fit is left to the terminal, whole
+
+
+@given(st.lists(st.tuples(st.integers(0, 200), st.integers(0, 200)), min_size=1, max_size=12), st.integers(0, 300))
+def test_columns_fit_or_stay_as_they_are(columns: list[tuple[int, int]], room: int) -> None:
+    widths, smallest = [max(pair) for pair in columns], [min(pair) for pair in columns]
+    fitted = output.fit(widths, smallest, room)
+    needed = sum(fitted) + len(output.GAP) * (len(fitted) - 1)
+    assert fitted == widths or needed == room
+    assert all(small <= now <= before for small, now, before in zip(smallest, fitted, widths, strict=True))
+    if room and needed > room:
+        least = sum(min(width, max(small, output.MIN_PROSE)) for width, small in zip(widths, smallest, strict=True))
+        assert least + len(output.GAP) * (len(widths) - 1) > room
+
+
+def test_truth_is_said_as_everywhere_else(capsys: pytest.CaptureFixture[str]) -> None:
+    output.table(("approve",), [(True,), (False,)])
+    assert capsys.readouterr().out == "APPROVE\ntrue\nfalse\n"
 
 
 @pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])

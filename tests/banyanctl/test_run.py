@@ -1,5 +1,6 @@
 """`banyan run` as a process of its own: what it loads, how it starts and stops, what it says when it cannot."""
 
+import json
 import os
 import re
 import signal
@@ -65,6 +66,27 @@ def test_the_real_process_loads_nothing_that_an_edge_has_no_use_for(data: Path) 
     assert {"cluster_controller", "openapi", "uvloop"} <= loaded
     assert not loaded & (FORBIDDEN - {"rich"})
     assert "rich.console" not in "".join(said)
+
+
+def test_logs_are_one_line_each_as_json_or_for_people(data: Path) -> None:
+    """Of a whole life, from the first line to the last; JSON is the default where no terminal is."""
+    for form in ("json", "auto", "human"):
+        argv = [sys.executable, "-m", "banyanctl", "run", "--data", str(data), "--log-format", form]
+        with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                said = lines_until(process, "root serves https://")
+                process.send_signal(signal.SIGTERM)
+                _, rest = process.communicate(timeout=START_SECONDS)
+            finally:
+                process.kill()
+        lines = [*said, *rest.splitlines()]
+        if form == "human":
+            assert any(line.startswith("root serves https://") for line in lines)
+            assert all(re.match(r"root serves|\d{4}-\d\d-\d\dT\S+ \[\w+ *\] \S+\.\S+", line) for line in lines), lines
+        else:
+            events = [json.loads(line) for line in lines]
+            assert {"controller.started", "controller.serving", "controller.stopped"} <= {event["event"] for event in events}
+            assert all({"level", "timestamp"} <= set(event) for event in events)
 
 
 def test_it_tells_the_service_manager_when_it_serves_and_when_it_stops(tmp_path: Path, data: Path) -> None:
