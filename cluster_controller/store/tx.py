@@ -116,14 +116,15 @@ class Tx:
         self._record(Event(self.revision, "put", stored, before), stored)
         return stored
 
-    def delete(self, key: Key) -> Stored | None:
-        """Remove; returns what was there, None when nothing was."""
+    def delete(self, key: Key, *, delivered: tuple[str, int] | None = None) -> Stored | None:
+        """Remove; returns what was there, None when nothing was. ``delivered``: the sender's pair for the deletion itself."""
         self._check()
         before = self.get(key)
         if before is None:
             return None
         self.revision += 1
-        self._record(Event(self.revision, "delete", at_revision(before, self.revision), before), None)
+        last = at_revision(before, self.revision)
+        self._record(Event(self.revision, "delete", delivered_by(last, delivered) if delivered is not None else last, before), None)
         return before
 
     def fact(self, name: str) -> bytes | None:

@@ -161,7 +161,11 @@ class Source:
         self._unacked.append((through, size))
         self._unacked_bytes += size
         history = self._history()
-        items = tuple(self._item(history, event.stored, bool(gone)) for (_, gone), event in chosen.items() if self._fits(event.stored))
+        items = tuple(
+            self._item(history, event.stored, bool(gone))
+            for (_, gone), event in chosen.items()
+            if gone or self._fits(event.stored)  # a deletion carries no document: what grew too large can still be withdrawn
+        )
         return Batch(self._epoch, after, history.origin(through), items)
 
     def _snapshot(self, mask: bytes) -> Plan:

@@ -70,7 +70,7 @@ class Target:
         self._epoch = epoch
         self._begin: Begin | None = None
         self._spans: dict[str, tuple[int, int]] = {}  # of the sender's history, as far as is known in this epoch
-        self._gone: dict[Key, Stored] | None = None  # what was deleted here, as of the epoch; read when first needed
+        self._gone: dict[tuple[Key, str], Pair] | None = None  # what was deleted here, as of the epoch; read when first needed
         self._in_step = False  # the cursor is of the sender's history, so changes can follow it
         self._snapshot: Snapshot | None = None  # whose chunks are awaited
         self._announced = 0  # the newest snapshot's id in this epoch
@@ -120,8 +120,8 @@ class Target:
         return found
 
     def _resume(self) -> Resume:
-        known = (*self._view.scan(self.space), *self._deleted().values())
-        histories = {stored.delivered[0]: None for stored in known if stored.delivered is not None}
+        held = (stored.delivered for stored in self._view.scan(self.space) if stored.delivered is not None)
+        histories = {history: None for history, _ in (*held, *self._deleted().values())}
         return Resume(self._epoch, self.cursor, tuple(histories), self._zstd)
 
     def _reset(self) -> None:
@@ -255,7 +255,7 @@ class Target:
             self.stale += 1
         elif verdict is Verdict.APPLY:
             self.applied += 1
-            tx.delete(key)
+            tx.delete(key, delivered=item.delivered)
             if mark is not None:
                 tx.delete(mark_key(key))
 
@@ -272,7 +272,7 @@ class Target:
                 continue
             elif rules.on_absence(held, self._contains, follow=self._follow) is Verdict.APPLY:
                 self.applied += 1
-                tx.delete(key)
+                tx.delete(key, delivered=snapshot.cursor)
             else:
                 self._mark(tx, key, Mark(held.uid, None))
         self._seen = set()
@@ -300,20 +300,24 @@ class Target:
             conflicts.write(tx, key, Mark(mark.ours, None, mark.decision))
 
     def _was_deleted(self, key: Key, item: Item) -> bool:
-        """Would a sender with another history bring back what was deleted here? In one history its journal has answered that."""
+        """Would a sender with another history, one that forgot the deletion or is older than it, bring back what was deleted here?
+        In one history its journal has answered that."""
         if self._follow or self._begin is None or self._begin.known:
             return False
         if self._gone is None:
             self._gone = self._deleted()
-        gone = self._gone.get(key)
-        if gone is None or gone.uid != item.uid or gone.delivered is None:
-            return False
-        return not self._contains(gone.delivered) or item.delivered[1] <= gone.delivered[1]
+        gone = self._gone.get((key, item.uid))
+        return gone is not None and (not self._contains(gone) or item.delivered[1] <= gone[1])
 
-    def _deleted(self) -> dict[Key, Stored]:
-        """The last state of what the journal remembers as deleted."""
-        events = self._view.since(self._view.floor(self.space), self.space)
-        return {event.stored.key: event.stored for event in events if event.kind_of == "delete"}
+    def _deleted(self) -> dict[tuple[Key, str], Pair]:
+        """By name and uid, what the journal remembers as deleted, or replaced by another of its name: the pair that did it."""
+        gone: dict[tuple[Key, str], Pair] = {}
+        for event in self._view.since(self._view.floor(self.space), self.space):
+            now, before = event.stored, event.previous
+            ended = now.uid if event.kind_of == "delete" else before.uid if before is not None and before.uid != now.uid else ""
+            if ended and now.delivered is not None:
+                gone[now.key, ended] = now.delivered
+        return gone
 
     # --- the sender's history, the digest
 

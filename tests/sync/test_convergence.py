@@ -269,6 +269,21 @@ def test_poison_is_counted_and_the_rest_goes_on() -> None:
     assert {key[2] for key in state(world.receiver, REPLICA)} == {"n0", "n2", "n4"}
 
 
+def test_what_grew_too_large_stays_as_it_was_and_can_be_withdrawn() -> None:
+    world = World(3, limits=Limits(), sync=SyncLimits(document_bytes=100))
+    world.put("n0", b"{}")
+    world.put("n1", b"{}")
+    world.settle()
+    world.put("n0", b"x" * 200)
+    world.past[world.sender.revision] = state(world.receiver, REPLICA)  # all that can be held of it
+    world.settle(reconnect=False)
+    assert state(world.receiver, REPLICA)["Work", "", "n0"][2] == b"{}"
+    world.sender.commit(lambda tx: tx.delete(Key(SPACE, "Work", "", "n0")))
+    world.past[world.sender.revision] = state(world.sender, SPACE)
+    world.settle(reconnect=False)
+    assert {key[2] for key in state(world.receiver, REPLICA)} == {"n1"}
+
+
 def test_a_peer_with_too_many_objects_is_stopped() -> None:
     world = World(3, limits=Limits(), sync=SyncLimits(objects=5, batch_items=1))
     for n in range(6):

@@ -96,6 +96,41 @@ def test_what_was_deleted_here_is_not_brought_back() -> None:
     assert set(view(child, DESIRED)) == {"keep", "gone"}
 
 
+@pytest.mark.parametrize("ended", ["deleted", "replaced and deleted"])
+def test_what_ended_in_a_forgotten_life_is_not_brought_back_by_a_change(ended: str) -> None:
+    """The restored parent knows the object, and how the child came by it, but not its end."""
+    parent, child = MemoryStore("p"), MemoryStore("c")
+    put(parent, "gone", 1, uid="first")
+    sync(parent, child)
+    backup = parent.backup()
+    if ended != "deleted":
+        put(parent, "gone", 1, uid="second")
+        sync(parent, child)
+    delete(parent, "gone")
+    sync(parent, child)
+    parent.restore(backup)
+    put(parent, "gone", 2, uid="first")  # placement counts again, say: no decision of a person
+    sync(parent, child)
+    assert view(child, DESIRED) == {} and marked(child) == {"gone"}
+    child.commit(lambda tx: resolve(tx, DESIRED, "root", kind="Work"))
+    assert set(view(child, DESIRED)) == {"gone"}
+
+
+def test_what_was_made_again_after_an_end_that_both_remember_comes_back() -> None:
+    parent, child = MemoryStore("p"), MemoryStore("c")
+    put(parent, "again", 1)
+    sync(parent, child)
+    delete(parent, "again")
+    sync(parent, child)
+    backup = parent.backup()
+    put(parent, "other", 1)
+    sync(parent, child)
+    parent.restore(backup)
+    put(parent, "again", 2)
+    sync(parent, child)
+    assert set(view(child, DESIRED)) == {"again", "other"} and marked(child) == {"other"}
+
+
 def test_changes_at_a_restored_parent_wait_too_but_a_deletion_is_a_deletion() -> None:
     parent, child, before = restored()
     sync(parent, child)
