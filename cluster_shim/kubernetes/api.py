@@ -1,0 +1,387 @@
+"""The way to a member's API server: whom to ask, as whom, and one request at a time.
+
+The official client does what is full of corners: kubeconfig files, exec plugins, OIDC, tokens and certificates that rotate on disk,
+proxies, and urllib3's transport under it. Its models are never touched: bodies are bytes here, and their readers decode the few
+fields that they need. Nothing else imports `kubernetes`.
+
+Requests run in a few threads of an executor (urllib3 blocks); a watch runs in its caller's thread; a raw connection (`connect`) is
+asyncio's own. A credential that stopped working (401, a certificate that the server no longer accepts) is read again from disk and
+tried once more.
+"""
+
+import asyncio
+import contextlib
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+from urllib.parse import urlencode, urlsplit
+
+import msgspec
+import structlog
+import urllib3
+from kubernetes import config as kube_config
+from kubernetes.client import Configuration
+from kubernetes.client.rest import RESTClientObject
+from msgspec import Struct
+
+from cluster_shim.contract import ByteStream, ShimError
+from cluster_shim.process.streams import SocketStream
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+REQUEST_SECONDS = 30.0
+CONNECT_SECONDS = 10.0
+MAX_ANSWER = 64 << 20  # bytes of one answer; lists are asked for in pages, so nothing honest comes near
+MAX_LINE = 16 << 20  # bytes of one watch event; an object of etcd is at most 1.5 MiB
+CHUNK = 64 << 10
+THREADS = 8
+CONNECTIONS = 32  # kept: the executor's and one per watch
+RELOAD_SECONDS = 2.0  # a credential is read again at most this often
+MAX_RETRY_AFTER = 30.0
+TRIES = 3
+
+Query = Sequence[tuple[str, str]]
+
+
+class Access(Struct, frozen=True):
+    """Where the kubeconfig is and which of its contexts counts. Both empty in a pod: its service account."""
+
+    kubeconfig: str = ""
+    context: str = ""
+
+
+class Details(Struct, frozen=True, rename="camel"):
+    """The part of a `Status` that says what it is about."""
+
+    name: str = ""
+    group: str = ""
+    kind: str = ""
+    causes: list[dict[str, Any]] = []
+    retry_after_seconds: int = 0
+
+
+class _Status(Struct, frozen=True):
+    message: str = ""
+    reason: str = ""
+    code: int = 0
+    details: Details | None = None
+
+
+class ApiError(ShimError):
+    """The API server refused, or could not be asked (``status`` 0)."""
+
+    def __init__(
+        self, message: str, *, status: int = 0, reason: str = "", details: Details | None = None, retry_after: float | None = None
+    ):
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
+        self.details = details or Details()
+        self.retry_after = retry_after
+
+    @property
+    def passing(self) -> bool:
+        """Whether the same request may succeed later, without anybody changing anything."""
+        return self.status in (0, 429, 500, 502, 503, 504)
+
+
+class Api:
+    """Use `open`. Safe to be asked from one loop and from any number of watching threads."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self._lock = threading.Lock()
+        self._loaded = 0.0
+        self._executor = ThreadPoolExecutor(THREADS, "kube-api")
+        self._watches: set[Any] = set()  # answers that a thread reads from; shut down by `close`
+        self._closed = False
+        self.version = ""  # as the server says it: v1.34.2
+        self.cluster_uid = ""  # of the namespace kube-system: a cluster's only identity
+        self._load()
+
+    @classmethod
+    async def open(cls, access: Access) -> "Api":
+        """Read the configuration and ask the server who it is. ShimError names the file, the context or the server, and the remedy."""
+        loop = asyncio.get_running_loop()
+        api = await loop.run_in_executor(None, cls, access)
+        try:
+            version = msgspec.json.decode(await api.request("GET", "/version"))
+            api.version = str(version.get("gitVersion", ""))
+            namespace = msgspec.json.decode(await api.request("GET", "/api/v1/namespaces/kube-system"))
+            api.cluster_uid = str(namespace["metadata"]["uid"])
+        except (ApiError, msgspec.DecodeError, KeyError) as error:
+            await api.close()
+            if isinstance(error, ApiError):
+                raise ApiError(f"{api.url}: {error}", status=error.status, reason=error.reason) from None
+            raise ShimError(f"{api.url} answers, but not as a Kubernetes API server does; check the server of the context") from None
+        return api
+
+    # --- configuration and credentials ---
+
+    def _load(self) -> None:
+        """In any thread. Replaces configuration and connections as a whole."""
+        configuration = Configuration()
+        access = self._access
+        try:
+            if access.kubeconfig or access.context:
+                kube_config.load_kube_config(access.kubeconfig or None, access.context or None, configuration, persist_config=False)
+            else:
+                try:
+                    kube_config.load_incluster_config(configuration)
+                except kube_config.ConfigException:
+                    kube_config.load_kube_config(client_configuration=configuration, persist_config=False)
+        except kube_config.ConfigException as error:
+            place = access.kubeconfig or "no --kubeconfig, $KUBECONFIG, ~/.kube/config or service account"
+            raise ShimError(f"{place}: {error}; name a kubeconfig that kubectl accepts with --kubeconfig and --context") from None
+        except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+            raise ShimError(f"{access.kubeconfig or 'the kubeconfig'} cannot be read as a kubeconfig: {error}") from None
+        configuration.retries = False
+        configuration.connection_pool_maxsize = CONNECTIONS
+        rest = RESTClientObject(configuration)
+        context = _context(configuration)
+        self._configuration, self._rest, self._context = configuration, rest, context
+        self._loaded = time.monotonic()
+
+    def _reload(self) -> bool:
+        """Read the credential again, unless that was done just now. Whether it is worth another try."""
+        with self._lock:
+            if time.monotonic() - self._loaded < RELOAD_SECONDS:
+                return False
+            try:
+                self._load()
+            except ShimError as error:
+                log.warning("member.credential", reason=str(error))
+                self._loaded = time.monotonic()
+                return False
+            return True
+
+    @property
+    def url(self) -> str:
+        return str(self._configuration.host)
+
+    def _headers(self) -> dict[str, str]:
+        """What authenticates a request, refreshed by the official client's own hook."""
+        try:
+            settings: dict[str, Any] = dict(self._configuration.auth_settings())
+        except Exception as error:  # exec plugins and OIDC raise whatever they like
+            raise ApiError(
+                f"no credential: {type(error).__name__}: {error}; does kubectl work with the same kubeconfig?", status=401
+            ) from None
+        headers = {"user-agent": "banyan"}
+        for setting in settings.values():
+            if setting.get("in") == "header" and setting.get("value"):
+                headers[str(setting["key"]).lower()] = str(setting["value"])
+        return headers
+
+    async def credential_headers(self) -> list[tuple[bytes, bytes]]:
+        """``Authorization`` for a raw connection; empty where the connection's certificate says who we are."""
+        headers = await asyncio.get_running_loop().run_in_executor(self._executor, self._headers)
+        return [(name.encode(), value.encode()) for name, value in headers.items() if name == "authorization"]
+
+    # --- requests ---
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Query = (),
+        body: bytes | None = None,
+        content_type: str = "application/json",
+        accept: str = "application/json",
+        timeout: float = REQUEST_SECONDS,
+    ) -> bytes:
+        """The answer's body. ApiError for everything else; a server that asks for patience (429, 503 with Retry-After) gets some."""
+        headers = {"accept": accept}
+        if body is not None:
+            headers["content-type"] = content_type
+        target = path + ("?" + urlencode(query) if query else "")
+        for attempt in range(TRIES):
+            try:
+                return await asyncio.get_running_loop().run_in_executor(self._executor, self._ask, method, target, headers, body, timeout)
+            except ApiError as error:
+                if error.retry_after is None or attempt + 1 == TRIES:
+                    raise
+                await asyncio.sleep(min(error.retry_after, MAX_RETRY_AFTER))
+        raise AssertionError("the last try returns or raises")
+
+    def _ask(self, method: str, target: str, headers: dict[str, str], body: bytes | None, timeout: float) -> bytes:
+        answer = self._answer(method, target, headers, body, timeout)
+        try:
+            data: bytes = answer.read(MAX_ANSWER + 1)
+        except urllib3.exceptions.HTTPError as error:
+            raise ApiError(f"{method} {target}: the answer broke off: {error}") from None
+        finally:
+            answer.release_conn()
+        if len(data) > MAX_ANSWER:
+            answer.close()
+            raise ApiError(f"{method} {target}: an answer of more than {MAX_ANSWER >> 20} MiB is not read", status=500)
+        if answer.status >= 400:
+            raise refusal(answer.status, data, answer.headers.get("retry-after"))
+        return data
+
+    def _answer(self, method: str, target: str, headers: dict[str, str], body: bytes | None, read_timeout: float | None) -> Any:
+        """An answer whose body is not read yet; a 401 or a failed handshake has had its second try."""
+
+        def once() -> Any:
+            return self._rest.pool_manager.urlopen(
+                method,
+                self.url.rstrip("/") + target,
+                body=body,
+                headers=headers | self._headers(),
+                preload_content=False,
+                redirect=False,
+                retries=False,
+                timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=read_timeout),
+            )
+
+        try:
+            answer = once()
+            if answer.status == 401 and self._reload():
+                answer.drain_conn()
+                answer = once()
+        except urllib3.exceptions.SSLError as error:
+            if not self._reload():
+                raise ApiError(f"{self.url}: TLS: {_cause(error)}; does the kubeconfig's certificate-authority fit this server?") from None
+            try:
+                answer = once()
+            except urllib3.exceptions.HTTPError as again:
+                raise ApiError(f"{self.url}: {_cause(again)}") from None
+        except urllib3.exceptions.HTTPError as error:
+            raise ApiError(f"{self.url} does not answer: {_cause(error)}") from None
+        return answer
+
+    def lines(self, path: str, query: Query, stopped: Callable[[], bool], timeout: float = 330.0) -> Iterator[bytes]:
+        """The lines of a watch, in the caller's thread, until the server ends it, ``stopped()`` or `close`. ApiError as `request`."""
+        answer = self._answer("GET", f"{path}?{urlencode(query)}", {"accept": "application/json"}, None, timeout)
+        with self._lock:
+            if self._closed:
+                answer.close()
+                return
+            self._watches.add(answer)
+        try:
+            if answer.status >= 400:
+                raise refusal(answer.status, answer.read(MAX_ANSWER), answer.headers.get("retry-after"))
+            pending = bytearray()
+            while not stopped():
+                data = answer.read1(CHUNK)
+                if not data:
+                    return
+                pending += data
+                if b"\n" not in data:
+                    if len(pending) > MAX_LINE:
+                        raise ApiError(f"{path}: a watch event of more than {MAX_LINE >> 20} MiB is not read", status=500)
+                    continue
+                *whole, rest = bytes(pending).split(b"\n")
+                pending = bytearray(rest)
+                yield from (line for line in whole if line)
+        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            if not stopped():
+                raise ApiError(f"{path}: the watch broke off: {_cause(error)}") from None
+        finally:
+            with self._lock:
+                self._watches.discard(answer)
+            answer.close()
+
+    async def allowed(self, verb: str, group: str, resource: str, namespace: str = "", *, subresource: str = "", name: str = "") -> bool:
+        """Whether the member lets us do that (SelfSubjectAccessReview)."""
+        attributes = {"verb": verb, "group": group, "resource": resource, "subresource": subresource, "namespace": namespace, "name": name}
+        review = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": {key: value for key, value in attributes.items() if value}},
+        }
+        answer = await self.request("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body=msgspec.json.encode(review))
+        return bool(msgspec.json.decode(answer)["status"].get("allowed", False))
+
+    # --- raw connections ---
+
+    async def connect(self) -> ByteStream:
+        """A TLS connection to the API server, through the kubeconfig's proxy where it names one; nothing is sent on it yet."""
+        server = urlsplit(self.url)
+        host, port = server.hostname or "", server.port or (443 if server.scheme == "https" else 80)
+        context = self._context if server.scheme == "https" else None
+        name = (self._configuration.tls_server_name or host) if context is not None else None
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                if not self._configuration.proxy:
+                    return SocketStream(*await asyncio.open_connection(host, port, ssl=context, server_hostname=name, limit=CHUNK))
+                return await self._through_proxy(host, port, context, name)
+        except TimeoutError:
+            raise ApiError(f"{self.url} does not answer within {CONNECT_SECONDS:.0f} s") from None
+        except OSError as error:
+            raise ApiError(f"{self.url} cannot be reached: {error.strerror or error}") from None
+
+    async def _through_proxy(self, host: str, port: int, context: ssl.SSLContext | None, name: str | None) -> ByteStream:
+        proxy = urlsplit(str(self._configuration.proxy))
+        reader, writer = await asyncio.open_connection(
+            proxy.hostname or "", proxy.port or 3128, ssl=True if proxy.scheme == "https" else None, limit=CHUNK
+        )
+        authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        lines = [f"CONNECT {authority} HTTP/1.1", f"Host: {authority}"]
+        for key, value in (self._configuration.proxy_headers or {}).items():
+            lines.append(f"{key}: {value}")
+        writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+        except (asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            head = b""
+        if head.split(b" ", 2)[1:2] != [b"200"]:
+            writer.close()
+            said = head.split(b"\r\n", 1)[0].decode("latin-1") or "it closed the connection"
+            raise ApiError(f"proxy {proxy.hostname}:{proxy.port} does not lead to {authority}: {said}")
+        if context is not None:
+            await writer.start_tls(context, server_hostname=name)
+        return SocketStream(reader, writer)
+
+    async def close(self) -> None:
+        """Ends watches in other threads too."""
+        with self._lock:
+            self._closed = True
+            watches = list(self._watches)
+        for answer in watches:
+            with contextlib.suppress(ValueError, OSError, RuntimeError):
+                answer.shutdown()
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._rest.pool_manager.clear()
+
+
+def refusal(status: int, body: bytes, retry_after: str | None = None) -> ApiError:
+    """What a server's refusal says: its `Status` if it is one, else the beginning of its text."""
+    try:
+        said = msgspec.json.decode(body, type=_Status)
+    except msgspec.DecodeError:
+        said = _Status(message=body[:200].decode("utf-8", "replace").strip())
+    patience: float | None = None
+    if status in (429, 503):
+        seconds = retry_after or (str(said.details.retry_after_seconds) if said.details and said.details.retry_after_seconds else "")
+        with contextlib.suppress(ValueError):
+            patience = max(0.1, float(seconds))
+    return ApiError(said.message or f"HTTP {status}", status=status, reason=said.reason, details=said.details, retry_after=patience)
+
+
+def _context(configuration: Configuration) -> ssl.SSLContext:
+    """The same trust and certificate as the official client's connections have."""
+    try:
+        context = ssl.create_default_context(cafile=configuration.ssl_ca_cert or None)
+        if not configuration.verify_ssl:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        if configuration.cert_file:
+            context.load_cert_chain(configuration.cert_file, configuration.key_file)
+    except (OSError, ssl.SSLError) as error:
+        raise ShimError(f"the kubeconfig's certificates cannot be used: {error}") from None
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason of what urllib3 wraps."""
+    reason = getattr(error, "reason", None)
+    return (
+        _cause(reason) if isinstance(reason, BaseException) else f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    )
