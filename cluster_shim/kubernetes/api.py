@@ -42,6 +42,7 @@ THREADS = 8
 CONNECTIONS = 32  # kept: the executor's and one per watch
 RELOAD_SECONDS = 2.0  # a credential is read again at most this often
 MAX_RETRY_AFTER = 30.0
+WATCH_SECONDS = 660.0  # of silence; a server ends a watch sooner by itself
 TRIES = 3
 
 Query = Sequence[tuple[str, str]]
@@ -255,8 +256,12 @@ class Api:
             raise ApiError(f"{self.url} does not answer: {_cause(error)}") from None
         return answer
 
-    def lines(self, path: str, query: Query, stopped: Callable[[], bool], timeout: float = 330.0) -> Iterator[bytes]:
-        """The lines of a watch, in the caller's thread, until the server ends it, ``stopped()`` or `close`. ApiError as `request`."""
+    def get(self, path: str, query: Query, timeout: float = REQUEST_SECONDS) -> bytes:
+        """The same as `request("GET", …)`, in the caller's thread and with one try."""
+        return self._ask("GET", f"{path}?{urlencode(query)}", {"accept": "application/json"}, None, timeout)
+
+    def batches(self, path: str, query: Query, stopped: Callable[[], bool], timeout: float = WATCH_SECONDS) -> Iterator[list[bytes]]:
+        """The lines of a watch as they come, in the caller's thread, until the server ends it, ``stopped()`` or `close`."""
         answer = self._answer("GET", f"{path}?{urlencode(query)}", {"accept": "application/json"}, None, timeout)
         with self._lock:
             if self._closed:
@@ -272,15 +277,14 @@ class Api:
                 if not data:
                     return
                 pending += data
-                if b"\n" not in data:
-                    if len(pending) > MAX_LINE:
-                        raise ApiError(f"{path}: a watch event of more than {MAX_LINE >> 20} MiB is not read", status=500)
-                    continue
-                *whole, rest = bytes(pending).split(b"\n")
-                pending = bytearray(rest)
-                yield from (line for line in whole if line)
+                end = pending.rfind(b"\n")
+                if end >= 0:
+                    whole, pending = bytes(pending[:end]), pending[end + 1 :]
+                    yield [line for line in whole.split(b"\n") if line]
+                if len(pending) > MAX_LINE:
+                    raise ApiError(f"{path}: a watch event of more than {MAX_LINE >> 20} MiB is not read", status=500)
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            if not stopped():
+            if not stopped() and not self._closed:
                 raise ApiError(f"{path}: the watch broke off: {_cause(error)}") from None
         finally:
             with self._lock:
