@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from e2e.support import Site, Tree, growing, until
-from e2e.testbed.fixtures import _shared_members, control_plane, k3s_member, kwok_member, testbed_members, whole_member
+from e2e.testbed.fixtures import _shared_members, control_plane, edge_image, k3s_member, kwok_member, testbed_members, whole_member
 
-__all__ = ["_shared_members", "control_plane", "k3s_member", "kwok_member", "testbed_members", "whole_member"]  # fixtures of the testbed
+# Fixtures of the testbed, for every test here.
+__all__ = ["_shared_members", "control_plane", "edge_image", "k3s_member", "kwok_member", "testbed_members", "whole_member"]
 
 
 @pytest.fixture

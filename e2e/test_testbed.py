@@ -18,7 +18,7 @@ import pytest
 
 from e2e.support import ROOT, until
 from e2e.testbed import Member, Shape, Testbed, registry
-from e2e.testbed.components import APISERVER
+from e2e.testbed.components import APISERVER, SOCKET
 from e2e.testbed.fixtures import begin
 from e2e.testbed.member import Ended
 from tools.needs import kubectl
@@ -170,6 +170,38 @@ def test_a_reboot_brings_the_pod_back(web: Member) -> None:
     until("the container runs again", restarted)
     assert pod(web)["metadata"]["uid"] == before["metadata"]["uid"]
     assert "web-" in until("it answers", lambda: web.kubectl("exec", "deploy/web", "--", "cat", "/www/index.html", check=False))
+
+
+def test_the_projects_own_image_runs_without_rights(whole_member: Member, edge_image: Path) -> None:
+    """A whole controller in a pod: no root, no writable file system but its data."""
+    whole_member.load_image(edge_image)
+    listed = whole_member.machine.run(["ctr", "--address", SOCKET, "--namespace", "k8s.io", "images", "list", "--quiet"])
+    (image,) = {line for line in listed.splitlines() if "/banyan-edge:" in line}
+    whole_member.kubectl("apply", "-f", "-", stdin=json.dumps(controller(image.rpartition("/")[2])))
+    until("it serves", lambda: "Ready" in whole_member.kubectl("exec", "root", "--", "/usr/local/bin/banyan", "tree"))
+    whole_member.kubectl("delete", "pod", "root", "--now")
+
+
+def controller(image: str) -> dict[str, Any]:
+    hardened = {"readOnlyRootFilesystem": True, "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    common = {
+        "image": image,
+        "imagePullPolicy": "Never",
+        "env": [{"name": "BANYAN_DATA", "value": "/var/lib/banyan/root"}],
+        "volumeMounts": [{"name": "data", "mountPath": "/var/lib/banyan"}],
+        "securityContext": hardened,
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "root"},
+        "spec": {
+            "securityContext": {"runAsNonRoot": True, "fsGroup": 65532},
+            "volumes": [{"name": "data", "emptyDir": {}}],
+            "initContainers": [common | {"name": "init", "args": ["init", "root", "--shim", "none"]}],
+            "containers": [common | {"name": "run", "args": ["run"]}],
+        },
+    }
 
 
 def pod(member: Member) -> dict[str, Any]:

@@ -1,10 +1,13 @@
 """Write container images without a container engine: an OCI image as one tar file, from files and folders.
 
+    python -m tools.image build -o build/banyan-edge.tar      the project's own image, from the wheel and Debian packages
+
 Reproducible: the same content gives the same bytes. Entries are sorted, times are SOURCE_DATE_EPOCH (else 1970), owners are numbers, and
 nothing of the machine that builds gets in. The tar is an OCI layout that also has Docker's manifest.json, so `ctr images import`,
 `podman load` and `docker load` all take it.
 """
 
+import argparse
 import gzip
 import hashlib
 import io
@@ -12,6 +15,7 @@ import json
 import os
 import platform
 import stat
+import sys
 import tarfile
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -200,3 +204,23 @@ def _json(document: Any) -> bytes:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tools.image", description="Write the project's container image without an engine.")
+    parser.add_argument("command", choices=["build"])
+    parser.add_argument("-o", "--output", type=Path, default=Path("build/banyan-edge.tar"), help="the image's tar")
+    parser.add_argument("--wheel", type=Path, help="a wheel that is already built; else one is built")
+    given = parser.parse_args(arguments)
+    from tools import edge_image
+
+    try:
+        print(edge_image.build(given.output, given.wheel))
+    except edge_image.CannotBuild as error:
+        print(f"image: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -6,10 +6,12 @@ A test that takes a shared member leaves it as it was: its own namespace, nothin
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from e2e.testbed.member import Member, Shape, Testbed, check
+from tools import edge_image as edge_image_builder
 from tools.needs import Missing
 
 
@@ -61,3 +63,11 @@ def k3s_member(_shared_members: Testbed) -> Member:
 def whole_member(_shared_members: Testbed) -> Member:
     """A control plane and a real node at a site behind NAT; pods run."""
     return begin(_shared_members, "whole", Shape.whole())
+
+
+@pytest.fixture(scope="session")
+def edge_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project's own image as a tar, from the work tree as it is; for `Member.load_image`."""
+    tar = tmp_path_factory.mktemp("image") / "banyan-edge.tar"
+    print(edge_image_builder.build(tar))
+    return tar
