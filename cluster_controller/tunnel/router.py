@@ -114,6 +114,8 @@ class Router:
         What does not belong to the child is refused one by one and the rest counts. Raises `ProtocolError` (LOOP) when
         this controller's own uid is announced below it: the link must be closed.
         """
+        if any(record.uid == self.uid for record in message.announce):  # before anything changes that the own parent must be told
+            raise ProtocolError(f"{child} announces this controller below itself: a loop", CloseCode.LOOP)
         withdrawn: list[Withdrawal] = []
         if message.full:
             named = {record.uid for record in message.announce}
@@ -140,8 +142,6 @@ class Router:
         return len(self._routes)
 
     def _announce(self, child: str, record: AttachRecord) -> Verdict:
-        if record.uid == self.uid:
-            raise ProtocolError(f"{child} announces this controller below itself: a loop", CloseCode.LOOP)
         parent = record.parent_uid
         known = self._routes.get(parent)
         if record.uid == child or known is None or known.via != child or record.uid in self.path(parent):

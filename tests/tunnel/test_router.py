@@ -96,6 +96,16 @@ def test_ones_own_uid_from_below_is_a_loop() -> None:
     assert caught.value.code == CloseCode.LOOP
 
 
+def test_what_holds_a_loop_changes_nothing_so_that_the_parent_above_misses_nothing() -> None:
+    r = router()
+    r.apply("a", Routes(announce=(rec("a1", "a"),)))
+    before = r.announcement()
+    with pytest.raises(ProtocolError):
+        r.apply("a", Routes(announce=(rec("a2", "a"), rec("me", "a")), withdraw=(Withdrawal(uid="a1", attach=1),), full=True))
+    assert r.announcement() == before
+    assert r.detach("a") == Routes(withdraw=(Withdrawal(uid="a", attach=1), Withdrawal(uid="a1", attach=1)))
+
+
 def test_a_cluster_cannot_be_announced_below_itself() -> None:
     r = router()
     r.apply("a", Routes(announce=(rec("x", "a", 1), rec("y", "x", 1))))
