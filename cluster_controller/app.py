@@ -126,10 +126,10 @@ class Controller:
             timestamp=clock.timestamp,
             path=lambda: self.identity().path,
         )
-        self.links = Links(store, self.tunnel, self.uid, self.census.link_changed)
+        self.links = Links(store, self.tunnel, self.uid, self._link_changed)
         self.tunnel.handle(BLOB, self._serve_blob)
         self.engine = Engine(store, self.uid, self.name, self.census.silent, clock.timestamp)
-        self.upward = Upward(store, uid=self.uid, name=self.name)
+        self.upward = Upward(store, uid=self.uid, name=self.name, silent=self.census.silent, timestamp=clock.timestamp)
         if self.shim is not None:
             self.reconciler = Reconciler(store, self.shim, self.library, uid=self.uid, name=self.name, nodes_changed=self._nodes_changed)
             store.subscribe(self.reconciler.changed)
@@ -214,6 +214,12 @@ class Controller:
             return fresh
         before = self.documents.read(stored, kinds.Cluster).status.facts
         return msgspec.structs.replace(before, version=self.version, labels=labels, can_parent=fresh.can_parent, conflicts=fresh.conflicts)
+
+    def _link_changed(self, child: str, last_heard: float | None) -> None:
+        """A link to a direct child came up (None) or was lost: all that is shown of what is below it changes."""
+        self.census.link_changed(child, last_heard)
+        self.engine.link_changed(child)
+        self.upward.link_changed(child)
 
     def _nodes_changed(self, nodes: Sequence[Node]) -> None:
         if self.description is None and self.shim is not None:

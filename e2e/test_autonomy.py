@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 from banyanctl.demo.ports import free_port
 from e2e.support import APPS, Asker, Tree, infer, model_application, publish, talker, until
@@ -71,13 +72,28 @@ def test_a_cut_off_edge_starts_from_its_own_disk_and_shows_stale_above(tree: Tre
     tree_text = root.banyan("tree").stdout
     assert re.search(r"edge-1.*heard.*ago.*broken: root → region-a", tree_text), tree_text
     assert root.status().get("ready", 0) == 0
+    for wide in ((), ("-o", "wide")):
+        shown = root.kubectl("get", "applications", *wide)
+        assert re.search(r"emotion +0/1 .*\(root → region-a silent ≥?\d+", shown), shown
+    assert re.search(r"silent ≥?\d+", root.banyan("get", "applications").stdout)
+    explained = root.banyan("explain", "emotion").stdout
+    assert re.search(r"out of reach behind root → region-a.*last heard", explained, re.DOTALL), explained
     # Deleting returns at once; the leaf withdraws it when it is back.
     assert "deleted" in root.kubectl("delete", "app", "emotion", "--timeout=20s")
     until("the root lists what is withdrawing", lambda: "default/emotion" in root.clusters()["edge-1"].get("withdrawing", []))
     assert infer(url)["label"] == "happy"
+    # Another one of that name, at once: the leaf gets it when it is back, and never takes it for the old one.
+    code, successor = root.ask("POST", APPS, talker("emotion", clusterName="edge-1"))
+    assert code == 201
+    until("it waits for the leaf", lambda: "out of reach" in root.status()["components"][0]["message"])
+    assert infer(url)["label"] == "happy"
     region.run()
-    until("the leaf has withdrawn it", lambda: edge.get("/api/v1/pods")["items"] == [])
-    until("and the root knows", lambda: "withdrawing" not in root.clusters()["edge-1"])
+    until("only the new one runs", lambda: [owner(pod) for pod in edge.get("/api/v1/pods")["items"]] == [successor["metadata"]["uid"]])
+    until("and the root knows", lambda: "withdrawing" not in root.clusters()["edge-1"] and root.status().get("ready") == 1)
+
+
+def owner(pod: dict[str, Any]) -> str:
+    return str(pod["metadata"]["labels"]["banyan.dev/application-uid"])
 
 
 def test_a_region_acts_alone_and_the_root_hears_of_it(tree: Tree) -> None:
@@ -91,7 +107,9 @@ def test_a_region_acts_alone_and_the_root_hears_of_it(tree: Tree) -> None:
     edge.run()
     until("it still runs", lambda: len(edge.get("/api/v1/pods")["items"]) == 1)
     root.run()
-    until("the root sees it", lambda: "local.region-a" in root.kubectl("get", "subtreeapplications"))
+    until("the root sees it", lambda: re.search(r"local\.region-a.* 1/1 .*Running", root.kubectl("get", "subtreeapplications")))
+    region.kill()
+    until("it is stale", lambda: re.search(r"0/1 .*Unknown \(root → region-a silent", root.kubectl("get", "subtreeapplications")))
 
 
 def test_logs_and_usage_reach_the_one_who_asks(tree: Tree) -> None:

@@ -88,6 +88,29 @@ def test_what_finds_no_room_says_so_and_goes_on_when_there_is_some(grove: Tree) 
     until("asked for too much, it is said", lambda: "asks 100000m" in root.banyan("explain", other).stdout)
 
 
+def test_components_and_applications_share_a_node_and_never_overbook_it(grove: Tree) -> None:
+    """Two components of 60 % each of the only node, and two applications of 60 % each: one of them waits, and it is said why."""
+    root, edge = grove.sites["root"], grove.sites["edge-1"]
+    document = program("pair", resources={"cpu": "600m"})
+    document["spec"]["components"].append(document["spec"]["components"][0] | {"name": "second"})
+    create(root, document)
+    assert root.status("pair")["unplaced"] == 1
+    explained = root.banyan("explain", "pair").stdout
+    assert "second: 1 wanted, 1 that no cluster takes" in explained
+    assert "has no room: cpu: asks 600m, free 400m" in explained
+    assert "lower resources.cpu to 400m" in explained
+    root.kubectl("delete", "app", "pair")
+    both = [program(name, resources={"cpu": "600m"}) for name in ("one", "two")]
+    for document in both:
+        create(root, document, ready=0)
+    until("one runs, one waits", lambda: sorted(root.status(name).get("unplaced", 0) for name in ("one", "two")) == [0, 1])
+    until("one is ready", lambda: sum(root.status(name).get("ready", 0) for name in ("one", "two")) == 1)
+    assert len(edge.get("/api/v1/pods")["items"]) == 1
+    twice = create(root, program("twice", replicas=3, takesSocket=False, placement=BOTH | {"strategy": "Duplicated"}), ready=2)
+    assert root.status(twice)["unplaced"] == 4  # of each site's three only one can be
+    assert "does not take a socket" in root.status(twice)["components"][0]["message"]
+
+
 def test_a_move_between_live_leaves_never_doubles(grove: Tree) -> None:
     """Lower, acknowledge, raise: all the time there are at most as many instances as were asked for."""
     root = grove.sites["root"]

@@ -164,6 +164,10 @@ class Engine:
             return None
         return msgspec.json.decode(event.previous.document, type=kinds.Cluster)
 
+    def link_changed(self, child: str) -> None:
+        """The link to a direct child came up or was lost: what runs there counts, or does not."""
+        self._settler.mark_all(self._works.of_target(child))
+
     # --- settling ---
 
     async def run(self) -> None:

@@ -56,6 +56,10 @@ class Works:
     def applications(self) -> set[str]:
         return set(self._targets)
 
+    def of_target(self, target: str) -> list[str]:
+        """Applications that this target was given, or answers for."""
+        return [application for application, targets in self._targets.items() if target in targets]
+
     def targets(self, application: str) -> list[str]:
         return sorted(self._targets.get(application, ()))
 

@@ -209,7 +209,7 @@ class Revision(Document, frozen=True, kw_only=True):
 
 class ApplicationStatus(Document, frozen=True, kw_only=True):
     observed_generation: int = 0  # the generation that this status answers
-    phase: str = ""  # Pending, Progressing, Running, Degraded, Withdrawing
+    phase: str = ""  # Pending, Progressing, Running, Degraded, Withdrawing; Unknown when its origin is out of reach
     desired: int = 0  # replicas that are wanted, over all components
     ready: int = 0  # replicas that are ready
     updated: int = 0  # replicas of the newest version

@@ -4,7 +4,7 @@ Ages are computed here, at the moment of asking: nothing stale looks fresh (ARCH
 not structs, because a row must be shown for every object that is stored, whoever wrote it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -146,6 +146,7 @@ def _application(document: Json, context: Context) -> list[Any]:
         held = any(each != FINALIZER_WITHDRAW for each in _list(document, "metadata", "finalizers"))
         phase = f"{phase},DeletionWaits" if held else "Withdrawing"
     rows = [each for each in _list(status, "clusters") if isinstance(each, Mapping)]
+    phase += _silence(rows, context)
     reasons = [_text(each, "reason") for each in _list(status, "components")]
     models = [_at(each, "model") for each in components if _at(each, "model")]
     return [
@@ -154,6 +155,13 @@ def _application(document: Json, context: Context) -> list[Any]:
         _joined([f"{_text(each, 'name')}:{_text(each, 'version') or 'latest'}" for each in models]),
         _joined([_text(each, "name") for each in rows]), _joined(sorted(set(filter(None, reasons)))),
     ]  # fmt: skip
+
+
+def _silence(rows: Iterable[Json], context: Context) -> str:
+    """Which hop is broken on the way to those that are out of reach, and for how long; the longest, when there are several."""
+    silent = [context.heard(_text(each, "cluster")) for each in rows if _text(each, "reason") == "Unreachable"]
+    oldest = max((each for each in silent if each is not None), key=lambda each: each.seconds, default=None)
+    return f" ({oldest.broken_hop or 'a cluster'} silent {heard_text(oldest)})" if oldest is not None else ""
 
 
 def _subtree_application(document: Json, context: Context) -> list[Any]:
@@ -303,7 +311,7 @@ _APPLICATION = (
     Column("Ready", "Instances that are ready, of those wanted."),
     Column("Up-to-date", "Instances of the newest revision.", "integer"),
     Column("Unplaced", "Wanted instances that no cluster takes.", "integer"),
-    Column("Status", "Pending, Progressing, Running, Degraded or Withdrawing; DeletionWaits while finalizers of others hold it."),
+    Column("Status", "Its phase; DeletionWaits while others hold its deletion; which hop is silent, and for how long."),
     Column("Clusters", "How many clusters run it.", "integer"),
     _AGE,
     _wide("Models", "Models that it serves."),

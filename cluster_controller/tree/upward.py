@@ -1,10 +1,11 @@
 """Show an ancestor the Applications that were written below it: `SubtreeApplication`, read-only, named NAME.ORIGIN.
 
 Each controller reports its own Applications, keeps what its children report as SubtreeApplications of its own, and passes it on.
-Level-triggered like the other rooms of the tree: events mark, `run` writes what differs.
+Level-triggered like the other rooms of the tree: events mark, `run` writes what differs. What came through a child that fell silent
+is shown as Unknown, with the broken hop and nothing counted as ready (ARCHITECTURE law 5), here and to those above.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -17,8 +18,12 @@ KIND = "SubtreeApplication"
 
 
 class Upward:
-    def __init__(self, store: Store, *, uid: str, name: str) -> None:
+    """``silent`` names, per direct child out of reach, the broken hop."""
+
+    def __init__(self, store: Store, *, uid: str, name: str, silent: Callable[[], Mapping[str, str]], timestamp: Callable[[], str]) -> None:
         self._store = store
+        self._silent = silent
+        self._timestamp = timestamp
         self._uid = uid
         self._name = name
         self._documents = Documents()
@@ -42,6 +47,13 @@ class Upward:
                 self._mark(event.stored.uid, "own")
             elif kind == KIND and space.startswith("up/"):
                 self._mark(event.stored.key.name, space if event.kind_of == "put" else self._holder(event.stored.key.name, space))
+            elif kind == "Cluster" and space == "own":  # perhaps a link was lost or is back
+                self.link_changed(event.stored.uid)
+
+    def link_changed(self, child: str) -> None:
+        """The link to a direct child came up or was lost: what it speaks for is looked at anew."""
+        space = f"up/{child}"
+        self._settler.mark_all(application for application, holder in self._holders.items() if holder == space)
 
     def _mark(self, application: str, space: str) -> None:
         self._holders[application] = space
@@ -113,7 +125,31 @@ class Upward:
 
     def _reported(self, tx: Tx, application: str, space: str) -> kinds.SubtreeApplication | None:
         stored = tx.get(Key(space, KIND, "", application)) if space else None
-        return self._documents.read(stored, kinds.SubtreeApplication) if stored is not None else None
+        if stored is None:
+            return None
+        summary = self._documents.read(stored, kinds.SubtreeApplication)
+        hop = self._silent().get(space.removeprefix("up/"))
+        if hop is None:
+            return summary
+        before = tx.get(Key("report", KIND, "", application))
+        shown = self._documents.read(before, kinds.SubtreeApplication).status if before is not None else kinds.ApplicationStatus()
+        since = next((item.last_transition_time for item in shown.conditions if item.type == "Ready" and item.status == "Unknown"), "")
+        return msgspec.structs.replace(summary, status=stale(summary.status, hop, since or self._timestamp()))
+
+
+def stale(status: kinds.ApplicationStatus, hop: str, since: str) -> kinds.ApplicationStatus:
+    """The same, as it is known once ``hop`` is cut: what was wanted stands, nothing counts as ready. Pure."""
+    message = f"out of reach: {hop} is cut"
+    ready = kinds.Condition(type="Ready", status="Unknown", reason="Unreachable", message=message, last_transition_time=since)
+    return msgspec.structs.replace(
+        status,
+        phase="Unknown",
+        ready=0,
+        updated=0,
+        components=[msgspec.structs.replace(item, ready=0, updated=0, reason="Unreachable", message=message) for item in status.components],
+        clusters=[msgspec.structs.replace(row, ready=0, reason="Unreachable", message=message) for row in status.clusters],
+        conditions=[*(item for item in status.conditions if item.type != "Ready"), ready],
+    )
 
 
 def _without_values(component: kinds.Component) -> kinds.Component:

@@ -4,7 +4,10 @@ import asyncio
 import random
 from pathlib import Path
 
+import msgspec
 import pytest
+
+from cluster_controller.resources import kinds
 
 from .tree import Tree, application, copy, delete_application, put_application
 
@@ -144,6 +147,73 @@ def test_a_region_has_applications_of_its_own_and_the_root_sees_them(tmp_path: P
         shown = root.find("own", "SubtreeApplication", uid)
         assert shown is not None
         assert shown.key.name == "local.region-a"
+        fresh = msgspec.json.decode(shown.document, type=kinds.SubtreeApplication).status
+        assert (fresh.phase, fresh.ready) == ("Running", 2)
+        tree.set_cut("region-a", True)
+        await tree.quiet()
+        shown = root.find("own", "SubtreeApplication", uid)
+        assert shown is not None
+        stale = msgspec.json.decode(shown.document, type=kinds.SubtreeApplication).status
+        assert (stale.phase, stale.desired, stale.ready, stale.updated) == ("Unknown", 2, 0, 0)
+        assert {(row.ready, row.reason, row.message) for row in stale.clusters} == {
+            (0, "Unreachable", "out of reach: root → region-a is cut")
+        }
+        ready = next(item for item in stale.conditions if item.type == "Ready")
+        assert (ready.status, ready.reason) == ("Unknown", "Unreachable")
+        tree.set_cut("region-a", False)
+        await tree.quiet()
+        shown = root.find("own", "SubtreeApplication", uid)
+        assert shown is not None
+        assert msgspec.json.decode(shown.document, type=kinds.SubtreeApplication).status == fresh
+        await tree.close()
+
+
+def test_what_a_leaf_below_a_region_writes_is_stale_at_every_level_above_a_cut(tmp_path: Path) -> None:
+    async def play() -> None:
+        tree = await three_levels(tmp_path)
+        uid = await put_application(tree.sites["edge-1"], "local", 1)
+        await tree.quiet()
+        tree.set_cut("edge-1", True)
+        await tree.quiet()
+        for name in ("region-a", "root"):
+            shown = tree.sites[name].store.find("own", "SubtreeApplication", uid)
+            assert shown is not None
+            status = msgspec.json.decode(shown.document, type=kinds.SubtreeApplication).status
+            assert (status.phase, status.ready, status.clusters[0].message) == ("Unknown", 0, "out of reach: region-a → edge-1 is cut")
+        await tree.close()
+
+    asyncio.run(play())
+
+
+def test_an_application_of_the_same_name_is_another_while_a_cut_off_leaf_still_runs_the_old_one(tmp_path: Path) -> None:
+    async def play() -> None:
+        tree = await three_levels(tmp_path)
+        root, edge = tree.sites["root"], tree.sites["edge-1"]
+        old = await put_application(root, "emotion", 1, clusterName="edge-1")
+        await tree.quiet()
+        tree.set_cut("edge-1", True)
+        await tree.quiet()
+        await delete_application(root, "emotion")
+        await tree.quiet()
+        new = await put_application(root, "emotion", 2, life=2, clusterNames=["edge-1", "edge-3"])
+        await tree.quiet()
+        assert old != new
+        assert (tree.total(old), tree.total(new)) == (1, 2)
+        assert edge.running.get(new) is None, "it is out of reach: nothing new goes there"
+        for name in ("root", "region-a"):
+            stored = tree.sites[name].store.find("own", "Cluster", edge.uid)
+            assert stored is not None
+            assert msgspec.json.decode(stored.document, type=kinds.Cluster).status.withdrawing == ["default/emotion"]
+        status = application(root, "emotion").status  # type: ignore[union-attr]
+        assert (status.ready, status.desired, status.phase, {row.name for row in status.clusters}) == (2, 2, "Running", {"edge-3"})
+        tree.set_cut("edge-1", False)
+        await tree.quiet()
+        assert (tree.total(old), tree.total(new)) == (0, 2)
+        status = application(root, "emotion").status  # type: ignore[union-attr]
+        assert (status.ready, status.desired) == (2, 2)
+        stored = root.store.find("own", "Cluster", edge.uid)
+        assert stored is not None
+        assert not msgspec.json.decode(stored.document, type=kinds.Cluster).status.withdrawing
         await tree.close()
 
     asyncio.run(play())

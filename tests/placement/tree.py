@@ -51,7 +51,7 @@ class Site:
             timestamp=lambda: "2026-01-01T00:00:00Z",
         )
         self.engine = Engine(self.store, self.uid, self.name, self.census.silent, lambda: "2026-01-01T00:00:00Z")
-        self.upward = Upward(self.store, uid=self.uid, name=self.name)
+        self.upward = Upward(self.store, uid=self.uid, name=self.name, silent=self.census.silent, timestamp=lambda: "2026-01-01T00:00:00Z")
 
     def facts(self) -> kinds.ClusterFacts:
         if not self.cpu_millis:
@@ -184,10 +184,14 @@ class Tree:
             self.cut.add(name)
             site.parent.live.discard(site.uid)
             site.parent.census.link_changed(site.uid, 0.0)
+            site.parent.engine.link_changed(site.uid)
+            site.parent.upward.link_changed(site.uid)
         else:
             self.cut.discard(name)
             site.parent.live.add(site.uid)
             site.parent.census.link_changed(site.uid, None)
+            site.parent.engine.link_changed(site.uid)
+            site.parent.upward.link_changed(site.uid)
 
     async def step(self, chooser: random.Random) -> None:
         """One thing happens somewhere: a link carries, or a shim looks."""
@@ -261,9 +265,11 @@ def component(name: str = "serve", replicas: int = 1, cpu: str = "100m", **field
     return {"name": name, "command": ["true"], "replicas": replicas, "resources": {"cpu": cpu}, **fields}
 
 
-async def put_application(site: Site, name: str, replicas: int, components: Sequence[dict[str, object]] = (), **placement: object) -> str:
-    """Create or change; returns the uid."""
-    uid = f"app-{site.name}-{name}"
+async def put_application(
+    site: Site, name: str, replicas: int, components: Sequence[dict[str, object]] = (), life: int = 1, **placement: object
+) -> str:
+    """Create or change; returns the uid. One that was deleted and is created again has another ``life``."""
+    uid = f"app-{site.name}-{name}" + (f"-{life}" if life > 1 else "")
 
     def write(tx: Tx) -> None:
         document = {

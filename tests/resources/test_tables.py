@@ -79,6 +79,19 @@ def test_an_application() -> None:
     assert cells("Application", document)["Status"] == "Degraded,DeletionWaits"
 
 
+def test_what_is_out_of_reach_shows_the_broken_hop_and_its_age() -> None:
+    heard = {"u1": Heard(40.0, broken_hop="root → region-a"), "u2": Heard(300.0, at_least=True, broken_hop="root → region-b")}
+    context = Context(datetime(2026, 11, 21, 12, tzinfo=UTC), heard.get)
+    rows = [{"cluster": "u1", "reason": "Unreachable"}, {"cluster": "u3", "reason": "Unreachable"}, {"cluster": "u2"}]
+    document = {"metadata": {"name": "a"}, "status": {"phase": "Degraded", "clusters": rows}}
+    for kind in ("Application", "SubtreeApplication"):
+        table = table_of(kind)
+        status = dict(zip((column.name for column in table.columns), table.cells(document, context), strict=True))["Status"]
+        assert status == "Degraded (root → region-a silent 40s)"
+    rows[2]["reason"] = "Unreachable"
+    assert "Degraded (root → region-b silent ≥5m)" in table_of("Application").cells(document, context)
+
+
 def test_a_cluster() -> None:
     facts = {"nodes": 2, "nodesReady": 1}
     status = {"uid": "u", "parent": "root", "phase": "Ready", "labels": {"tier": "edge"}, "facts": facts}

@@ -16,7 +16,8 @@ from cluster_controller.tree.upward import KIND, Upward
 class Bench:
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.upward = Upward(store, uid="me", name="region")
+        self.silent: dict[str, str] = {}
+        self.upward = Upward(store, uid="me", name="region", silent=lambda: self.silent, timestamp=lambda: "2026-01-01T00:00:00Z")
         self.upward.load()
         store.subscribe(self.upward.changed)
         self.task = asyncio.create_task(self.upward.run())
