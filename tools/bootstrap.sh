@@ -29,10 +29,14 @@ if ! "$venv/bin/python" -c '' 2>/dev/null; then
     fi
 fi
 
+install_with() { "$@" --require-hashes -r "$lock" ||
+    die "the packages of $lock could not be had. Is a package registry in reach? Behind a proxy set HTTPS_PROXY," \
+        "for a mirror PIP_INDEX_URL and UV_INDEX_URL; then run make again."; }
+
 if "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r "$lock"
+    install_with "$venv/bin/python" -m pip install --quiet --disable-pip-version-check
 elif "$python" -m pip --version >/dev/null 2>&1; then
-    "$python" -m pip --python "$venv/bin/python" install --quiet --disable-pip-version-check --require-hashes -r "$lock"
+    install_with "$python" -m pip --python "$venv/bin/python" install --quiet --disable-pip-version-check
 else
-    uv pip install --quiet --python "$venv/bin/python" --require-hashes -r "$lock"
+    install_with uv pip install --quiet --python "$venv/bin/python"
 fi

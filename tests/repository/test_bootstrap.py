@@ -36,6 +36,18 @@ def test_what_is_missing_is_named_with_the_remedy(tmp_path: Path, refuses: str, 
     assert not (tmp_path / "venv").exists()
 
 
+def test_no_registry_in_reach_is_said_with_the_remedy(tmp_path: Path) -> None:
+    lock = tmp_path / "empty.lock"
+    lock.write_text("uv==0.0.0 --hash=sha256:" + "0" * 64 + "\n")
+    # Nobody listens at port 9, and a name that never resolves is no registry either.
+    nowhere = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0", "PIP_CONFIG_FILE": os.devnull, "PIP_NO_CACHE_DIR": "1"}
+    environment = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable, "HOME": str(tmp_path)} | nowhere
+    argv = ["sh", str(ROOT / "tools" / "bootstrap.sh"), str(tmp_path / "venv"), str(lock)]
+    done = subprocess.run(argv, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "Is a package registry in reach?" in done.stderr and "HTTPS_PROXY" in done.stderr
+
+
 def test_no_python_at_all(tmp_path: Path) -> None:
     done = bootstrap(tmp_path, "python-of-nobody")
     assert done.returncode == 1
