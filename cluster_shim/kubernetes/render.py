@@ -1,0 +1,401 @@
+"""From one Work to the objects that carry it out in a member. Pure; charts come rendered (`helm`).
+
+A model or command component and a container become a Deployment, with a ConfigMap and a Secret for what it reads and a Service where
+it is exposed; manifests are taken as they are. What is written here is all that server-side apply owns: a field that is not named
+belongs to whoever sets it. Names and labels: `names`.
+"""
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from cluster_shim import contract
+from cluster_shim.contract import ShimError
+from cluster_shim.kubernetes import names
+
+Object = dict[str, Any]
+
+CACHE_MOUNT = "/var/cache/banyan/models"
+WORK_FOLDER = "/var/lib/banyan/work"  # where relative paths of a component begin
+FETCH_MOUNT = "/etc/banyan/fetch"
+HTTP = "http"
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """How a site's Kubernetes is used; from the controller's configuration."""
+
+    worker_image: str = ""  # runs models and commands, and fetches model files
+    pull_policy: str = "IfNotPresent"
+    service_type: str = "ClusterIP"  # or NodePort, LoadBalancer
+    cache: str = "hostPath:/var/lib/banyan/models"  # or pvc:CLAIM, emptyDir
+    files_url: str = ""  # https://HOST:PORT where pods of this cluster find `files`
+
+
+class Source(Struct, frozen=True):
+    """Where the pods of one Work read model files: a token that opens these alone, and the CA to expect."""
+
+    url: str
+    token: str
+    ca: str
+
+
+class Rendered(Struct, frozen=True):
+    object: Object
+    component: str  # of the Work
+    order: int = 5  # lower comes first
+
+
+def render(
+    work: contract.Work, settings: Settings, source: Source | None, charts: Mapping[str, Sequence[Object]] | None = None
+) -> list[Rendered]:
+    """Every object of ``work``, in the order in which they are applied. ShimError names the component that cannot be."""
+    found: list[Rendered] = []
+    for component in work.components:
+        kind = contract.component_kind(component)
+        if kind == "manifests":
+            objects = _manifests(component)
+        elif kind == "helm":
+            objects = list((charts or {}).get(component.name, ()))
+        else:
+            objects = _workload(work, component, settings, source)
+        own = kind not in ("manifests", "helm")
+        for made in objects:
+            found.append(Rendered(_ours(made, work, component, own), component.name, order_of(made)))
+    _no_twins(found)
+    return sorted(found, key=lambda item: item.order)
+
+
+FIRST = ("Namespace", "CustomResourceDefinition", "PriorityClass", "StorageClass", "IngressClass", "RuntimeClass")
+SECOND = (
+    *("ServiceAccount", "ResourceQuota", "LimitRange", "Secret", "ConfigMap", "PersistentVolume", "PersistentVolumeClaim"),
+    *("Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding", "Service"),
+)
+LAST = ("ValidatingWebhookConfiguration", "MutatingWebhookConfiguration", "APIService", "HorizontalPodAutoscaler", "PodDisruptionBudget")
+
+
+def order_of(made: Object) -> int:
+    """0 what others live in, 1 what defines kinds, 2 what workloads read, 5 the rest, 8 what would stand in the way of the rest."""
+    kind = made.get("kind", "")
+    if kind in FIRST:
+        return FIRST.index(kind) if kind in FIRST[:2] else 1
+    if kind in SECOND:
+        return 2
+    return 8 if kind in LAST else 5
+
+
+def identity(made: Object) -> tuple[str, str, str, str]:
+    """Group, kind, namespace and name: what makes two documents the same object."""
+    group = str(made.get("apiVersion", "")).rpartition("/")[0]
+    meta = made.get("metadata") or {}
+    return group, str(made.get("kind", "")), str(meta.get("namespace", "")), str(meta.get("name", ""))
+
+
+def _no_twins(found: Sequence[Rendered]) -> None:
+    seen: dict[tuple[str, str, str, str], str] = {}
+    for item in found:
+        key = identity(item.object)
+        if key in seen:
+            raise ShimError(
+                f"components {seen[key]} and {item.component} both bring {key[1]} {key[2] + '/' if key[2] else ''}{key[3]}; leave one out"
+            )
+        seen[key] = item.component
+
+
+def _ours(made: Object, work: contract.Work, component: contract.Component, own: bool) -> Object:
+    """A copy with the labels by which it is found again."""
+    meta = dict(made.get("metadata") or {})
+    labels = dict(meta.get("labels") or {})
+    labels |= {names.APPLICATION_UID: work.uid, names.COMPONENT_LABEL: component.name}
+    labels.setdefault(names.MANAGED_BY, names.MANAGER)
+    if own:
+        labels |= {names.NAME: names.label_value(work.name), names.COMPONENT: component.name}
+    meta["labels"] = labels
+    annotations = dict(meta.get("annotations") or {})
+    annotations[names.APPLICATION] = f"{work.namespace}/{work.name} of {work.origin}"
+    meta["annotations"] = annotations
+    return {**made, "metadata": meta}
+
+
+def _manifests(component: contract.Component) -> list[Object]:
+    made: list[Object] = []
+    for document in component.manifests:
+        try:
+            found = msgspec.json.decode(document)
+        except msgspec.DecodeError as error:
+            raise ShimError(f"component {component.name}: a manifest is no JSON object: {error}") from None
+        items = found.get("items") if isinstance(found, dict) and str(found.get("kind", "")).endswith("List") else [found]
+        for item in items or []:
+            check_manifest(item, component.name)
+            made.append(item)
+    return made
+
+
+def check_manifest(item: object, component: str) -> None:
+    """ShimError for what is no object, or would be another one at each attempt."""
+    if not isinstance(item, dict) or not item.get("apiVersion") or not item.get("kind"):
+        raise ShimError(f"component {component}: a manifest lacks apiVersion or kind")
+    meta = item.get("metadata")
+    if not isinstance(meta, dict) or not meta.get("name"):
+        hint = "; generateName would make a new object each time" if isinstance(meta, dict) and meta.get("generateName") else ""
+        raise ShimError(f"component {component}: {item['kind']} has no metadata.name{hint}")
+
+
+# --- model, command, container ---
+
+
+def _workload(work: contract.Work, component: contract.Component, settings: Settings, source: Source | None) -> list[Object]:
+    name = names.object_name(work.name, component.name, work.uid)
+    namespace = names.namespace_of(work.namespace)
+    meta = {"name": name, "namespace": namespace}
+    selector = {names.APPLICATION_UID: work.uid, names.COMPONENT_LABEL: component.name}
+    pod, objects = _pod(work, component, settings, source, meta)
+    labels = selector | {
+        names.NAME: names.label_value(work.name),
+        names.COMPONENT: component.name,
+        names.MANAGED_BY: names.MANAGER,
+        names.REVISION: names.label_value(component.revision),
+    }
+    objects.append(
+        {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": meta,
+            "spec": {
+                "replicas": component.replicas,
+                "revisionHistoryLimit": 2,
+                "selector": {"matchLabels": selector},
+                "strategy": _strategy(component),
+                "template": {"metadata": {"labels": labels, "annotations": _content(objects)}, "spec": pod},
+            },
+        }
+    )
+    if component.port:
+        port = {
+            "name": HTTP if component.model is not None else "port",
+            "port": component.port,
+            "targetPort": component.port,
+            "protocol": "TCP",
+        }
+        if settings.service_type == "NodePort" and 30000 <= component.port <= 32767:
+            port["nodePort"] = component.port
+        objects.append(
+            {
+                "apiVersion": "v1",
+                "kind": "Service",
+                "metadata": meta,
+                "spec": {"type": settings.service_type, "selector": selector, "ports": [port]},
+            }
+        )
+    return objects
+
+
+def _strategy(component: contract.Component) -> Object:
+    """The next revision is ready before the last one stops; a folder that outlives its pods has one writer at a time."""
+    if component.volumes:
+        return {"type": "Recreate"}
+    return {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}}
+
+
+def _content(objects: Sequence[Object]) -> dict[str, str]:
+    """A pod reads files and variables when it starts: other contents are another pod template."""
+    read = [made.get("data") for made in objects if made["kind"] in ("ConfigMap", "Secret")]
+    return {"banyan.dev/content": hashlib.sha256(msgspec.json.encode(read, order="sorted")).hexdigest()[:16]} if any(read) else {}
+
+
+def _pod(
+    work: contract.Work, component: contract.Component, settings: Settings, source: Source | None, meta: Object
+) -> tuple[Object, list[Object]]:
+    objects: list[Object] = []
+    volumes: list[Object] = []
+    mounts: list[Object] = []
+    env: list[Object] = [{"name": key, "value": value} for key, value in sorted(component.env.items())]
+    if component.secret_env:
+        objects.append(_secret(meta, "-env", {key: value.encode() for key, value in component.secret_env.items()}))
+        secret = objects[-1]["metadata"]["name"]
+        env += [{"name": key, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}} for key in sorted(component.secret_env)]
+    _files(component, meta, objects, volumes, mounts)
+    for volume in component.volumes:
+        claim = names.object_name(work.name, f"{component.name}-{volume.name}", work.uid, limit=names.MAX_NAME)
+        objects.append(_claim(claim, meta["namespace"]))
+        volumes.append({"name": f"volume-{len(volumes)}", "persistentVolumeClaim": {"claimName": claim}})
+        mounts.append({"name": volumes[-1]["name"], "mountPath": _inside(volume.path)})
+    pod: Object = {"terminationGracePeriodSeconds": int(component.grace_seconds), "automountServiceAccountToken": False}
+    pod["enableServiceLinks"] = False
+    if component.node:
+        pod["nodeSelector"] = {"kubernetes.io/hostname": component.node}
+    container: Object = {"name": component.name, "resources": _resources(component.resources)}
+    if component.model is not None:
+        _serve_model(work, component, settings, source, meta, objects, volumes, mounts, pod, container)
+    else:
+        _run(component, settings, container)
+    if env:
+        container["env"] = env
+    if mounts:
+        container["volumeMounts"] = mounts
+    if component.port:
+        container["ports"] = [{"name": HTTP if component.model is not None else "port", "containerPort": component.port, "protocol": "TCP"}]
+    for field, probe in (("livenessProbe", component.liveness), ("readinessProbe", component.readiness)):
+        if probe is not None:
+            container[field] = _probe(probe, component)
+    pod["containers"] = [container]
+    if volumes:
+        pod["volumes"] = volumes
+    return pod, objects
+
+
+def _run(component: contract.Component, settings: Settings, container: Object) -> None:
+    image = component.image or settings.worker_image
+    if not image:
+        raise ShimError(
+            f"component {component.name} runs a command, and this site has no image for it; set kubernetes.worker_image, or name an image"
+        )
+    container |= {"image": image, "imagePullPolicy": settings.pull_policy}
+    if component.command:
+        container["command"] = list(component.command)
+    if component.args:
+        container["args"] = list(component.args)
+    if not component.image:
+        container["workingDir"] = WORK_FOLDER
+
+
+def _serve_model(  # noqa: PLR0917  what a pod is made of, filled in one place
+    work: contract.Work,
+    component: contract.Component,
+    settings: Settings,
+    source: Source | None,
+    meta: Object,
+    objects: list[Object],
+    volumes: list[Object],
+    mounts: list[Object],
+    pod: Object,
+    container: Object,
+) -> None:
+    model = component.model
+    assert model is not None
+    if not settings.worker_image:
+        raise ShimError(
+            f"component {component.name} serves a model, and this site has no image for the worker; set kubernetes.worker_image"
+        )
+    folder = f"{CACHE_MOUNT}/{_folder(model)}"
+    fetch: Object = {
+        "name": "fetch-model",
+        "image": settings.worker_image,
+        "imagePullPolicy": settings.pull_policy,
+        "command": ["python3", "-m", "edge_ai.fetch"],
+        "args": ["--folder", folder, *(f"--file={file.path}={file.sha256}:{file.size}" for file in model.files)],
+        "volumeMounts": [{"name": "models", "mountPath": CACHE_MOUNT}],
+    }
+    if source is not None:
+        objects.append(_secret(meta, "-fetch", {"token": source.token.encode(), "ca.pem": source.ca.encode()}))
+        volumes.append({"name": "fetch", "secret": {"secretName": objects[-1]["metadata"]["name"], "defaultMode": 0o400}})
+        fetch["args"] += ["--source", source.url, "--token-file", f"{FETCH_MOUNT}/token", "--ca", f"{FETCH_MOUNT}/ca.pem"]
+        fetch["volumeMounts"].append({"name": "fetch", "mountPath": FETCH_MOUNT, "readOnly": True})
+    volumes.append({"name": "models", **_cache(settings.cache)})
+    mounts.append({"name": "models", "mountPath": CACHE_MOUNT, "readOnly": True})
+    pod["initContainers"] = [fetch]
+    port = component.port or 8080
+    container |= {
+        "image": settings.worker_image,
+        "imagePullPolicy": settings.pull_policy,
+        "command": ["python3", "-m", "edge_ai.serve"],
+        "args": [
+            *("--name", work.name, "--version", model.version, "--model-folder", folder, "--listen", f"0.0.0.0:{port}"),
+            *(f"--digest={file.path}={file.sha256}" for file in model.files),
+        ],
+        "ports": [{"name": HTTP, "containerPort": port, "protocol": "TCP"}],
+        "readinessProbe": {"httpGet": {"path": "/v2/health/ready", "port": port}, "periodSeconds": 2, "failureThreshold": 3},
+        "livenessProbe": {"httpGet": {"path": "/v2/health/live", "port": port}, "periodSeconds": 10, "failureThreshold": 6},
+        "securityContext": {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}},
+    }
+
+
+def _folder(model: contract.ModelRef) -> str:
+    """A folder in the node's cache that holds exactly these files: named by what they are, so that it is never another model's."""
+    return hashlib.sha256(msgspec.json.encode([[file.path, file.sha256] for file in model.files])).hexdigest()[:32]
+
+
+def _cache(setting: str) -> Object:
+    kind, _, value = setting.partition(":")
+    if kind == "hostPath" and value.startswith("/"):
+        return {"hostPath": {"path": value, "type": "DirectoryOrCreate"}}
+    if kind == "pvc" and value:
+        return {"persistentVolumeClaim": {"claimName": value}}
+    if kind == "emptyDir":
+        return {"emptyDir": {}}
+    raise ShimError(f"kubernetes.cache {setting!r}: it is hostPath:/PATH, pvc:CLAIM or emptyDir")
+
+
+def _files(component: contract.Component, meta: Object, objects: list[Object], volumes: list[Object], mounts: list[Object]) -> None:
+    """Every file by a mount of its own (subPath), so that its folder keeps what the image has there."""
+    for secret in (False, True):
+        files = [file for file in component.files if file.secret is secret]
+        if not files:
+            continue
+        keys = {f"f{number}": file.content for number, file in enumerate(files)}
+        made = _secret(meta, "-files", keys) if secret else _config_map(meta, "-files", keys)
+        objects.append(made)
+        name = "secret-files" if secret else "files"
+        items = [{"key": f"f{number}", "path": f"f{number}", "mode": file.mode} for number, file in enumerate(files)]
+        place = {"secretName" if secret else "name": made["metadata"]["name"], "items": items}
+        volumes.append({"name": name, "secret" if secret else "configMap": place})
+        for number, file in enumerate(files):
+            mounts.append({"name": name, "mountPath": _inside(file.path), "subPath": f"f{number}", "readOnly": True})
+
+
+def _inside(path: str) -> str:
+    return path if path.startswith("/") else str(PurePosixPath(WORK_FOLDER) / path)
+
+
+def _config_map(meta: Object, suffix: str, data: Mapping[str, bytes]) -> Object:
+    text: dict[str, str] = {}
+    binary: dict[str, str] = {}
+    for key, value in data.items():
+        try:
+            text[key] = value.decode()
+        except UnicodeDecodeError:
+            binary[key] = base64.b64encode(value).decode()
+    made: Object = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {**meta, "name": meta["name"] + suffix}}
+    return made | ({"data": text} if text else {}) | ({"binaryData": binary} if binary else {})
+
+
+def _secret(meta: Object, suffix: str, data: Mapping[str, bytes]) -> Object:
+    encoded = {key: base64.b64encode(value).decode() for key, value in sorted(data.items())}
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": {**meta, "name": meta["name"] + suffix}, "type": "Opaque", "data": encoded}
+
+
+def _claim(name: str, namespace: str) -> Object:
+    spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name, "namespace": namespace}, "spec": spec}
+
+
+def _resources(wanted: contract.Resources) -> Object:
+    requests: dict[str, str] = {}
+    limits: dict[str, str] = {}
+    if wanted.cpu_millis:
+        requests["cpu"] = f"{wanted.cpu_millis}m"
+    if wanted.memory_bytes:
+        requests["memory"] = limits["memory"] = str(wanted.memory_bytes)
+    for name, count in sorted(wanted.accelerators.items()):
+        limits[name] = str(count)
+    return ({"requests": requests} if requests else {}) | ({"limits": limits} if limits else {})
+
+
+def _probe(probe: contract.Probe, component: contract.Component) -> Object:
+    port = probe.port or component.port
+    made: Object = {
+        "initialDelaySeconds": int(probe.initial_delay_seconds),
+        "periodSeconds": max(1, int(probe.period_seconds)),
+        "timeoutSeconds": max(1, int(probe.timeout_seconds)),
+        "failureThreshold": probe.failure_threshold,
+        "successThreshold": probe.success_threshold,
+    }
+    if probe.command:
+        return made | {"exec": {"command": list(probe.command)}}
+    if not port:
+        raise ShimError(f"component {component.name}: its probe names no port, and the component exposes none")
+    return made | ({"tcpSocket": {"port": port}} if probe.tcp else {"httpGet": {"path": probe.http_path or "/", "port": port}})
