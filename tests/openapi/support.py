@@ -18,7 +18,7 @@ from cryptography.x509.oid import NameOID
 
 from cluster_controller.errors import InvalidInput, NotFound, Unauthenticated
 from cluster_controller.resources.tables import Heard
-from cluster_controller.store import Key, Store
+from cluster_controller.store import Key, Limits, Store
 from cluster_shim.contract import ByteStream, OpenTarget, ShimError
 from openapi.app import Api, create_app
 from openapi.front.server import Front
@@ -169,8 +169,8 @@ class Server:
 
 
 @asynccontextmanager
-async def serving(folder: Path) -> AsyncIterator[Server]:
-    store = await Store.open(folder)
+async def serving(folder: Path, limits: Limits | None = None) -> AsyncIterator[Server]:
+    store = await Store.open(folder, limits)
     services = Services(store)
     api = create_app(services)
     await api.start()
