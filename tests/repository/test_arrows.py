@@ -11,7 +11,8 @@ import cluster_shim
 import openapi
 
 FORBIDDEN = {"kubernetes", "grpc", "numpy", "onnxruntime", "alembic", "rich", "typer", "click", "yaml", "pytest"}
-NOT_ON_AN_EDGE = ("cluster_shim.grpc", "cluster_shim.verify")  # rooms that a controller with the process shim never enters
+# Rooms that a controller with the process shim never enters.
+NOT_ON_AN_EDGE = ("cluster_shim.grpc", "cluster_shim.kubernetes", "cluster_shim.verify")
 
 LIST_ROOTS = """
 import importlib, json, sys
