@@ -7,9 +7,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from cluster_controller.errors import StoreFull
 from cluster_controller.resources import kinds
+from cluster_controller.store import Tx
 
-from .tree import Tree, application, copy, delete_application, put_application
+from .tree import Tree, application, component, copy, delete_application, put_application
 
 
 async def three_levels(folder: Path) -> Tree:
@@ -217,6 +219,57 @@ def test_an_application_of_the_same_name_is_another_while_a_cut_off_leaf_still_r
         await tree.close()
 
     asyncio.run(play())
+
+
+def test_a_commit_that_failed_leaves_nothing_forgotten(tmp_path: Path) -> None:
+    """What a failed commit would have removed is remembered: the next look at it removes it."""
+
+    async def play() -> None:
+        tree = await three_levels(tmp_path)
+        root = tree.sites["root"]
+        uid = await put_application(root, "emotion", 2)
+        await tree.settled()  # given, and nobody has answered yet
+        assert tree.assigned(root, uid) == 2
+        for task in root.tasks:
+            task.cancel()
+        await asyncio.gather(*root.tasks, return_exceptions=True)
+        root.tasks.clear()
+        await delete_application(root, "emotion")
+
+        def fails(tx: Tx) -> None:
+            root.engine.settle(tx, uid)
+            raise StoreFull("the disk is full")
+
+        with pytest.raises(StoreFull):
+            await root.store.commit(fails)
+        assert tree.assigned(root, uid) == 2
+        for room in (root.census, root.upward, root.engine):
+            root.tasks.append(asyncio.create_task(room.run()))
+        await tree.quiet()
+        assert (tree.assigned(root, uid), application(root, "emotion")) == (0, None)
+        await tree.close()
+
+    asyncio.run(play())
+
+
+def test_a_change_of_one_application_looks_at_no_other(tmp_path: Path) -> None:
+    async def play(stored: int) -> int:
+        tree = await three_levels(tmp_path / str(stored))
+        root = tree.sites["root"]
+        for number in range(stored):
+            await put_application(root, f"app-{number}", 0, [component("serve", 1, "1m")])
+        await tree.quiet()
+        before = sum(site.engine.settled for site in tree.sites.values())
+        await put_application(root, "app-1", 0, [component("serve", 2, "1m")])
+        await tree.quiet()
+        assert tree.total("app-root-app-1") == 2
+        looked = sum(site.engine.settled for site in tree.sites.values()) - before
+        await tree.close()
+        return looked
+
+    for stored in (2, 60):
+        (tmp_path / str(stored)).mkdir()
+    assert asyncio.run(play(60)) <= asyncio.run(play(2)) + 2
 
 
 @pytest.mark.parametrize("seed", range(12))
