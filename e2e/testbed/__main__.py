@@ -2,6 +2,7 @@
 
     python -m e2e.testbed build      put in place what the testbed needs: Debian packages (as root), Kubernetes, etcd, kwok, kine, images
     python -m e2e.testbed up SHAPE   run a member until Ctrl-C; SHAPE: control-plane, kwok, k3s, whole
+    python -m e2e.testbed compat     build another version of Kubernetes, and run tests on it; pytest's arguments may follow
     python -m e2e.testbed sweep      remove what a run that was killed has left
 
 `build` ends at once when all is here.
@@ -11,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from e2e.testbed import build, host, images
+from e2e.testbed import build, compatibility, host, images
 from tools.needs import Missing
 
 
@@ -65,6 +66,9 @@ def main(arguments: list[str]) -> int:
         match arguments:
             case ["build"]:
                 return put_in_place()
+            case ["compat", *tests]:
+                compatibility.build_all()
+                return compatibility.try_all(tests)
             case ["up", shape]:
                 return up(shape)
             case ["sweep"]:

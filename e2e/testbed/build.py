@@ -24,7 +24,9 @@ KWOK = "0.8.0"
 KINE = "0.16.4"
 MODULES = Path(__file__).parent / "go"
 BUILD_SECONDS = 3600  # one program, on a slow machine that does other things too
-VERSION_VARIABLES = "k8s.io/component-base/version"
+VERSION_VARIABLE = "BANYAN_TESTBED_VERSION"
+"""Environment variable: the version of Kubernetes of members that name none. For `make testbed-compat`."""
+STAMPS = "k8s.io/component-base/version"
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def kubernetes(name: str, module: str = "kubernetes", version: str = KUBERNETES)
     """A program of Kubernetes that reports `version`; without the stamp it would say v0.0.0 and clients would distrust it."""
     major, minor, _ = version.split(".", 2)
     stamps = {"gitVersion": f"v{version}", "gitMajor": major, "gitMinor": minor}
-    flags = " ".join(["-s", "-w", *(f"-X {VERSION_VARIABLES}.{key}={value}" for key, value in stamps.items())])
+    flags = " ".join(["-s", "-w", *(f"-X {STAMPS}.{key}={value}" for key, value in stamps.items())])
     return Recipe(name, module, f"k8s.io/kubernetes/cmd/{name}", flags)
 
 
@@ -58,6 +60,10 @@ RECIPES = (
     Recipe("kine", "kine", "github.com/k3s-io/kine", cgo=True),  # its SQLite is C
 )
 ANY_VERSION = {"etcd", "kwok", "kine"}  # serve every version of Kubernetes
+
+
+def default_version() -> str:
+    return os.environ.get(VERSION_VARIABLE, KUBERNETES)
 
 
 def folder(version: str = KUBERNETES) -> Path:

@@ -11,7 +11,7 @@ import ssl
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from http.client import HTTPException, HTTPSConnection
@@ -51,7 +51,8 @@ class Shape:
     """How many pods each of those takes."""
     node: bool = False
     """A real node: containerd, kubelet, CNI and kube-proxy, in a site of its own behind a translating router."""
-    version: str = build.KUBERNETES
+    version: str = field(default_factory=build.default_version)
+    """Of Kubernetes; what `make testbed` or `make testbed-compat` has built."""
     apiserver: tuple[str, ...] = ()
     """More arguments for the API server."""
 
