@@ -13,13 +13,16 @@ import structlog
 from cluster_controller import clock
 from cluster_controller.app import ANY_HOST, Controller, own_hosts
 from cluster_controller.config import split_address
+from cluster_controller.documents import decode
 from cluster_controller.errors import Conflict, InvalidInput
 from cluster_controller.identity import users
 from cluster_controller.metrics import exposition
+from cluster_controller.resources import kinds
 from cluster_controller.resources.tables import Heard
 from cluster_controller.routes import Routes, Target
 from cluster_controller.store import Event
 from cluster_controller.tasks import Tasks
+from cluster_controller.tree.records import DESIRED, OWN
 from cluster_controller.tunnel.messages import Lane
 from cluster_controller.tunnel.stream import Stream
 from cluster_shim.contract import ByteStream, OpenTarget, ShimError
@@ -138,7 +141,7 @@ class Serving:
         self.services.front = self.front
         self._tasks = Tasks("serving")
         self.port = 0
-        self._unsubscribe = controller.store.subscribe(self._changed, "own")
+        self._unsubscribe = [controller.store.subscribe(self._changed, space) for space in (OWN, DESIRED)]
         controller.tunnel.handle(HTTP, self._serve_http)
         controller.tunnel.handle(APPLICATION, self._serve_application)
 
@@ -163,13 +166,19 @@ class Serving:
         return self.port
 
     def _changed(self, events: Sequence[Event]) -> None:
-        """A user who was revoked or removed loses the connections that are open, watches included."""
+        """A user who was revoked or removed, here or above, loses the connections that are open, watches included."""
         for event in events:
-            if event.stored.key.kind == "User" and (event.kind_of == "delete" or b'"revoked":true' in event.stored.document):
-                self.front.disconnect(event.stored.key.name)
+            stored = event.stored
+            if stored.key.kind == "User" and (event.kind_of == "delete" or b'"revoked":true' in stored.document):
+                self.front.disconnect(stored.key.name)
+            elif stored.key.kind == "Revocation" and event.kind_of == "put":
+                spec = decode(stored.document, kinds.Revocation).spec
+                if spec.subject == "user":
+                    self.front.disconnect(spec.name)
 
     async def close(self, deadline_seconds: float = 5.0) -> None:
-        self._unsubscribe()
+        for unsubscribe in self._unsubscribe:
+            unsubscribe()
         await self._tasks.close()
         await self._app.close()
         await self.front.close(deadline_seconds)
