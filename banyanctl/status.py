@@ -13,6 +13,7 @@ from banyanctl.version import SEPARATOR
 from cluster_controller.errors import BanyanError
 
 WORST = 20
+UNREACHABLE = "Unreachable"  # reason of a row whose cluster is out of reach
 
 
 @examples("banyan status", "banyan status emotion", "banyan --at edge-1 status -o json")
@@ -24,7 +25,10 @@ def status(
     with settings().client() as client:
         if which:
             document = client.json("GET", kinds.path(application.KIND, namespace or client.endpoint.namespace, application.name_of(which)))
-            output.emit(document, settings().output, lambda: _application(document))
+            ages = (
+                _ages(client) if any(row.get("reason") == UNREACHABLE for row in document.get("status", {}).get("clusters") or []) else {}
+            )
+            output.emit(document, settings().output, lambda: _application(document, ages))
             return
         found = controller(client)
     output.emit(found, settings().output, lambda: _controller(found))
@@ -91,7 +95,13 @@ def _controller(found: Mapping[str, Any]) -> None:
     output.table(columns, [list(row.values()) for row in applications], empty="no applications")
 
 
-def _application(document: Mapping[str, Any]) -> None:
+def _ages(client: Client) -> dict[str, str]:
+    """How long ago each cluster was heard of, by uid: the server computes it when asked."""
+    pages = client.pages(kinds.path(kinds.find("clusters"), ""), {"includeObject": "Object"}, objects.AS_TABLE)
+    return {row["uid"]: row["heard"] for row in read_rows(pages)}
+
+
+def _application(document: Mapping[str, Any], ages: Mapping[str, str]) -> None:
     metadata, state = document["metadata"], document.get("status") or {}
     ready = f"{state.get('ready', 0)} of {state.get('desired', 0)} ready"
     print(f"{metadata['namespace']}/{metadata['name']}  {state.get('phase') or 'Pending'}  {ready}")
@@ -116,7 +126,7 @@ def _application(document: Mapping[str, Any]) -> None:
             f"{each.get('ready', 0)}/{each.get('desired', 0)}",
             each.get("port", ""),
             each.get("reason", ""),
-            each.get("message", ""),
+            each.get("message", "") + (f", heard {ages[each['cluster']]} ago" if _is_silent(each, ages) else ""),
         )
         for each in state.get("clusters") or []
     ]
@@ -127,3 +137,7 @@ def _application(document: Mapping[str, Any]) -> None:
         output.note(f"the {len(places)} that need attention most, of {count} clusters")
     if left := state.get("withdrawing"):
         output.note(f"withdrawing; not yet confirmed by: {', '.join(left)}")
+
+
+def _is_silent(row: Mapping[str, Any], ages: Mapping[str, str]) -> bool:
+    return row.get("reason") == UNREACHABLE and row.get("cluster") in ages

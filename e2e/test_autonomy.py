@@ -76,6 +76,8 @@ def test_a_cut_off_edge_starts_from_its_own_disk_and_shows_stale_above(tree: Tre
         shown = root.kubectl("get", "applications", *wide)
         assert re.search(r"emotion +0/1 .*\(root → region-a silent ≥?\d+", shown), shown
     assert re.search(r"silent ≥?\d+", root.banyan("get", "applications").stdout)
+    said = root.banyan("status", "emotion").stdout
+    assert re.search(r"out of reach: root → region-a is cut, heard ≥?\d+", said), said
     explained = root.banyan("explain", "emotion").stdout
     assert re.search(r"out of reach behind root → region-a.*last heard", explained, re.DOTALL), explained
     # Deleting returns at once; the leaf withdraws it when it is back.
