@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster_controller.errors import BanyanError, InvalidInput, NotFound, Unauthenticated
 from cluster_controller.store import Key, Tx
-from openapi import access, discovery, errors, pages, reviews
+from openapi import access, discovery, errors, pages, reviews, swagger
 from openapi.bodies import read_document
 from openapi.document import Documents
 from openapi.errors import ApiError, encode, method_not_allowed
@@ -97,6 +97,7 @@ class Api:
             route("/metrics", self._metrics),
             route("/", self._index),
             route("/docs", self._docs),
+            route("/openapi/v2", self._swagger),
             route("/openapi/v3", self._openapi_index),
             route("/openapi/v3/{path:path}", self._openapi),
             route("/api", self._core),
@@ -145,13 +146,20 @@ class Api:
 
     async def _index(self, request: Request) -> Response:
         groups = [f"/apis/{group}" for group in discovery.groups()]
-        paths = ["/api", "/api/v1", "/apis", *groups, "/docs", "/healthz", "/livez", "/metrics", "/openapi/v3", "/readyz", "/version"]
+        about = ["/docs", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]
+        paths = ["/api", "/api/v1", "/apis", *groups, *about]
         return _json({"paths": paths})
 
     async def _docs(self, request: Request) -> Response:
         return Response(pages.DOCS, media_type="text/html", headers={"content-security-policy": pages.POLICY})
 
     # --- discovery and documents
+
+    async def _swagger(self, request: Request) -> Response:
+        version = self._services.version
+        if swagger.wants_protobuf(request.headers.get("accept", "")):
+            return Response(swagger.as_protobuf(version), media_type=swagger.PROTOBUF)
+        return _json(swagger.as_json(version))
 
     async def _openapi_index(self, request: Request) -> Response:
         return _json(self._documents.index())

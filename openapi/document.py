@@ -39,6 +39,7 @@ _QUERY: dict[str, Schema] = {
     "timestamps": {"type": "boolean", "description": "Begin each line with its time."},
     "tailLines": {"type": "integer", "minimum": 0, "description": "Only the last lines."},
     "sinceSeconds": {"type": "integer", "minimum": 0, "description": "Only what is younger."},
+    "sinceTime": {"type": "string", "format": "date-time", "description": "Only what is younger; this or sinceSeconds."},
     "limitBytes": {"type": "integer", "minimum": 0, "description": "At most so many bytes."},
     "container": {"type": "string", "description": "The pod's one container."},
 }  # fmt: skip
@@ -46,7 +47,7 @@ _LIST = ("labelSelector", "fieldSelector", "limit", "continue", "resourceVersion
          "sendInitialEvents", "timeoutSeconds")  # fmt: skip
 _SELECT = ("labelSelector", "fieldSelector", "limit", "dryRun", "propagationPolicy")
 _WRITE = ("dryRun", "fieldValidation", "fieldManager")
-_LOG = ("follow", "previous", "timestamps", "tailLines", "sinceSeconds", "limitBytes", "container")
+_LOG = ("follow", "previous", "timestamps", "tailLines", "sinceSeconds", "sinceTime", "limitBytes", "container")
 
 _ERRORS = {
     "400": "The request cannot be understood.", "401": "Not known: no credential, or one that is not valid.", "403": "Not allowed.",
