@@ -18,10 +18,12 @@ import pytest
 
 from e2e.support import ROOT, until
 from e2e.testbed import Member, Shape, Testbed, registry
+from e2e.testbed.build import KUBERNETES
 from e2e.testbed.components import APISERVER, SOCKET
 from e2e.testbed.fixtures import begin
+from e2e.testbed.machine import KEEPER
 from e2e.testbed.member import Ended
-from tools.needs import kubectl
+from tools.needs import go, kubectl
 
 pytestmark = pytest.mark.needs("kubectl")
 WEB = "echo started; mkdir -p /www; hostname > /www/index.html; exec httpd -f -p 8080 -h /www"
@@ -316,3 +318,100 @@ def test_the_second_build_does_nothing() -> None:
     if os.geteuid() == 0:
         assert done.returncode == 0, done.stderr
     assert "building" not in done.stdout
+
+
+KEEP = """
+import json, os, socket, subprocess, sys, time
+keeper, folder, how = sys.argv[1:]
+ours, theirs = socket.socketpair()
+owner = os.pidfd_open(os.getpid())
+description = {"folder": folder, "hostname": "x", "cgroups": [], "network": None, "door": None}
+argv = [sys.executable, "-I", "-S", keeper, json.dumps(description), str(theirs.fileno()), str(owner)]
+process = subprocess.Popen(argv, pass_fds=[theirs.fileno(), owner], start_new_session=True)
+theirs.close()
+answers = ours.makefile()
+answers.readline()
+program = {"name": "main", "argv": ["sh", "-c", "setsid sleep 1000 & sleep 1000"], "environment": {"PATH": os.environ["PATH"]},
+           "log": folder + "/main.log", "folder": folder}
+ours.sendall(json.dumps({"op": "start", "program": program}).encode() + b"\\n")
+answers.readline()
+time.sleep(0.5)
+inner = json.load(open(folder + "/keeper.json"))["inner"]
+print(open(f"/proc/{inner}/status").read().split("NSpid:")[1].split("\\n")[0].split()[-1], flush=True)
+if how == "off":
+    ours.sendall(b'{"op": "off"}\\n')
+    process.wait(20)
+"""
+
+
+@pytest.mark.needs("root")
+@pytest.mark.parametrize("how", ["off", "die"])
+@pytest.mark.parametrize("namespaces", [True, False])
+def test_nothing_is_left_where_there_are_no_process_namespaces_either(tmp_path: Path, how: str, namespaces: bool) -> None:
+    """As on a laptop without root rights: in a user namespace, with and without permission for a process namespace."""
+    folder = tmp_path / "member"
+    folder.mkdir()
+    limit = "" if namespaces else "echo 0 > /proc/sys/user/max_pid_namespaces;"
+    inside = [sys.executable, "-c", KEEP, str(KEEPER), str(folder), how]
+    argv = ["unshare", "--map-root-user", "sh", "-c", f'{limit} exec "$@"', "sh", *inside]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout == "1\n") is namespaces
+    until("every process is gone", lambda: not running_in(folder), GONE_SECONDS)
+    if how == "die":
+        until("the folder too", lambda: not folder.exists(), GONE_SECONDS)
+
+
+def running_in(folder: Path) -> list[Path]:
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (process / "cwd").readlink() == folder:
+                found.append(process)
+    return found
+
+
+# --- building ---
+
+BUILD = """
+import sys
+from e2e.testbed import build
+recipe = build.Recipe(sys.argv[2], sys.argv[1], "example.test/hello")
+try:
+    print(build.build([recipe]))
+except build.Missing as missing:
+    print(missing)
+"""
+
+
+@pytest.fixture
+def hello(tmp_path: Path) -> Iterator[list[str]]:
+    """The command that builds a program of two lines, in a cache of its own."""
+    module = tmp_path / "hello"
+    module.mkdir()
+    (module / "go.mod").write_text("module example.test/hello\n\ngo 1.21\n", encoding="utf-8")
+    (module / "main.go").write_text('package main\n\nfunc main() { println("hello") }\n', encoding="utf-8")
+    go_cache = subprocess.run([go(), "env", "GOCACHE"], capture_output=True, text=True, check=True).stdout.strip()
+    command = ["env", f"XDG_CACHE_HOME={tmp_path}", f"GOCACHE={go_cache}", "KUBEBUILDER_ASSETS=", sys.executable, "-c", BUILD, str(module)]
+    yield command
+
+
+@pytest.mark.needs("go")
+def test_of_two_builders_one_builds(hello: list[str], tmp_path: Path) -> None:
+    target = tmp_path / "banyan-testbed" / f"kubernetes-{KUBERNETES}"
+    target.mkdir(parents=True)
+    (target / ".hello-abcd1234").write_bytes(b"half")  # of a builder that was killed
+    builders = [subprocess.Popen([*hello, "hello"], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    printed = [builder.communicate(timeout=120)[0].splitlines()[-1] for builder in builders]
+    assert sorted(printed) == ["0", "1"]
+    assert sorted(path.name for path in target.iterdir()) == [".lock", "hello"]
+    assert subprocess.run([target / "hello"], capture_output=True, text=True, check=True).stderr == "hello\n"
+
+
+@pytest.mark.needs("go")
+def test_what_does_not_compile_leaves_nothing_and_says_why(hello: list[str], tmp_path: Path) -> None:
+    (tmp_path / "hello/main.go").write_text("package main\n\nfunc main() { nonsense }\n", encoding="utf-8")
+    done = subprocess.run([*hello, "hello"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    assert "hello could not be built" in done.stdout
+    assert "nonsense" in done.stdout
+    assert [path.name for path in (tmp_path / "banyan-testbed" / f"kubernetes-{KUBERNETES}").iterdir()] == [".lock"]

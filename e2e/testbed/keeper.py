@@ -74,13 +74,14 @@ def outer(description: dict[str, Any], control: socket.socket, owner: int) -> in
     if pid == 0:
         os.close(ready_read)
         os.close(go_write)
+        code = 1
         try:
-            inner(description, control, ready_write, go_read, isolated)
+            code = inner(description, control, ready_write, go_read, isolated)
         except OSError as error:
             with contextlib.suppress(OSError):
                 control.sendall(json.dumps({"error": str(error)}).encode() + b"\n")
         finally:
-            os._exit(1)
+            os._exit(code)
     control.close()
     if (door := description["door"]) is not None:
         os.close(door)
@@ -95,10 +96,13 @@ def outer(description: dict[str, Any], control: socket.socket, owner: int) -> in
         os.write(go_write, b"g")
     ready, _, _ = select.select([child, owner], [], [])
     if child not in ready:
+        if not isolated:
+            select.select([child], [], [], 5)  # it sees the same by its socket, and alone knows what runs
         os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)  # returns when everything in the namespace is gone
+    _, status = os.waitpid(pid, 0)  # returns when everything in the namespace is gone
     _remove_cgroups(description["cgroups"])
-    if select.select([owner], [], [], 0)[0]:
+    # Nobody said off: then the owner is dying, and its sockets were closed a moment before it is dead.
+    if select.select([owner], [], [], 0 if status == 0 else 2)[0]:
         shutil.rmtree(folder, ignore_errors=True)
     else:
         (folder / "keeper.json").unlink(missing_ok=True)
@@ -148,7 +152,8 @@ def _remove_cgroups(cgroups: list[str]) -> None:
 # --- inner: process 1 of the member ---
 
 
-def inner(description: dict[str, Any], control: socket.socket, ready: int, go: int, isolated: bool) -> None:
+def inner(description: dict[str, Any], control: socket.socket, ready: int, go: int, isolated: bool) -> int:
+    """Until the owner says off, which is 0, or is no longer there."""
     call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if not isolated:
         call("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -159,7 +164,7 @@ def inner(description: dict[str, Any], control: socket.socket, ready: int, go: i
         _mounts(Path(description["folder"]))
     os.write(ready, b"r")
     if not os.read(go, 1):
-        return
+        return 1
     if network:
         _site_network(network)
         for top in description["cgroups"]:
@@ -167,7 +172,7 @@ def inner(description: dict[str, Any], control: socket.socket, ready: int, go: i
         if os.fork() == 0:
             open_door(description["door"], control)
         os.close(description["door"])
-    Children(control, isolated).serve()
+    return 0 if Children(control, isolated).serve() else 1
 
 
 def _mounts(folder: Path) -> None:
@@ -250,8 +255,8 @@ class Children:
         self.pids: dict[str, int] = {}
         self.codes: dict[str, int] = {}
 
-    def serve(self) -> None:
-        """Answer the owner until it says off, closes or dies; reap all the time."""
+    def serve(self) -> bool:
+        """Answer the owner until it says off, closes or dies; reap all the time. True when it said off."""
         wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -271,9 +276,11 @@ class Children:
                 for line in lines:
                     answer = self.answer(json.loads(line))
                     if answer is None:
-                        return self.end()
+                        self.end()
+                        return True
                     self.control.sendall(json.dumps(answer).encode() + b"\n")
-        return self.end()
+        self.end()
+        return False
 
     def end(self) -> None:
         """In a namespace of its own the kernel does the rest; elsewhere every descendant is looked for."""
