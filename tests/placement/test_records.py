@@ -5,7 +5,7 @@ import pytest
 from cluster_controller.errors import InvalidInput
 from cluster_controller.placement import records
 from cluster_controller.placement.filters import room
-from cluster_controller.placement.model import ComponentDemand, Request, Requirement, Taint, Toleration
+from cluster_controller.placement.model import ComponentDemand, NodeRecord, Request, Requirement, Taint, Toleration
 from cluster_controller.resources import kinds
 
 
@@ -92,3 +92,25 @@ def test_a_node_that_is_not_ready_offers_no_room() -> None:
     assert [(node.name, node.count) for node in unnamed.nodes] == [("", 10)]
     assert room(wanted, unnamed) == 20
     assert room(wanted, records.cluster(document(node_class(count=30, ready=0)), "u", {})) == 0
+
+
+def test_the_own_cluster_has_what_its_works_leave_at_this_moment() -> None:
+    """However old its last word about itself is; several nodes lose what was given since, in proportion."""
+    allocatable = kinds.ResourceSums(cpu_millis=1000, memory_bytes=100, accelerators={"gpu": 2})
+    nothing = kinds.ResourceSums(accelerators={"gpu": 0})
+    one = kinds.NodeClass(architecture="amd64", count=1, ready=1, names=["n"], allocatable=allocatable, free=nothing)
+    given = Request(cpu_millis=700, memory_bytes=200, accelerators={"gpu": 1})
+
+    def own(*classes: kinds.NodeClass) -> list[NodeRecord]:
+        facts = kinds.ClusterFacts(shim="process", node_classes=list(classes), requested=kinds.ResourceSums(cpu_millis=100))
+        document = kinds.Cluster(metadata=kinds.Metadata(name="c"), status=kinds.ClusterState(uid="u", phase="Ready", facts=facts))
+        record = records.own(document, {"serve": 1}, given)
+        assert (record.own, record.via, record.running) == (True, "u", {"serve": 1})
+        return list(record.nodes)
+
+    (node,) = own(one)
+    assert (node.free_cpu_millis, node.free_memory_bytes, node.free_accelerators) == (300, 0, {"gpu": 1})
+    several = kinds.NodeClass(architecture="amd64", count=2, ready=2, names=["a", "b"], allocatable=allocatable, free=allocatable)
+    left = own(several)
+    assert sum(node.free_cpu_millis for node in left) == 2000 - 600, "100 of the 700 were taken off already"
+    assert sum(node.free_memory_bytes for node in left) == 0
