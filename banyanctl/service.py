@@ -7,7 +7,6 @@ the long-lived process, and what it loads it keeps.
 import asyncio
 import contextlib
 import faulthandler
-import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from msgspec import Struct, structs
 
-from banyanctl import notify
+from banyanctl import notify, shims
 from banyanctl.credential import Endpoint, as_json, url
 from cluster_controller import clock, config
 from cluster_controller.config import Config
@@ -25,12 +24,10 @@ from cluster_controller.errors import AlreadyExists, InvalidInput, NotFound
 
 if TYPE_CHECKING:
     from cluster_controller.app import Controller
-    from cluster_shim.contract import Shim
     from openapi.serving import Serving
 
 DISTRIBUTION = "banyan-edge"
 APPROVAL_SECONDS = 7 * 24 * 3600.0  # how long `banyan join` waits for a person
-SHIM_CREDENTIALS = ("ca.pem", "certificate.pem", "key.pem")  # in DATA/shim, for a shim that is spoken to over TCP
 STOP_SECONDS = 8.0  # for the API's requests in flight, and again for everything else
 STUCK_SECONDS = 18.0  # after which a stop is cut off, with the stack of every thread in the log; service managers wait for longer
 FILES = 65_536  # open files that a controller asks for; the hard limit may allow fewer
@@ -150,7 +147,7 @@ async def _serve(settings: Config) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    controller = Controller(settings, _shim(settings), version=installed(DISTRIBUTION))
+    controller = Controller(settings, shims.of(settings), version=installed(DISTRIBUTION))
     await controller.start()
     serving = None
     try:
@@ -166,56 +163,6 @@ async def _serve(settings: Config) -> None:
         if serving is not None:
             await _bounded("serving", serving.close())
         await _bounded("controller", controller.stop())
-
-
-def _shim(settings: Config) -> "Shim | None":
-    """The adapter of this controller's own cluster."""
-    if settings.shim == "none":
-        return None
-    if settings.shim != "process":
-        return _outside(settings)
-    from cluster_controller.resources import quantity
-    from cluster_shim.process.shim import Capacity, ProcessShim
-
-    capacity = None
-    if settings.capacity:
-        unknown = sorted(set(settings.capacity) - {"cpu", "memory"})
-        if unknown or set(settings.capacity) != {"cpu", "memory"}:
-            raise InvalidInput("capacity: give both, as in cpu=2,memory=4Gi", "capacity")
-        capacity = Capacity(
-            cpu_millis=quantity.millis(settings.capacity["cpu"], "capacity.cpu"),
-            memory_bytes=quantity.units(settings.capacity["memory"], "capacity.memory"),
-        )
-    name = settings.node_name or os.uname().nodename.lower()
-    return ProcessShim(settings.process_folder, node_name=name, bind=settings.site_bind, capacity=capacity)
-
-
-def _outside(settings: Config) -> "Shim":
-    """A shim in another process, ``unix:PATH`` or ``HOST:PORT``. gRPC is loaded for it alone."""
-    if not settings.shim.startswith("unix:/"):
-        try:
-            config.split_address(settings.shim, "shim")
-        except InvalidInput:
-            raise InvalidInput(f"shim {settings.shim!r}: it is process, none, unix:/PATH or HOST:PORT", "shim") from None
-    try:
-        from cluster_shim.grpc.client import GrpcShim, credentials
-    except ImportError as error:
-        raise InvalidInput("a shim outside this process needs gRPC: pip install 'banyan-edge[shim]'", "shim") from error
-    if settings.shim.startswith("unix:"):
-        return GrpcShim(settings.shim)
-    ca, certificate, key = (_credential(settings, name) for name in SHIM_CREDENTIALS)
-    return GrpcShim(settings.shim, credentials(ca=ca, key=key, certificate=certificate))
-
-
-def _credential(settings: Config, name: str) -> bytes:
-    path = settings.data / "shim" / name
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        needed = ", ".join(SHIM_CREDENTIALS)
-        raise InvalidInput(
-            f"shim {settings.shim}: {path} cannot be read ({error.strerror}); over TCP put {needed} (PEM) there, or use unix:/PATH", "shim"
-        ) from error
 
 
 def _write_admin(settings: Config, controller: "Controller", serving: "Serving") -> None:

@@ -27,7 +27,18 @@ Advertise = Annotated[
     typer.Option("--tunnel-advertise", metavar="HOST:PORT,...", help="Addresses that children dial.", show_default="this host's name"),
 ]
 Labels = Annotated[list[str] | None, typer.Option("--labels", metavar="K=V", help="Labels of this site, for placement; may be repeated.")]
-Shim = Annotated[str | None, typer.Option("--shim", help="process, none, or the address of a shim.", show_default="process")]
+Kubeconfig = Annotated[
+    str | None,
+    typer.Option("--kubeconfig", metavar="FILE", help="With --shim kubernetes or k3s: the cluster to join.", show_default="as kubectl's"),
+]
+Context = Annotated[str | None, typer.Option("--context", help="Which context of the kubeconfig.", show_default="the current one")]
+Kubernetes = Annotated[
+    list[str] | None,
+    typer.Option("--kubernetes", metavar="K=V", help="How that cluster is used: see `banyan run --help`; may be repeated."),
+]
+Shim = Annotated[
+    str | None, typer.Option("--shim", help="process, kubernetes, k3s, none, or the address of a shim.", show_default="process")
+]
 
 
 def data_folder() -> Path:
@@ -45,6 +56,16 @@ def configuration(name: str, given: dict[str, Any]) -> Config:
     return config.load(data_folder(), overrides={"name": arguments.cluster_name(name, "--name"), **chosen})
 
 
+def own_cluster(shim: str | None, kubeconfig: str | None, context: str | None, kubernetes: list[str] | None) -> dict[str, Any]:
+    """Settings of the cluster that this controller is for. A path means the same wherever the controller is started later."""
+    return {
+        "shim": shim,
+        "kubeconfig": str(Path(kubeconfig).absolute()) if kubeconfig else None,
+        "context": context,
+        "kubernetes": arguments.labels(kubernetes) if kubernetes else None,
+    }
+
+
 @examples("banyan init root", "banyan init hq --data /srv/banyan --tunnel-advertise hq.example.com:10000", "banyan init root --run")
 def init(
     name: Annotated[str, typer.Argument(help="Name of the root cluster, a DNS label.")] = "root",
@@ -53,10 +74,14 @@ def init(
     tunnel_advertise: Advertise = None,
     labels: Labels = None,
     shim: Shim = None,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+    kubernetes: Kubernetes = None,
     start: Annotated[bool, typer.Option("--run", help="Run the controller in the foreground right away.")] = False,
 ) -> None:
     """Create the root of a new tree on this machine: its certificate authority, its identity, its settings."""
-    given = {"api_listen": api_listen, "tunnel_listen": tunnel_listen, "tunnel_advertise": tunnel_advertise, "shim": shim}
+    given = {"api_listen": api_listen, "tunnel_listen": tunnel_listen, "tunnel_advertise": tunnel_advertise}
+    given |= own_cluster(shim, kubeconfig, context, kubernetes)
     wanted = configuration(name, {**given, "labels": arguments.labels(labels) if labels else None})
     made = service.init(wanted)
     told = {"name": wanted.name, "uid": made.uid, "data": str(wanted.data), "treeCa": made.tree_ca_digest}
@@ -77,6 +102,7 @@ def _initialised(made: Config) -> None:
     "banyan join banyan1… --name edge-1",
     "banyan join banyan1… --name edge-1 --labels tier=edge,zone=north --install",
     "banyan join banyan1… --name edge-1 --proxy http://proxy.example.com:3128",
+    "banyan join banyan1… --name edge-k8s --shim kubernetes --kubeconfig ~/.kube/config --context site",
 )
 def join(
     token: Annotated[str, typer.Argument(help="The token that `banyan token create` printed; - reads it from standard input.")],
@@ -89,6 +115,9 @@ def join(
     tunnel_listen: TunnelListen = None,
     tunnel_advertise: Advertise = None,
     shim: Shim = None,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+    kubernetes: Kubernetes = None,
     install: Annotated[
         bool, typer.Option("--install", help="Write, enable and start a systemd unit instead of running in the foreground.")
     ] = False,
@@ -101,7 +130,8 @@ def join(
 
     Keys are made here and never leave; running the same command twice is safe.
     """
-    given = {"proxy": proxy, "api_listen": api_listen, "tunnel_listen": tunnel_listen, "tunnel_advertise": tunnel_advertise, "shim": shim}
+    given = {"proxy": proxy, "api_listen": api_listen, "tunnel_listen": tunnel_listen, "tunnel_advertise": tunnel_advertise}
+    given |= own_cluster(shim, kubeconfig, context, kubernetes)
     wanted = configuration(name, {**given, "labels": arguments.labels(labels) if labels else None})
     word = sys.stdin.readline() if token == "-" else token  # noqa: S105 (no password: the word for standard input)
     if not word.strip():

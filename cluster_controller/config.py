@@ -40,8 +40,17 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     proxy: str = ""
     """HTTP(S) CONNECT proxy towards the parent, http://user:password@host:port. Default: HTTPS_PROXY and NO_PROXY."""
     shim: str = "process"
-    """process: run applications as processes here. none: no cluster of its own. unix:PATH or HOST:PORT: a shim that speaks gRPC.
-    Over TCP DATA/shim holds ca.pem, certificate.pem and key.pem."""
+    """process: run applications as processes here. kubernetes, k3s: in an existing cluster, through its API server. none: no cluster of
+    its own. unix:PATH or HOST:PORT: a shim that speaks gRPC. Over TCP DATA/shim holds ca.pem, certificate.pem and key.pem."""
+    kubeconfig: str = ""
+    """With shim kubernetes or k3s: how its API server is reached. Default: KUBECONFIG and ~/.kube/config, in a pod its service account,
+    with k3s /etc/rancher/k3s/k3s.yaml."""
+    context: str = ""
+    """Which context of the kubeconfig. Default: the current one."""
+    kubernetes: dict[str, str] = field(default_factory=dict)
+    """With shim kubernetes or k3s: worker_image runs models and commands; pull_policy; service_type is ClusterIP, NodePort or
+    LoadBalancer; cache, where nodes keep model files, is hostPath:/PATH, pvc:CLAIM or emptyDir; files_url is where pods find this
+    controller's model files."""
     labels: dict[str, str] = field(default_factory=dict)
     """Labels that the site gives itself; ancestors may add theirs on top."""
     node_name: str = ""
@@ -76,6 +85,10 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def process_folder(self) -> Path:
         return self.data / "process"
+
+    @property
+    def kubernetes_folder(self) -> Path:
+        return self.data / "kubernetes"
 
     @property
     def admin_kubeconfig(self) -> Path:

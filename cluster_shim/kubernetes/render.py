@@ -7,8 +7,8 @@ belongs to whoever sets it. Names and labels: `names`.
 
 import base64
 import hashlib
+import posixpath
 from collections.abc import Mapping, Sequence
-from pathlib import PurePosixPath
 from typing import Any
 
 import msgspec
@@ -348,7 +348,7 @@ def _files(component: contract.Component, meta: Object, objects: list[Object], v
 
 
 def _inside(path: str) -> str:
-    return path if path.startswith("/") else str(PurePosixPath(WORK_FOLDER) / path)
+    return posixpath.normpath(posixpath.join(WORK_FOLDER, path))
 
 
 def _config_map(meta: Object, suffix: str, data: Mapping[str, bytes]) -> Object:

@@ -1,0 +1,90 @@
+"""The adapter of a controller's own cluster, made from its settings. Each is loaded only where it is asked for."""
+
+import os
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from cluster_controller import config
+from cluster_controller.config import Config
+from cluster_controller.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from cluster_shim.contract import Shim
+    from cluster_shim.kubernetes.shim import KubernetesShim
+
+KUBERNETES = ("kubernetes", "k3s")
+SHIM_CREDENTIALS = ("ca.pem", "certificate.pem", "key.pem")  # in DATA/shim, for a shim that is spoken to over TCP
+
+
+def of(settings: Config) -> "Shim | None":
+    """The adapter of this controller's own cluster."""
+    if settings.shim == "none":
+        return None
+    if settings.shim in KUBERNETES:
+        return kubernetes(settings)
+    if settings.shim != "process":
+        return _outside(settings)
+    from cluster_controller.resources import quantity
+    from cluster_shim.process.shim import Capacity, ProcessShim
+
+    capacity = None
+    if settings.capacity:
+        unknown = sorted(set(settings.capacity) - {"cpu", "memory"})
+        if unknown or set(settings.capacity) != {"cpu", "memory"}:
+            raise InvalidInput("capacity: give both, as in cpu=2,memory=4Gi", "capacity")
+        capacity = Capacity(
+            cpu_millis=quantity.millis(settings.capacity["cpu"], "capacity.cpu"),
+            memory_bytes=quantity.units(settings.capacity["memory"], "capacity.memory"),
+        )
+    name = settings.node_name or os.uname().nodename.lower()
+    return ProcessShim(settings.process_folder, node_name=name, bind=settings.site_bind, capacity=capacity)
+
+
+def _outside(settings: Config) -> "Shim":
+    """A shim in another process, ``unix:PATH`` or ``HOST:PORT``. gRPC is loaded for it alone."""
+    if not settings.shim.startswith("unix:/"):
+        try:
+            config.split_address(settings.shim, "shim")
+        except InvalidInput:
+            raise InvalidInput(f"shim {settings.shim!r}: it is process, none, unix:/PATH or HOST:PORT", "shim") from None
+    try:
+        from cluster_shim.grpc.client import GrpcShim, credentials
+    except ImportError as error:
+        raise InvalidInput("a shim outside this process needs gRPC: pip install 'banyan-edge[shim]'", "shim") from error
+    if settings.shim.startswith("unix:"):
+        return GrpcShim(settings.shim)
+    ca, certificate, key = (_credential(settings, name) for name in SHIM_CREDENTIALS)
+    return GrpcShim(settings.shim, credentials(ca=ca, key=key, certificate=certificate))
+
+
+def _credential(settings: Config, name: str) -> bytes:
+    path = settings.data / "shim" / name
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        needed = ", ".join(SHIM_CREDENTIALS)
+        raise InvalidInput(
+            f"shim {settings.shim}: {path} cannot be read ({error.strerror}); over TCP put {needed} (PEM) there, or use unix:/PATH", "shim"
+        ) from error
+
+
+def kubernetes(settings: Config) -> "KubernetesShim":
+    """An existing cluster, by its API server. The official client is loaded for it alone."""
+    try:
+        from cluster_shim.kubernetes.render import Settings
+        from cluster_shim.kubernetes.shim import Access, KubernetesShim
+    except ImportError as error:
+        raise InvalidInput(
+            f"shim {settings.shim} needs the Kubernetes client: pip install 'banyan-edge[kubernetes]' ({error.name} is missing)", "shim"
+        ) from error
+    try:
+        chosen = msgspec.convert(settings.kubernetes, Settings)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(f"kubernetes: {error}", "kubernetes") from error
+    unknown = sorted(set(settings.kubernetes) - {info.name for info in msgspec.structs.fields(Settings)})
+    if unknown:
+        known = ", ".join(info.name for info in msgspec.structs.fields(Settings))
+        raise InvalidInput(f"kubernetes: there is no {unknown[0]}; it has {known}", "kubernetes")
+    access = Access(kubeconfig=settings.kubeconfig, context=settings.context)
+    return KubernetesShim(access, chosen, settings.kubernetes_folder)

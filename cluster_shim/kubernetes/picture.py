@@ -1,0 +1,149 @@
+"""What runs in the member, as far as anybody here asks: pods by application and by what keeps them, workloads, nodes, warnings.
+
+Built from informers alone, on the loop, object by object; so it is as true as they are, and stays readable while the API server is
+away (`stale` says for how long it is not to be taken for the present).
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from msgspec import structs
+
+from cluster_controller.tasks import Tasks
+from cluster_shim import contract
+from cluster_shim.kubernetes import names, narrow, nodes, status
+from cluster_shim.kubernetes.api import Api
+from cluster_shim.kubernetes.informer import Change, Informer
+from cluster_shim.kubernetes.status import Hints
+
+WORKLOADS = {
+    "Deployment": "/apis/apps/v1/deployments",
+    "StatefulSet": "/apis/apps/v1/statefulsets",
+    "DaemonSet": "/apis/apps/v1/daemonsets",
+    "Job": "/apis/batch/v1/jobs",
+}
+Place = tuple[str, str, str]  # namespace, kind, name
+
+
+class Picture:
+    """``changed`` hears the uids of applications that look different now; ``nodes_changed`` that a node does."""
+
+    def __init__(self, api: Api, changed: Callable[[Iterable[str]], None], nodes_changed: Callable[[], None]) -> None:
+        self._changed = changed
+        self._nodes_changed = nodes_changed
+        self._tasks = Tasks("shim/kubernetes/picture")
+        self.pods: Informer[narrow.Pod] = Informer(api, "/api/v1/pods", narrow.Pod)
+        self.nodes: Informer[narrow.Node] = Informer(api, "/api/v1/nodes", narrow.Node)
+        self._workload_informers: dict[str, Informer[narrow.Workload]] = {
+            kind: Informer(api, path, narrow.Workload, selector=names.APPLICATION_UID) for kind, path in WORKLOADS.items()
+        }
+        self.ledger = nodes.Ledger()
+        self._by_uid: dict[str, dict[str, narrow.Pod]] = {}  # application uid → pod uid → pod, by label
+        self._by_place: dict[Place, dict[str, narrow.Pod]] = {}  # what keeps them → pod uid → pod
+        self._workloads: dict[str, dict[Place, narrow.Workload]] = {}  # application uid →
+        self._owner: dict[Place, str] = {}  # workload → application uid
+        self.pods.subscribe(self._pods)
+        self.nodes.subscribe(lambda changes: nodes_changed())
+        for kind, informer in self._workload_informers.items():
+            informer.subscribe(lambda changes, kind=kind: self._take_workloads(kind, changes))  # type: ignore[misc]
+
+    def start(self) -> None:
+        for informer in self.informers():
+            self._tasks.keep(informer.path, informer.run)
+
+    async def close(self) -> None:
+        await self._tasks.close()
+
+    def informers(self) -> Iterator[Informer]:  # type: ignore[type-arg]
+        yield self.pods
+        yield self.nodes
+        yield from self._workload_informers.values()
+
+    async def synced(self) -> None:
+        """Until everything has been listed once."""
+        await asyncio.gather(*(informer.synced.wait() for informer in self.informers()))
+
+    # --- what is there ---
+
+    def uids(self) -> set[str]:
+        """Applications of which something runs or is to run."""
+        return {*self._by_uid, *self._workloads}
+
+    def workloads_of(self, uid: str) -> dict[str, list[narrow.Workload]]:
+        """By component."""
+        found: dict[str, list[narrow.Workload]] = {}
+        for workload in self._workloads.get(uid, {}).values():
+            found.setdefault(workload.metadata.labels.get(names.COMPONENT_LABEL, ""), []).append(workload)
+        return found
+
+    def pods_of(self, uid: str) -> dict[str, dict[str, tuple[narrow.Pod, bool]]]:
+        """By component and uid: those that say whose they are (True), and those that a workload of the application keeps."""
+        found: dict[str, dict[str, tuple[narrow.Pod, bool]]] = {}
+        for place, workload in self._workloads.get(uid, {}).items():
+            component = workload.metadata.labels.get(names.COMPONENT_LABEL, "")
+            for pod in self._by_place.get(place, {}).values():
+                found.setdefault(component, {})[pod.metadata.uid] = pod, False
+        for pod in self._by_uid.get(uid, {}).values():
+            component = pod.metadata.labels.get(names.COMPONENT_LABEL, "")
+            found.setdefault(component, {})[pod.metadata.uid] = pod, True
+        return found
+
+    def node_list(self, usage: Mapping[str, tuple[int, int]]) -> tuple[contract.Node, ...]:
+        return nodes.observe_all(self.nodes.items.values(), usage)
+
+    def hints(self, pod: narrow.Pod) -> Hints:
+        return status.NO_HINTS
+
+    # --- changes ---
+
+    def _pods(self, changes: list[Change[narrow.Pod]]) -> None:
+        touched: set[str] = set()
+        room = False
+        for change in changes:
+            pod = change.object
+            if change.kind == "put":
+                room |= self.ledger.put(pod)
+            else:
+                room |= self.ledger.drop(pod.metadata.uid)
+            uid = pod.metadata.labels.get(names.APPLICATION_UID, "")
+            place = status.workload_of(pod)
+            if uid:
+                _file(self._by_uid, uid, change)
+                touched.add(uid)
+            if place is not None:
+                _file(self._by_place, place, change)
+                if place in self._owner:
+                    touched.add(self._owner[place])
+        if touched:
+            self._changed(touched)
+        if room:
+            self._nodes_changed()
+
+    def _take_workloads(self, kind: str, changes: list[Change[narrow.Workload]]) -> None:
+        touched: set[str] = set()
+        for change in changes:
+            workload = structs.replace(change.object, kind=kind)
+            meta = workload.metadata
+            uid, place = meta.labels.get(names.APPLICATION_UID, ""), (meta.namespace, kind, meta.name)
+            touched.add(uid)
+            if change.kind == "put":
+                self._workloads.setdefault(uid, {})[place] = workload
+                self._owner[place] = uid
+            else:
+                self._workloads.get(uid, {}).pop(place, None)
+                self._owner.pop(place, None)
+                if not self._workloads.get(uid, True):
+                    del self._workloads[uid]
+        if touched:
+            self._changed(touched)
+
+
+def _file(index: "dict[str, dict[str, narrow.Pod]] | dict[Place, dict[str, narrow.Pod]]", key: object, change: Change[narrow.Pod]) -> None:
+    """Put into, or take out of, an index of pods; no empty entries stay."""
+    entries: dict[str, narrow.Pod] = index.setdefault(key, {})  # type: ignore[arg-type]
+    if change.kind == "put":
+        entries[change.object.metadata.uid] = change.object
+    else:
+        entries.pop(change.object.metadata.uid, None)
+    if not entries:
+        del index[key]  # type: ignore[arg-type]
