@@ -27,6 +27,7 @@ class Allotment(Struct, frozen=True, kw_only=True):
     components: list[kinds.Component]
     placement: kinds.Placement
     rollout: kinds.Rollout | None
+    apply: kinds.ApplyPolicy
     chain: list[kinds.Share]
     references: list[Reference]
     missing: list[str]  # "model emotion": referenced, but not here
@@ -66,6 +67,7 @@ def of_application(tx: Tx, documents: Documents, stored: Stored, me: str, my_nam
         components=application.spec.components,
         placement=application.spec.placement,
         rollout=application.spec.rollout,
+        apply=application.spec.apply,
         chain=[],
         references=references,
         missing=missing,
@@ -92,6 +94,7 @@ def of_work(tx: Tx, documents: Documents, stored: Stored) -> Allotment:
         components=spec.components,
         placement=spec.placement,
         rollout=spec.rollout,
+        apply=spec.apply,
         chain=spec.shares,
         references=references,
         missing=missing,
@@ -112,6 +115,8 @@ def needed(components: Sequence[kinds.Component]) -> list[tuple[str, str, bool]]
     for component in components:
         if component.model is not None:
             add("Model", component.model.name, False)
+        if component.helm is not None:
+            add("Model", component.helm.chart.name, False)
         for variable in component.env:
             if variable.value_from is not None:
                 if variable.value_from.config_map_key_ref is not None:

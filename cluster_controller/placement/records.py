@@ -43,13 +43,24 @@ def _component(component: kinds.Component, placement: kinds.Placement) -> Compon
     return ComponentDemand(
         name=component.name,
         replicas=component.replicas,
-        kind="model" if component.model is not None else "command",
+        kind=component_kind(component),
         request=request(component.resources),
         node=placement.node_name,
         node_labels=placement.node_selector,
         architectures=(placement.architecture,) if placement.architecture else (),
-        single=component.model is None and not component.takes_socket,
+        single=bool(component.command) and not component.takes_socket,
     )
+
+
+def component_kind(component: kinds.Component) -> str:
+    """As clusters say which ones they run; `contract.component_kind` is the same for what the shim is told."""
+    if component.model is not None:
+        return "model"
+    if component.container is not None:
+        return "container"
+    if component.helm is not None:
+        return "helm"
+    return "manifests" if component.manifests else "command"
 
 
 def request(resources: kinds.Resources) -> Request:

@@ -131,6 +131,7 @@ class Works:
             components=components,
             placement=allotment.placement,
             rollout=allotment.rollout,
+            apply=allotment.apply,
             references=links,
         )
         self._deliver(tx, target, allotment)

@@ -222,6 +222,9 @@ class Reconciler:
             origin=spec.application.origin_name,
             version=spec.shares[-1].id,
             components=tuple(components),
+            report_drift=spec.apply.drift == "Report",
+            force_conflicts=spec.apply.conflicts == "Force",
+            recreate=spec.apply.immutable_fields == "Recreate",
         )
         return work, Applied(application=spec.application, placement=spec.placement, components=told)
 
@@ -247,7 +250,8 @@ class Reconciler:
             self._fetch(name, need)
             trouble = self._trouble.get(need.key)
             state = f"is not here: {trouble}" if trouble else "is on its way here"
-            raise InvalidInput(f"model {need.name} version {need.version} {state}", f"components[{item.name}].model")
+            what = "chart" if need.runtime == "helm" else "model"
+            raise InvalidInput(f"{what} {need.name} version {need.version} {state}", f"components[{item.name}].{what}")
         return self._reference(need, folder)
 
     def _reference(self, need: ModelNeed, folder: str) -> contract.ModelRef:

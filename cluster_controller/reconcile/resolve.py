@@ -36,28 +36,42 @@ class ModelNeed(Struct, frozen=True):
 
 
 def model_need(component: kinds.Component, found: Found) -> ModelNeed | None:
-    """Which files the component's model consists of; None for a command. InvalidInput when the version does not exist."""
-    if component.model is None:
+    """Which files the component's model or chart consists of; None for the others. InvalidInput when the version does not exist."""
+    reference = component.helm.chart if component.helm is not None else component.model
+    what = "helm.chart" if component.helm is not None else "model"
+    if reference is None:
         return None
-    document = found.get(("Model", component.model.name))
+    document = found.get(("Model", reference.name))
     if document is None:
-        raise InvalidInput(f"model {component.model.name} is not here yet", f"components[{component.name}].model.name")
-    model = _read(document, kinds.Model, component.model.name)
-    wanted = component.model.version or (model.spec.versions[-1].name if model.spec.versions else "")
+        raise InvalidInput(f"model {reference.name} is not here yet", f"components[{component.name}].{what}.name")
+    model = _read(document, kinds.Model, reference.name)
+    wanted = reference.version or (model.spec.versions[-1].name if model.spec.versions else "")
     for version in model.spec.versions:
         if version.name == wanted:
+            _fits(component, reference, version)
             files = tuple(contract.ModelFile(path=file.path, sha256=file.sha256, size=file.size) for file in version.files)
             return ModelNeed(
-                name=model.metadata.name or component.model.name,
+                name=model.metadata.name or reference.name,
                 version=version.name,
                 uid=model.metadata.uid,
                 files=files,
                 runtime=version.runtime,
             )
     have = ", ".join(version.name for version in model.spec.versions) or "none"
-    raise InvalidInput(
-        f"model {component.model.name} has no version {wanted!r}; it has {have}", f"components[{component.name}].model.version"
-    )
+    raise InvalidInput(f"model {reference.name} has no version {wanted!r}; it has {have}", f"components[{component.name}].{what}.version")
+
+
+def _fits(component: kinds.Component, reference: kinds.ModelReference, version: kinds.ModelVersion) -> None:
+    """A chart is one archive for helm, and helm's archives are nothing that a worker serves."""
+    if component.helm is None and version.runtime == "helm":
+        raise InvalidInput(
+            f"version {version.name} of {reference.name} is a Helm chart; name it under helm.chart", f"components[{component.name}].model"
+        )
+    if component.helm is not None and (version.runtime != "helm" or len(version.files) != 1):
+        raise InvalidInput(
+            f"version {version.name} of {reference.name} is no Helm chart; publish its archive with --runtime helm, as one file",
+            f"components[{component.name}].helm.chart",
+        )
 
 
 def component(spec: kinds.Component, placement: kinds.Placement, found: Found, model: contract.ModelRef | None) -> contract.Component:
@@ -67,8 +81,12 @@ def component(spec: kinds.Component, placement: kinds.Placement, found: Found, m
         name=spec.name,
         replicas=spec.replicas,
         revision="",
-        model=model,
-        command=tuple(spec.command),
+        model=model if spec.helm is None else None,
+        command=tuple(spec.container.command if spec.container is not None else spec.command),
+        image=spec.container.image if spec.container is not None else "",
+        args=tuple(spec.container.args) if spec.container is not None else (),
+        manifests=tuple(msgspec.json.encode(item) for item in spec.manifests),
+        chart=_chart(spec.helm, model) if spec.helm is not None and model is not None else None,
         env=env,
         secret_env=secret_env,
         files=_files(spec, found),
@@ -82,6 +100,13 @@ def component(spec: kinds.Component, placement: kinds.Placement, found: Found, m
         node=placement.node_name,
     )
     return msgspec.structs.replace(resolved, revision=_revision(resolved))
+
+
+def _chart(spec: kinds.Chart, archive: contract.ModelRef) -> contract.Chart:
+    """``archive.folder`` is empty while no replica is wanted here: then nothing is rendered."""
+    file = archive.files[0]
+    path = f"{archive.folder}/{file.path}" if archive.folder else ""
+    return contract.Chart(path=path, sha256=file.sha256, values=msgspec.json.encode(spec.values), ignore_hooks=spec.hooks == "Ignore")
 
 
 def _revision(resolved: contract.Component) -> str:

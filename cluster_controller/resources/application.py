@@ -115,15 +115,39 @@ class Expose(Document, frozen=True, kw_only=True):
     port: Port  # of the site, the same on every cluster that runs it; stays across restarts and new versions
 
 
+class ContainerImage(Document, frozen=True, kw_only=True):
+    """A container, for members that run containers."""
+
+    image: str  # as the member's nodes can pull it, or have it
+    command: list[str] = field(default_factory=list)  # instead of the image's own entry point
+    args: list[str] = field(default_factory=list)  # instead of the image's own arguments
+
+
+class Chart(Document, frozen=True, kw_only=True):
+    """A Helm chart, rendered at the site and applied like manifests."""
+
+    chart: ModelReference  # the archive: the one file of a Model with the runtime helm
+    values: dict[str, Any] = field(default_factory=dict)  # laid over the chart's own values
+    hooks: Literal["Refuse", "Ignore"] = "Refuse"  # Refuse: a chart with hooks or lookup is an error; Ignore: hooks are left out
+
+
+class ApplyPolicy(Document, frozen=True, kw_only=True):
+    """How objects are kept in members that have an API of their own."""
+
+    drift: Literal["Correct", "Report"] = "Correct"  # what somebody changed by hand there
+    conflicts: Literal["Report", "Force"] = "Report"  # a field that another manager declares
+    immutable_fields: Literal["Refuse", "Recreate"] = "Refuse"  # a change that only a new object can have
+
+
 class Component(Document, frozen=True, kw_only=True):
-    """Exactly one of model and command (later also container, manifests, helm)."""
+    """Exactly one of model, command, container, manifests and helm."""
 
     name: str  # unique within the application, a DNS label
-    model: ModelReference | None = None  # serve this model; or command
-    command: list[str] = field(default_factory=list)  # run this program with these arguments; or model
-    container: dict[str, Any] | None = None  # not served yet
-    manifests: list[Any] | dict[str, Any] | None = None  # not served yet
-    helm: dict[str, Any] | None = None  # not served yet
+    model: ModelReference | None = None  # serve this model
+    command: list[str] = field(default_factory=list)  # or run this program with these arguments
+    container: ContainerImage | None = None  # or run this container, on members that can
+    manifests: list[dict[str, Any]] = field(default_factory=list)  # or apply these objects of the member's own API
+    helm: Chart | None = None  # or render this chart and apply what it makes
     replicas: Count = 1  # over the whole placement when it is Divided, on each cluster when it is Duplicated
     resources: Resources = Resources()  # what one replica asks for
     env: list[EnvVar] = field(default_factory=list)  # environment variables
@@ -171,6 +195,7 @@ class ApplicationSpec(Document, frozen=True, kw_only=True):
     components: list[Component]  # what shall run, each with replicas of its own
     placement: Placement = Placement()  # where, in the subtree of the controller that is asked
     rollout: Rollout | None = None  # not served yet
+    apply: ApplyPolicy = ApplyPolicy()  # how objects are kept in members that have an API of their own
 
 
 class ComponentStatus(Document, frozen=True, kw_only=True):
@@ -272,6 +297,7 @@ class WorkSpec(Document, frozen=True, kw_only=True):
     components: list[Component] = field(default_factory=list)
     placement: Placement = Placement()
     rollout: Rollout | None = None
+    apply: ApplyPolicy = ApplyPolicy()
     references: list[WorkReference] = field(default_factory=list)
 
 

@@ -17,9 +17,12 @@ from cluster_controller.resources.application import (
     ApplicationReference,
     ApplicationSpec,
     ApplicationStatus,
+    ApplyPolicy,
+    Chart,
     ClusterRow,
     Component,
     ComponentStatus,
+    ContainerImage,
     EnvFrom,
     EnvSource,
     EnvVar,
@@ -128,7 +131,7 @@ class ModelFile(Document, frozen=True, kw_only=True):
 class ModelVersion(Document, frozen=True, kw_only=True):
     name: str  # unique within the model; what is published under it never changes
     files: list[ModelFile]  # all that this version consists of
-    runtime: Literal["onnx"] = "onnx"  # what can run it
+    runtime: Literal["onnx", "helm"] = "onnx"  # what can run it: the inference worker, or helm for a chart's archive
     variants: list[Any] | None = None  # not served yet
     description: str = ""  # a line for people
     licence: str = ""  # of the model
@@ -216,9 +219,6 @@ class User(Resource, frozen=True, kw_only=True):
 
 # Known fields that nothing acts on yet: (kind, dotted path, None or the values that are refused, what to do instead).
 UNSERVED: tuple[tuple[str, str, tuple[object, ...] | None, str], ...] = (
-    ("Application", "spec.components[].container", None, "use model or command"),
-    ("Application", "spec.components[].manifests", None, "use model or command"),
-    ("Application", "spec.components[].helm", None, "use model or command"),
     ("Application", "spec.placement.onUnreachable.action", ("Replace",), "use Keep"),
     ("Application", "spec.rollout", None, "leave it out: a change goes to all clusters at once"),
     ("Application", "spec.placement.tolerations[].tolerationSeconds", None, "leave it out: NoExecute moves replicas at once"),
@@ -235,6 +235,8 @@ __all__ = [
     "ApplicationReference",
     "ApplicationSpec",
     "ApplicationStatus",
+    "ApplyPolicy",
+    "Chart",
     "Cluster",
     "ClusterFacts",
     "ClusterOverlay",
@@ -250,6 +252,7 @@ __all__ = [
     "Condition",
     "ConfigMap",
     "Container",
+    "ContainerImage",
     "ContainerPort",
     "ContainerState",
     "ContainerStateRunning",

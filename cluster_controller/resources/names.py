@@ -6,6 +6,7 @@ DNS_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 DNS_SUBDOMAIN = re.compile(rf"{DNS_LABEL.pattern}(?:\.{DNS_LABEL.pattern})*")
 ENVIRONMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,252}")
 DATA_KEY = re.compile(r"[-._A-Za-z0-9]{1,253}")
+IMAGE = re.compile(r"[a-z0-9](?:[A-Za-z0-9._:/@-]{0,510}[A-Za-z0-9])?")  # registry/repository:tag@digest; the member's runtime knows better
 MODEL_VERSION = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 
 

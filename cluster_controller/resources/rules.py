@@ -10,7 +10,16 @@ from typing import Any
 
 from cluster_controller.errors import InvalidInput
 from cluster_controller.resources import kinds, quantity
-from cluster_controller.resources.names import DATA_KEY, ENVIRONMENT, MODEL_VERSION, label_problem, path_problem, shown, subdomain_problem
+from cluster_controller.resources.names import (
+    DATA_KEY,
+    ENVIRONMENT,
+    IMAGE,
+    MODEL_VERSION,
+    label_problem,
+    path_problem,
+    shown,
+    subdomain_problem,
+)
 from cluster_controller.resources.selectors import check_key, check_value, from_struct
 from cluster_controller.resources.shape import Problem
 
@@ -66,11 +75,24 @@ def application(app: kinds.Application, previous: kinds.Application | None, repo
 
 def _component(component: kinds.Component, path: str, report: Report) -> None:
     _label(f"{path}.name", component.name, report)
-    report.exactly_one(path, {"model": component.model, "command": component.command})
+    report.exactly_one(
+        path,
+        {
+            "model": component.model,
+            "command": component.command,
+            "container": component.container,
+            "manifests": component.manifests,
+            "helm": component.helm,
+        },
+    )
     if component.model is not None:
-        _problem(f"{path}.model.name", subdomain_problem(component.model.name), report)
-        if component.model.version and MODEL_VERSION.fullmatch(component.model.version) is None:
-            report(f"{path}.model.version", f"{shown(component.model.version)} is no version name")
+        _reference(f"{path}.model", component.model, report)
+    if component.helm is not None:
+        _reference(f"{path}.helm.chart", component.helm.chart, report)
+    if component.container is not None:
+        _container(component.container, f"{path}.container", report)
+    if component.manifests or component.helm is not None:
+        _objects(component, path, report)
     if component.command and not component.command[0]:
         report(f"{path}.command[0]", "the program to run is required", "FieldValueRequired")
     for index, word in enumerate(component.command):
@@ -82,6 +104,43 @@ def _component(component: kinds.Component, path: str, report: Report) -> None:
     for name, probe in (("liveness", component.liveness), ("readiness", component.readiness)):
         if probe is not None:
             _probe(probe, component, f"{path}.{name}", report)
+
+
+def _reference(path: str, reference: kinds.ModelReference, report: Report) -> None:
+    _problem(f"{path}.name", subdomain_problem(reference.name), report)
+    if reference.version and MODEL_VERSION.fullmatch(reference.version) is None:
+        report(f"{path}.version", f"{shown(reference.version)} is no version name")
+
+
+def _container(container: kinds.ContainerImage, path: str, report: Report) -> None:
+    if IMAGE.fullmatch(container.image) is None:
+        report(f"{path}.image", f"{shown(container.image)} is no image reference, as in registry.example/shop/web:1.4")
+    for name, words in (("command", container.command), ("args", container.args)):
+        for index, word in enumerate(words):
+            if "\0" in word:
+                report(f"{path}.{name}[{index}]", "a NUL character cannot be passed to a program")
+
+
+def _objects(component: kinds.Component, path: str, report: Report) -> None:
+    """Objects are what they are: what shapes an instance belongs into them, not beside them."""
+    for name in ("env", "env_from", "files", "volumes", "liveness", "readiness", "expose"):
+        if getattr(component, name):
+            report(f"{path}.{_camel(name)}", "means nothing beside manifests and helm; write it into the objects", "FieldValueForbidden")
+    if component.replicas not in (0, 1):
+        report(f"{path}.replicas", "manifests and helm are applied once per cluster; replicas belong into the objects")
+    for index, item in enumerate(component.manifests):
+        where = f"{path}.manifests[{index}]"
+        for name in ("apiVersion", "kind"):
+            if not isinstance(item.get(name), str) or not item[name]:
+                report(f"{where}.{name}", "is required", "FieldValueRequired")
+        meta = item.get("metadata")
+        if not isinstance(meta, dict) or not isinstance(meta.get("name"), str) or not meta["name"]:
+            report(f"{where}.metadata.name", "is required: without it each attempt would make another object", "FieldValueRequired")
+
+
+def _camel(name: str) -> str:
+    head, *rest = name.split("_")
+    return head + "".join(word.capitalize() for word in rest)
 
 
 def _resources(resources: kinds.Resources, path: str, report: Report) -> None:

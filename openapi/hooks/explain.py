@@ -66,7 +66,7 @@ def _names(found: Explained) -> list[str]:
 def _notes(found: Explained, component: kinds.Component) -> list[str]:
     """What concerns the component as a whole, not one cluster."""
     notes = []
-    if component.model is None and not component.takes_socket:
+    if component.command and not component.takes_socket:
         notes.append("takes no socket: one replica per site, and an upgrade stops it before it starts the new one")
     if found.allotment.held_by:
         notes.append(f"deletion waits for {', '.join(found.allotment.held_by)}; until then it runs on")

@@ -35,7 +35,7 @@ def changed(**fields: Any) -> dict[str, Any]:
         (application(component={"replica": 2}), 422, "did you mean replicas"),
         (application(component={"resources": {"cpu": "-1"}}), 422, "negative"),
         (application(component={"resources": {"memory": "1e99"}}), 422, "too large"),
-        (application(component={"container": {"image": "x"}}), 422, "not served yet"),
+        (application(component={"container": {"image": "x"}}), 422, "exactly one|only one"),
         (application(placement={"onUnreachable": {"action": "Replace"}}), 422, "not served yet"),
         (application(placement={"clusterSelector": {"matchLabels": {"a b": "c"}}}), 422, "label key"),
     ],

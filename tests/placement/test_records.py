@@ -1,5 +1,7 @@
 """Documents become what placement decides with, and nothing is lost or invented on the way."""
 
+from typing import Any
+
 import pytest
 
 from cluster_controller.errors import InvalidInput
@@ -43,6 +45,23 @@ def test_an_application_becomes_a_demand() -> None:
     assert serve.request == Request(250, 128 * 1024**2, {"nvidia.com/gpu": 1})
     assert (pump.kind, pump.single, pump.request) == ("command", True, Request(500, 1000))
     assert (bare.single, bool(bare.request), bare.node_labels) == (False, False, {"disk": "ssd"})
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind"),
+    [
+        ({"model": kinds.ModelReference(name="m")}, "model"),
+        ({"command": ["run"]}, "command"),
+        ({"container": kinds.ContainerImage(image="web")}, "container"),
+        ({"manifests": [{"kind": "Pod"}]}, "manifests"),
+        ({"helm": kinds.Chart(chart=kinds.ModelReference(name="m"))}, "helm"),
+    ],
+)
+def test_a_component_goes_only_where_its_kind_runs(fields: dict[str, Any], kind: str) -> None:
+    """What takes no socket is one per site only where instances share a site's port."""
+    component = kinds.Component(name="c", takes_socket=False, **fields)
+    made = records.demand("uid", [component], kinds.Placement()).components[0]
+    assert (made.kind, made.single) == (kind, kind == "command")
 
 
 def test_nothing_asked_is_no_restriction_and_nonsense_is_refused() -> None:

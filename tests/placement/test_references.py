@@ -98,3 +98,26 @@ def test_a_delivered_model_is_named_by_its_origin(tmp_path: Path) -> None:
             await tree.close()
 
     asyncio.run(play())
+
+
+def test_a_chart_travels_as_its_model_does(tmp_path: Path) -> None:
+    async def play() -> None:
+        tree = Tree(tmp_path)
+        root = await tree.add("root")
+        edge = await tree.add("edge", "root", 1000)
+        try:
+            chart: dict[str, object] = {"name": "shop", "helm": {"chart": {"name": "web"}}, "replicas": 1}
+            await put_application(root, "shop", 0, [chart])
+            await tree.quiet()
+            assert "waits for Model default/web" in application(root, "shop").status.conditions[0].message  # type: ignore[union-attr]
+            model = await write(root, "Model", "web", spec={"versions": []})
+            await tree.quiet()
+            assert delivered(root, edge) == set(), "no cluster here runs charts"
+            part = component("serve") | {"command": [], "model": {"name": "web"}}
+            await put_application(root, "model", 0, [part])
+            await tree.quiet()
+            assert delivered(root, edge) == {("Model", model)}
+        finally:
+            await tree.close()
+
+    asyncio.run(play())

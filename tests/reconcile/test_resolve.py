@@ -194,6 +194,32 @@ def test_every_field_reaches_the_shim() -> None:
     ).takes_socket  # a model's worker always does
 
 
+def test_what_is_no_process_reaches_the_shim() -> None:
+    made = resolved(command=[], container=kinds.ContainerImage(image="shop/web:1", command=["web"], args=["--fast"]))
+    assert (made.image, made.command, made.args) == ("shop/web:1", ("web",), ("--fast",))
+    assert contract.component_kind(made) == "container"
+    objects = [{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"a": "b"}}]
+    made = resolved(command=[], manifests=objects)
+    assert [msgspec.json.decode(item) for item in made.manifests] == objects
+    assert contract.component_kind(made) == "manifests"
+
+
+def test_a_chart_is_an_archive_and_its_values() -> None:
+    archive = contract.ModelRef("web", "1.4.0", "u", "/a", (contract.ModelFile("web-1.4.0.tgz", "1" * 64, 9),), "helm")
+    spec = kinds.Component(
+        name="shop", helm=kinds.Chart(chart=kinds.ModelReference(name="web"), values={"replicaCount": 2}, hooks="Ignore"), replicas=1
+    )
+    made = component(spec, kinds.Placement(), {}, archive)
+    assert made.model is None
+    assert made.chart == contract.Chart(path="/a/web-1.4.0.tgz", sha256="1" * 64, values=b'{"replicaCount":2}', ignore_hooks=True)
+    elsewhere = component(spec, kinds.Placement(), {}, msgspec.structs.replace(archive, folder="/b"))
+    assert elsewhere.revision == made.revision
+    nowhere = component(spec, kinds.Placement(), {}, msgspec.structs.replace(archive, folder=""))
+    assert nowhere.chart is not None and nowhere.chart.path == ""
+    newer = msgspec.structs.replace(archive, files=(contract.ModelFile("web-1.4.1.tgz", "2" * 64, 9),))
+    assert component(spec, kinds.Placement(), {}, newer).revision != made.revision
+
+
 def test_probes_of_every_kind() -> None:
     assert resolved(liveness=kinds.Probe(http_get=kinds.HttpGet())).liveness == contract.Probe(http_path="/")
     assert resolved(liveness=kinds.Probe(tcp_socket=kinds.TcpSocket(port=9))).liveness == contract.Probe(tcp=True, port=9)
@@ -300,6 +326,25 @@ def test_a_model_that_is_not_there() -> None:
     with pytest.raises(InvalidInput, match="Model emotion cannot be read here"):
         need({("Model", "emotion"): b"[]"})
     assert model_need(kinds.Component(name="c", command=["x"]), {}) is None
+
+
+def test_a_chart_is_no_model_and_a_model_no_chart() -> None:
+    onnx, helm = model("1"), chart("1")
+    wanted = kinds.Component(name="shop", helm=kinds.Chart(chart=kinds.ModelReference(name="emotion")))
+    found = model_need(wanted, helm)
+    assert found is not None and found.runtime == "helm"
+    with pytest.raises(InvalidInput, match="version 1 of emotion is no Helm chart; publish its archive with --runtime helm"):
+        model_need(wanted, onnx)
+    with pytest.raises(InvalidInput, match=r"is no Helm chart.*as one file"):
+        model_need(wanted, chart("1", files=2))
+    with pytest.raises(InvalidInput, match="version 1 of emotion is a Helm chart; name it under helm"):
+        need(helm)
+
+
+def chart(version: str, files: int = 1) -> dict[tuple[str, str], bytes]:
+    archives = [kinds.ModelFile(path=f"{number}.tgz", sha256=version * 64, size=9) for number in range(files)]
+    spec = kinds.ModelSpec(versions=[kinds.ModelVersion(name=version, runtime="helm", files=archives)])
+    return {("Model", "emotion"): encode(kinds.Model(metadata=kinds.Metadata(name="emotion", uid="m"), spec=spec))}
 
 
 def test_a_contract_with_more_fields_restarts_nothing() -> None:

@@ -45,13 +45,49 @@ def test_the_example_of_the_architecture_is_accepted_but_for_its_rollout() -> No
 
 C = "spec.components[0]"
 P = "spec.placement"
+OBJECT = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}}
+
+
+def instead(fields: dict[str, Any]) -> dict[str, Any]:
+    """A component that is no command."""
+    return {"command": []} | fields
+
+
+@pytest.mark.parametrize(
+    "component",
+    [
+        {"container": {"image": "registry.example:5000/shop/web:1.4@sha256:" + "0" * 64, "args": ["--fast"]}, "expose": {"port": 80}},
+        {"manifests": [OBJECT, OBJECT | {"metadata": {"name": "b", "namespace": "other"}}], "replicas": 0},
+        {"helm": {"chart": {"name": "web", "version": "1.4.0"}, "values": {"replicaCount": 2, "deep": {"er": [1]}}, "hooks": "Ignore"}},
+    ],
+)
+def test_what_only_members_with_an_api_of_their_own_can_run_is_accepted(component: dict[str, Any]) -> None:
+    apply = {"drift": "Report", "conflicts": "Force", "immutableFields": "Recreate"}
+    found = validate.decode("Application", msgspec.json.encode(application(component=instead(component), apply=apply)))
+    assert isinstance(found, kinds.Application)
+    assert found.spec.apply == kinds.ApplyPolicy(drift="Report", conflicts="Force", immutable_fields="Recreate")
 
 
 @pytest.mark.parametrize(
     ("component", "field"),
     [({"replcas": 1}, f"{C}.replcas"), ({"replicas": "x"}, f"{C}.replicas"), ({"replicas": -1}, f"{C}.replicas"),
      ({"replicas": 10**6}, f"{C}.replicas"),
-     ({"container": {"image": "x"}}, f"{C}.container"), ({"manifests": []}, f"{C}.manifests"), ({"helm": {}}, f"{C}.helm"),
+     ({"container": {"image": "x"}}, C), ({"manifests": [{}]}, C), ({"helm": {}}, f"{C}.helm"),
+     (instead({"container": {}}), f"{C}.container"), (instead({"container": {"image": "a b"}}), f"{C}.container.image"),
+     (instead({"container": {"image": "x" * 513}}), f"{C}.container.image"),
+     (instead({"container": {"image": "x", "args": ["\0"]}}), f"{C}.container.args[0]"),
+     (instead({"container": {"image": "x", "command": ["a", "\0"]}}), f"{C}.container.command[1]"),
+     (instead({"manifests": {"kind": "Pod"}}), f"{C}.manifests"), (instead({"manifests": ["x"]}), f"{C}.manifests[0]"),
+     (instead({"manifests": [OBJECT | {"apiVersion": 1}]}), f"{C}.manifests[0].apiVersion"),
+     (instead({"manifests": [OBJECT, OBJECT | {"kind": ""}]}), f"{C}.manifests[1].kind"),
+     (instead({"manifests": [OBJECT | {"metadata": {"generateName": "x-"}}]}), f"{C}.manifests[0].metadata.name"),
+     (instead({"manifests": [OBJECT], "replicas": 2}), f"{C}.replicas"),
+     (instead({"manifests": [OBJECT], "expose": {"port": 80}}), f"{C}.expose"),
+     (instead({"manifests": [OBJECT], "envFrom": [{"secretRef": {"name": "s"}}]}), f"{C}.envFrom"),
+     (instead({"helm": {"chart": {"name": "A_"}}}), f"{C}.helm.chart.name"),
+     (instead({"helm": {"chart": {"name": "a", "version": "/"}}}), f"{C}.helm.chart.version"),
+     (instead({"helm": {"chart": {"name": "a"}, "hooks": "Run"}}), f"{C}.helm.hooks"),
+     (instead({"helm": {"chart": {"name": "a"}}, "volumes": [{"name": "v", "path": "a"}]}), f"{C}.volumes"),
      ({"command": []}, C), ({"model": {"name": "m"}}, C), ({"command": [""]}, f"{C}.command[0]"), ({"command": ["a\0"]}, f"{C}.command[0]"),
      ({"name": "A"}, f"{C}.name"), ({"name": "a.b"}, f"{C}.name"), ({"name": "x" * 64}, f"{C}.name"),
      ({"resources": {"cpu": "-1"}}, f"{C}.resources.cpu"), ({"resources": {"memory": "1e99"}}, f"{C}.resources.memory"),
