@@ -77,6 +77,15 @@ class Chart(Struct, frozen=True):
     ignore_hooks: bool = False  # leave hooks out; otherwise a chart that has some is an error
 
 
+class Toleration(Struct, frozen=True):
+    """As in Kubernetes: which taint of a node is no hindrance."""
+
+    key: str = ""
+    operator: str = "Equal"
+    value: str = ""
+    effect: str = ""
+
+
 class Component(Struct, frozen=True, kw_only=True):
     """One part of an application on this cluster: exactly one of ``model``, ``command`` alone, ``image``, ``manifests`` and ``chart``."""
 
@@ -100,6 +109,9 @@ class Component(Struct, frozen=True, kw_only=True):
     readiness: Probe | None = None
     grace_seconds: float = 30.0  # between SIGTERM and SIGKILL
     node: str = ""  # a named node, or anywhere
+    node_labels: dict[str, str] = field(default_factory=dict)  # only nodes that have all of them
+    architecture: str = ""  # only nodes of this one, as in kubernetes.io/arch
+    tolerations: tuple[Toleration, ...] = ()  # nodes with these taints too
 
 
 class Work(Struct, frozen=True, kw_only=True):
@@ -168,7 +180,7 @@ class ObservedComponent(Struct, frozen=True, kw_only=True):
     name: str
     desired: int
     ready: int
-    updated: int  # instances of the wanted revision
+    updated: int  # ready instances of the wanted revision
     reason: str = ""
     message: str = ""
     port: int = 0  # the site port that really listens; 0 when none

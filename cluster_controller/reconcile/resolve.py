@@ -98,6 +98,9 @@ def component(spec: kinds.Component, placement: kinds.Placement, found: Found, m
         readiness=_probe(spec.readiness),
         grace_seconds=float(spec.termination_grace_period_seconds),
         node=placement.node_name,
+        node_labels=dict(placement.node_selector),
+        architecture=placement.architecture,
+        tolerations=tuple(contract.Toleration(each.key, each.operator, each.value, each.effect) for each in placement.tolerations),
     )
     return msgspec.structs.replace(resolved, revision=_revision(resolved))
 

@@ -226,8 +226,7 @@ def _pod(
         mounts.append({"name": volumes[-1]["name"], "mountPath": _inside(volume.path)})
     pod: Object = {"terminationGracePeriodSeconds": int(component.grace_seconds), "automountServiceAccountToken": False}
     pod["enableServiceLinks"] = False
-    if component.node:
-        pod["nodeSelector"] = {"kubernetes.io/hostname": component.node}
+    pod |= _where(component)
     container: Object = {"name": component.name, "resources": _resources(component.resources)}
     if component.model is not None:
         _serve_model(work, component, settings, source, meta, objects, volumes, mounts, pod, container)
@@ -371,6 +370,21 @@ def _secret(meta: Object, suffix: str, data: Mapping[str, bytes]) -> Object:
 def _claim(name: str, namespace: str) -> Object:
     spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
     return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name, "namespace": namespace}, "spec": spec}
+
+
+def _where(component: contract.Component) -> Object:
+    """What placement asked of the node, for the member's own scheduler."""
+    selector = dict(component.node_labels)
+    if component.architecture:
+        selector["kubernetes.io/arch"] = component.architecture
+    if component.node:
+        selector["kubernetes.io/hostname"] = component.node
+    made: Object = {"nodeSelector": selector} if selector else {}
+    if component.tolerations:
+        made["tolerations"] = [
+            {key: value for key, value in msgspec.structs.asdict(each).items() if value} for each in component.tolerations
+        ]
+    return made
 
 
 def _resources(wanted: contract.Resources) -> Object:

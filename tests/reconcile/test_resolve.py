@@ -204,6 +204,15 @@ def test_what_is_no_process_reaches_the_shim() -> None:
     assert contract.component_kind(made) == "manifests"
 
 
+def test_where_it_may_run_reaches_a_scheduler_below() -> None:
+    placement = kinds.Placement(
+        node_selector={"disk": "ssd"}, architecture="arm64", tolerations=[kinds.Toleration(key="gpu", operator="Exists")]
+    )
+    made = component(kinds.Component(name="c", command=["x"]), placement, {}, None)
+    assert (made.node_labels, made.architecture) == ({"disk": "ssd"}, "arm64")
+    assert made.tolerations == (contract.Toleration("gpu", "Exists"),)
+
+
 def test_a_chart_is_an_archive_and_its_values() -> None:
     archive = contract.ModelRef("web", "1.4.0", "u", "/a", (contract.ModelFile("web-1.4.0.tgz", "1" * 64, 9),), "helm")
     spec = kinds.Component(

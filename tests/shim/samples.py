@@ -3,6 +3,7 @@ what an earlier one wrote: ``python -m tests.shim.samples`` records those that a
 """
 
 from pathlib import Path
+from typing import Any
 
 from banyan.shim.v1 import shim_pb2 as pb
 from google.protobuf.message import Message
@@ -33,6 +34,8 @@ _COMPONENT = c.Component(
     grace_seconds=12.5,
     node="node-1",
 )
+_TOLERATION = c.Toleration("gpu", "Exists", "yes", "NoSchedule")
+_WHERE: dict[str, Any] = {"node_labels": {"disk": "ssd"}, "architecture": "arm64", "tolerations": (_TOLERATION,)}
 _CHART = c.Chart("/blobs/c.tgz", "cd" * 32, b'{"replicas":2}', True)
 _OBJECT = b'{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"m"}}'
 _WORK = c.Work(uid="uid-a", name="emotion", namespace="default", origin="root", version=9, components=(_COMPONENT,))
@@ -91,6 +94,8 @@ STRUCTS: dict[str, tuple[Struct, type[Message]]] = {
     "ComponentContainer": (c.Component(name="web", replicas=2, revision="r", image="web:1", command=("run",), args=("-v",)), pb.Component),
     "ComponentManifests": (c.Component(name="rules", replicas=1, revision="r", manifests=(_OBJECT,)), pb.Component),
     "ComponentHelm": (c.Component(name="chart", replicas=1, revision="r", chart=_CHART), pb.Component),
+    "ComponentSomewhere": (c.Component(name="web", replicas=1, revision="r", **_WHERE), pb.Component),
+    "Toleration": (_TOLERATION, pb.Toleration),
     "Chart": (_CHART, pb.Chart),
     "WorkKept": (replace(_WORK, report_drift=True, force_conflicts=True, recreate=True), pb.Work),
     "Resources": (_COMPONENT.resources, pb.Resources),

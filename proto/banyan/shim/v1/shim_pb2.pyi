@@ -400,6 +400,26 @@ class Component(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class NodeLabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
@@ -420,6 +440,9 @@ class Component(_message.Message):
     ARGS_FIELD_NUMBER: _builtins.int
     MANIFESTS_FIELD_NUMBER: _builtins.int
     CHART_FIELD_NUMBER: _builtins.int
+    NODE_LABELS_FIELD_NUMBER: _builtins.int
+    ARCHITECTURE_FIELD_NUMBER: _builtins.int
+    TOLERATIONS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     replicas: _builtins.int
     revision: _builtins.str
@@ -429,6 +452,8 @@ class Component(_message.Message):
     node: _builtins.str
     image: _builtins.str
     """A container image; command and args run in it."""
+    architecture: _builtins.str
+    """Only nodes of this architecture, as in kubernetes.io/arch; empty: any."""
     @_builtins.property
     def model(self) -> Global___ModelRef: ...
     @_builtins.property
@@ -455,6 +480,12 @@ class Component(_message.Message):
 
     @_builtins.property
     def chart(self) -> Global___Chart: ...
+    @_builtins.property
+    def node_labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Only nodes that have all of these labels."""
+
+    @_builtins.property
+    def tolerations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Toleration]: ...
     def __init__(
         self,
         *,
@@ -478,14 +509,47 @@ class Component(_message.Message):
         args: _abc.Iterable[_builtins.str] | None = ...,
         manifests: _abc.Iterable[_builtins.bytes] | None = ...,
         chart: Global___Chart | None = ...,
+        node_labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        architecture: _builtins.str = ...,
+        tolerations: _abc.Iterable[Global___Toleration] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chart", b"chart", "liveness", b"liveness", "model", b"model", "readiness", b"readiness", "resources", b"resources"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "chart", b"chart", "command", b"command", "env", b"env", "files", b"files", "grace_seconds", b"grace_seconds", "image", b"image", "liveness", b"liveness", "manifests", b"manifests", "model", b"model", "name", b"name", "node", b"node", "port", b"port", "readiness", b"readiness", "replicas", b"replicas", "resources", b"resources", "revision", b"revision", "secret_env", b"secret_env", "takes_socket", b"takes_socket", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "args", b"args", "chart", b"chart", "command", b"command", "env", b"env", "files", b"files", "grace_seconds", b"grace_seconds", "image", b"image", "liveness", b"liveness", "manifests", b"manifests", "model", b"model", "name", b"name", "node", b"node", "node_labels", b"node_labels", "port", b"port", "readiness", b"readiness", "replicas", b"replicas", "resources", b"resources", "revision", b"revision", "secret_env", b"secret_env", "takes_socket", b"takes_socket", "tolerations", b"tolerations", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Component: _TypeAlias = Component  # noqa: Y015
+
+@_typing.final
+class Toleration(_message.Message):
+    """As in Kubernetes: which taint of a node is no hindrance."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    OPERATOR_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    EFFECT_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    operator: _builtins.str
+    value: _builtins.str
+    effect: _builtins.str
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        operator: _builtins.str = ...,
+        value: _builtins.str = ...,
+        effect: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["effect", b"effect", "key", b"key", "operator", b"operator", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Toleration: _TypeAlias = Toleration  # noqa: Y015
 
 @_typing.final
 class Resources(_message.Message):
