@@ -14,7 +14,7 @@ import contextlib
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 from urllib.parse import urlencode, urlsplit
@@ -194,10 +194,11 @@ class Api:
         body: bytes | None = None,
         content_type: str = "application/json",
         accept: str = "application/json",
+        headers: Mapping[str, str] | None = None,
         timeout: float = REQUEST_SECONDS,
     ) -> bytes:
         """The answer's body. ApiError for everything else; a server that asks for patience (429, 503 with Retry-After) gets some."""
-        headers = {"accept": accept}
+        headers = {"accept": accept, **(headers or {})}
         if body is not None:
             headers["content-type"] = content_type
         target = path + ("?" + urlencode(query) if query else "")
