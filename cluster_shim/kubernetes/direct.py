@@ -1,6 +1,7 @@
 """Applying without a plan: the rendered objects one after the other, and everything with the application's label removed."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -26,9 +27,10 @@ class Resource(Struct, frozen=True):
 
 
 class DirectApplier:
-    def __init__(self, api: Api, settings: render.Settings) -> None:
+    def __init__(self, api: Api, settings: render.Settings, source: Callable[[contract.Work], render.Source | None]) -> None:
         self._api = api
         self._settings = settings
+        self._source = source
         self._resources: dict[tuple[str, str], Resource] = {}
         self._touched: dict[str, set[Resource]] = {}
         self._namespaces: set[str] = set()
@@ -39,7 +41,7 @@ class DirectApplier:
     async def apply(self, work: contract.Work) -> Applied:
         problems: dict[str, Trouble] = {}
         namespace = names.namespace_of(work.namespace)
-        rendered = render.render(work, self._settings, None)
+        rendered = render.render(work, self._settings, self._source(work))
         await self._namespace(namespace)
         touched = self._touched.setdefault(work.uid, set())
         for item in rendered:

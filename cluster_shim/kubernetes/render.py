@@ -23,6 +23,8 @@ Object = dict[str, Any]
 CACHE_MOUNT = "/var/cache/banyan/models"
 WORK_FOLDER = "/var/lib/banyan/work"  # where relative paths of a component begin
 FETCH_MOUNT = "/etc/banyan/fetch"
+FETCH_SUFFIX = "-fetch"  # of the Secret that is mounted there
+WORKER_USER = 65532  # of the worker image
 HTTP = "http"
 
 
@@ -33,11 +35,15 @@ class Settings(Struct, frozen=True, kw_only=True):
     pull_policy: str = "IfNotPresent"
     service_type: str = "ClusterIP"  # or NodePort, LoadBalancer
     cache: str = "hostPath:/var/lib/banyan/models"  # or pvc:CLAIM, emptyDir
-    files_url: str = ""  # https://HOST:PORT where pods of this cluster find `files`
+    files_url: str = ""  # https://HOST:PORT where pods of this cluster find `files`; found out if it is not said
+    files_listen: str = ""  # HOST:PORT where `files` listens, if that is not every address and the port of files_url
 
 
 class Source(Struct, frozen=True):
-    """Where the pods of one Work read model files: a token that opens these alone, and the CA to expect."""
+    """Where the pods of one Work read model files: a token that opens these alone, and the CA to expect.
+
+    They stand in a Secret of their own that pods read when they start: another address or CA restarts nothing.
+    """
 
     url: str
     token: str
@@ -202,8 +208,12 @@ def _strategy(component: contract.Component) -> Object:
 
 
 def _content(objects: Sequence[Object]) -> dict[str, str]:
-    """A pod reads files and variables when it starts: other contents are another pod template."""
-    read = [made.get("data") for made in objects if made["kind"] in ("ConfigMap", "Secret")]
+    """A pod reads files and variables when it starts: other contents are another pod template. Not where it finds its model."""
+    read = [
+        made.get("data")
+        for made in objects
+        if made["kind"] in ("ConfigMap", "Secret") and not made["metadata"]["name"].endswith(FETCH_SUFFIX)
+    ]
     return {"banyan.dev/content": hashlib.sha256(msgspec.json.encode(read, order="sorted")).hexdigest()[:16]} if any(read) else {}
 
 
@@ -262,6 +272,9 @@ def _run(component: contract.Component, settings: Settings, container: Object) -
         container["workingDir"] = WORK_FOLDER
 
 
+HARDENED: Object = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+
+
 def _serve_model(  # noqa: PLR0917  what a pod is made of, filled in one place
     work: contract.Work,
     component: contract.Component,
@@ -288,13 +301,23 @@ def _serve_model(  # noqa: PLR0917  what a pod is made of, filled in one place
         "command": ["python3", "-m", "edge_ai.fetch"],
         "args": ["--folder", folder, *(f"--file={file.path}={file.sha256}:{file.size}" for file in model.files)],
         "volumeMounts": [{"name": "models", "mountPath": CACHE_MOUNT}],
+        "resources": _resources(msgspec.structs.replace(component.resources, accelerators={})),  # a quota counts the larger of the two
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "securityContext": dict(HARDENED),
     }
     if source is not None:
-        objects.append(_secret(meta, "-fetch", {"token": source.token.encode(), "ca.pem": source.ca.encode()}))
-        volumes.append({"name": "fetch", "secret": {"secretName": objects[-1]["metadata"]["name"], "defaultMode": 0o400}})
-        fetch["args"] += ["--source", source.url, "--token-file", f"{FETCH_MOUNT}/token", "--ca", f"{FETCH_MOUNT}/ca.pem"]
+        secret = {"url": source.url.encode(), "token": source.token.encode(), "ca.pem": source.ca.encode()}
+        objects.append(_secret(meta, FETCH_SUFFIX, secret))
+        volumes.append({"name": "fetch", "secret": {"secretName": objects[-1]["metadata"]["name"], "defaultMode": 0o440}})
+        fetch["args"] += ["--source", FETCH_MOUNT]
         fetch["volumeMounts"].append({"name": "fetch", "mountPath": FETCH_MOUNT, "readOnly": True})
     volumes.append({"name": "models", **_cache(settings.cache)})
+    pod["securityContext"] = {"runAsNonRoot": True, "runAsUser": WORKER_USER, "seccompProfile": {"type": "RuntimeDefault"}}
+    if settings.cache.startswith("hostPath:"):
+        # The kubelet makes that folder, and makes it root's: root without a single capability writes there, and the server reads.
+        fetch["securityContext"] |= {"runAsUser": 0, "runAsNonRoot": False}
+    else:
+        pod["securityContext"] |= {"fsGroup": WORKER_USER, "fsGroupChangePolicy": "OnRootMismatch"}
     mounts.append({"name": "models", "mountPath": CACHE_MOUNT, "readOnly": True})
     pod["initContainers"] = [fetch]
     port = component.port or 8080
@@ -309,7 +332,7 @@ def _serve_model(  # noqa: PLR0917  what a pod is made of, filled in one place
         "ports": [{"name": HTTP, "containerPort": port, "protocol": "TCP"}],
         "readinessProbe": {"httpGet": {"path": "/v2/health/ready", "port": port}, "periodSeconds": 2, "failureThreshold": 3},
         "livenessProbe": {"httpGet": {"path": "/v2/health/live", "port": port}, "periodSeconds": 10, "failureThreshold": 6},
-        "securityContext": {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}},
+        "securityContext": dict(HARDENED),
     }
 
 

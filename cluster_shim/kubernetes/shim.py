@@ -12,6 +12,8 @@ from cluster_shim.contract import ByteStream, Description, Desired, Observed, Op
 from cluster_shim.kubernetes import render
 from cluster_shim.kubernetes.api import Access, Api
 from cluster_shim.kubernetes.direct import DirectApplier
+from cluster_shim.kubernetes.files import FileServer
+from cluster_shim.kubernetes.member import Door
 from cluster_shim.kubernetes.picture import Picture
 from cluster_shim.kubernetes.session import Session
 
@@ -25,13 +27,15 @@ class KubernetesShim:
 
     kind = "kubernetes"
 
-    def __init__(self, access: Access, settings: render.Settings, folder: Path | None = None) -> None:
+    def __init__(self, access: Access, settings: render.Settings, folder: Path) -> None:
         self._access = access
         self._settings = settings
         self._folder = folder
         self._api: Api | None = None
+        self._files: FileServer | None = None
         self._picture: Picture | None = None
         self._session: Session | None = None
+        self._door: Door | None = None
         self._connecting = asyncio.Lock()
 
     async def describe(self) -> Description:
@@ -43,21 +47,28 @@ class KubernetesShim:
         if self._session is not None:
             raise ShimError("this cluster is being reconciled already; end that reconciliation first")
         api, picture = await self._connected()
-        session = self._session = Session(picture, DirectApplier(api, self._settings))
+        assert self._files is not None
+        session = self._session = Session(picture, DirectApplier(api, self._settings, self._files.source))
         try:
-            async with aclosing(session.run(desired)) as news:
+            async with aclosing(session.run(self._files.listen(desired))) as news:
                 async for observed in news:
                     yield observed
         finally:
             self._session = None
 
     async def open(self, target: OpenTarget) -> ByteStream:
+        if target.kind == "api":
+            api, _ = await self._connected()
+            self._door = self._door or Door(api)
+            return await self._door.open(target)
         raise ShimError(f"a Kubernetes cluster has no {target.kind!r} to open")
 
     async def close(self) -> None:
         """Let go. Applications run on."""
-        picture, api = self._picture, self._api
-        self._picture = self._api = None
+        picture, api, files = self._picture, self._api, self._files
+        self._picture = self._api = self._files = self._door = None
+        if files is not None:
+            await files.close()
         if picture is not None:
             await picture.close()
         if api is not None:
@@ -66,7 +77,10 @@ class KubernetesShim:
     async def _connected(self) -> tuple[Api, Picture]:
         async with self._connecting:
             if self._api is None or self._picture is None:
+                if self._files is None:
+                    self._files = await asyncio.to_thread(FileServer, self._folder, self._settings)
                 self._api = await Api.open(self._access)
+                self._files.start(self._api.url)
                 self._picture = Picture(self._api, self._seen, self._nodes_seen)
                 self._picture.start()
             return self._api, self._picture
