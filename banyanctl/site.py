@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -36,9 +36,13 @@ Kubernetes = Annotated[
     list[str] | None,
     typer.Option("--kubernetes", metavar="K=V", help="How that cluster is used: see `banyan run --help`; may be repeated."),
 ]
+IfNew = Annotated[
+    bool, typer.Option("--if-new", help="Change nothing where a cluster lives in the data folder already; its settings count then.")
+]
 Shim = Annotated[
     str | None, typer.Option("--shim", help="process, kubernetes, k3s, none, or the address of a shim.", show_default="process")
 ]
+TOKEN_LIMIT = 8192  # characters of a file with a token
 
 
 def data_folder() -> Path:
@@ -78,8 +82,13 @@ def init(
     context: Context = None,
     kubernetes: Kubernetes = None,
     start: Annotated[bool, typer.Option("--run", help="Run the controller in the foreground right away.")] = False,
+    if_new: IfNew = False,
 ) -> None:
     """Create the root of a new tree on this machine: its certificate authority, its identity, its settings."""
+    if if_new and _lives_here():
+        if start:
+            run_controller(data_folder())
+        return
     given = {"api_listen": api_listen, "tunnel_listen": tunnel_listen, "tunnel_advertise": tunnel_advertise}
     given |= own_cluster(shim, kubeconfig, context, kubernetes)
     wanted = configuration(name, {**given, "labels": arguments.labels(labels) if labels else None})
@@ -103,9 +112,13 @@ def _initialised(made: Config) -> None:
     "banyan join banyan1… --name edge-1 --labels tier=edge,zone=north --install",
     "banyan join banyan1… --name edge-1 --proxy http://proxy.example.com:3128",
     "banyan join banyan1… --name edge-k8s --shim kubernetes --kubeconfig ~/.kube/config --context site",
+    "banyan join banyan1… --name edge-k8s --print-manifest --image registry.example.com/banyan-edge:1.0 | kubectl apply -f -",
 )
 def join(
-    token: Annotated[str, typer.Argument(help="The token that `banyan token create` printed; - reads it from standard input.")],
+    token: Annotated[
+        str,
+        typer.Argument(help="The token that `banyan token create` printed; - reads it from standard input, @FILE from a file."),
+    ],
     name: Annotated[str, typer.Option("--name", help="Name of this cluster, a DNS label.")],
     labels: Labels = None,
     proxy: Annotated[
@@ -125,17 +138,45 @@ def join(
         str, typer.Option("--user", help="With --install as root: who the controller and what it runs belong to.", show_default="root")
     ] = "",
     start: Annotated[bool, typer.Option("--run/--no-run", help="Run the controller once joined.")] = True,
+    if_new: IfNew = False,
+    print_manifest: Annotated[
+        bool,
+        typer.Option(
+            "--print-manifest", help="Join nothing here: print what makes a Kubernetes cluster the member, for kubectl apply -f -."
+        ),
+    ] = False,
+    image: Annotated[
+        str, typer.Option("--image", help="With --print-manifest: the image of the controller.", show_default="banyan-edge:VERSION")
+    ] = "",
+    namespace: Annotated[str, typer.Option("--namespace", help="With --print-manifest: where the controller lives.")] = "banyan-system",
+    profile: Annotated[
+        str, typer.Option("--profile", help="With --print-manifest: its rights in that cluster, full or namespaced.")
+    ] = "full",
+    applications_in: Annotated[
+        str, typer.Option("--applications-in", metavar="NAMESPACE,...", help="With --profile namespaced: where Applications may run.")
+    ] = "",
+    storage_class: Annotated[
+        str, typer.Option("--storage-class", help="With --print-manifest: of its volume.", show_default="the cluster's default")
+    ] = "",
 ) -> None:
-    """Make this machine a member of a tree, and run its controller.
+    """Make this machine a member of a tree, and run its controller. Or, with --print-manifest, a Kubernetes cluster from within.
 
-    Keys are made here and never leave; running the same command twice is safe.
+    Keys are made where the controller lives and never leave; running the same command twice is safe.
     """
+    if print_manifest:
+        if install or user or kubeconfig or context or api_listen or tunnel_listen or tunnel_advertise:
+            raise InvalidInput("--print-manifest is for a controller inside the cluster: leave out what is about this machine")
+        there = {"image": image, "namespace": namespace, "profile": profile, "storage_class": storage_class, "proxy": proxy or ""}
+        _print_manifest(_word(token), name, shim or "kubernetes", labels or (), kubernetes or (), applications_in, there)
+        return
+    if if_new and _lives_here():
+        if start:
+            run_controller(data_folder())
+        return
     given = {"proxy": proxy, "api_listen": api_listen, "tunnel_listen": tunnel_listen, "tunnel_advertise": tunnel_advertise}
     given |= own_cluster(shim, kubeconfig, context, kubernetes)
     wanted = configuration(name, {**given, "labels": arguments.labels(labels) if labels else None})
-    word = sys.stdin.readline() if token == "-" else token  # noqa: S105 (no password: the word for standard input)
-    if not word.strip():
-        raise InvalidInput("the token is empty; give the word that `banyan token create` printed", "TOKEN")
+    word = _word(token)
     if install:
         systemd.require(wanted.data, user)
     elif user:
@@ -149,6 +190,53 @@ def join(
     _joined(wanted, joined, install=install, user=user)
     if start and not install:
         run_controller(wanted.data)
+
+
+def _print_manifest(
+    word: str, name: str, shim: str, labels: Iterable[str], kubernetes: Iterable[str], applications_in: str, given: dict[str, str]
+) -> None:
+    from banyanctl import manifest
+
+    text = manifest.write(
+        manifest.Wanted(
+            token=word,
+            name=name,
+            shim=shim,
+            targets=tuple(filter(None, (part.strip() for part in applications_in.split(",")))),
+            labels=arguments.labels(labels),
+            kubernetes=arguments.labels(kubernetes, "--kubernetes"),
+            **given,
+        )
+    )
+    output.note("this holds a join token: whoever reads it before it is used can join in this cluster's place")
+    print(text, end="")
+
+
+def _word(token: str) -> str:
+    """The token itself, wherever it was put."""
+    word = token
+    if token == "-":  # noqa: S105 (no password: the word for standard input)
+        word = sys.stdin.readline()
+    elif token.startswith("@"):
+        try:
+            with Path(token[1:]).open(encoding="utf-8", errors="replace") as file:
+                word = file.read(TOKEN_LIMIT)
+        except OSError as error:
+            raise InvalidInput(
+                f"{token[1:]} cannot be read ({error.strerror}): put the word there that `banyan token create` printed", "TOKEN"
+            ) from error
+    if not word.strip():
+        raise InvalidInput("the token is empty; give the word that `banyan token create` printed", "TOKEN")
+    return word
+
+
+def _lives_here() -> bool:
+    """Whether a cluster lives in the data folder; if so, that is said."""
+    folder = data_folder()
+    if not (folder / "identity" / "identity.json").exists():
+        return False
+    output.note(f"{config.load(folder).name} lives in {folder} already; nothing was changed")
+    return True
 
 
 def _joined(wanted: Config, joined: service.Joined, *, install: bool, user: str) -> None:

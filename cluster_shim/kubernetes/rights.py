@@ -138,11 +138,12 @@ ENTER = (
 def grants(profile: Profile) -> tuple[Grant, ...]:
     """Everything of a profile, in the order in which people read it."""
     full = profile == "full"
-    see = Grant(name="see", about="See what runs and how much room there is.", everywhere=True, rules=SEE + (USAGE if full else ()))
+    see = Grant(name="see", about="See what runs and how much room there is.", everywhere=True, rules=SEE)
+    usage = Grant(name="usage", about="Ask kubelets how much is used.", everywhere=True, rules=USAGE)
     run = Grant(name="run", about="Run what models, commands and containers are made of.", everywhere=full, rules=RUN)
     namespaces = Grant(name="namespaces", about="Make and remove the namespaces of Applications.", everywhere=True, rules=NAMESPACES)
     enter = Grant(name="enter", about="Let people in through the tree, as this cluster's RBAC allows them.", everywhere=True, rules=ENTER)
-    return (see, run, namespaces, enter) if full else (see, run, enter)
+    return (see, usage, run, namespaces, enter) if full else (see, run, enter)
 
 
 def rules(profile: Profile) -> Iterator[Rule]:

@@ -1,0 +1,104 @@
+"""Make what the charts and `banyan join --print-manifest` take from elsewhere, so that each fact is written once.
+
+    python -m tools.charts write     helm/banyan-edge/files/rights from cluster_shim/kubernetes/rights.py, then banyanctl/edge-*.yaml
+                                     from the chart
+    python -m tools.charts check     fail when they are not what their sources say now
+
+What the chart renders is kept beside `banyanctl.manifest`, with a mark wherever a site differs: so an installed wheel writes the same
+manifest as the chart without helm.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from banyanctl import manifest
+from cluster_shim.kubernetes import rights
+
+ROOT = Path(__file__).parent.parent
+EDGE = ROOT / "helm" / "banyan-edge"
+RIGHTS = EDGE / "files" / "rights"
+HELM_SECONDS = 60
+
+
+def helm(*arguments: str, stdin: str = "") -> str:
+    """What helm printed; AssertionError with its own words when it fails."""
+    argv = [str(Path(sys.executable).with_name("helm")), *arguments]
+    done = subprocess.run(argv, capture_output=True, text=True, input=stdin, timeout=HELM_SECONDS, check=False)
+    assert done.returncode == 0, f"helm {' '.join(arguments)}: {done.stderr}"
+    return done.stdout
+
+
+def rights_files() -> dict[Path, str]:
+    grants = {grant.name: grant for profile in rights.PROFILES for grant in rights.grants(profile)}
+    files = {RIGHTS / f"{name}.yaml": _rules(grant) for name, grant in grants.items()}
+    label = "".join(f"{key}: {json.dumps(value)}\n" for key, value in rights.EXTRA.items())
+    return files | {RIGHTS / "extra-label.yaml": label}
+
+
+def _rules(grant: rights.Grant) -> str:
+    lines = [f"# {grant.about}"]
+    for rule in grant.rules:
+        lines.append(f"# {rule.reason}")
+        lines += [
+            f"{'- ' if not number else '  '}{key}: {json.dumps(value)}" for number, (key, value) in enumerate(rule.as_policy().items())
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def render(values: dict[str, Any], namespace: str, release: str = manifest.RELEASE) -> str:
+    return helm("template", release, str(EDGE), "--namespace", namespace, "--values", "-", stdin=json.dumps(values))
+
+
+def manifest_files() -> dict[Path, str]:
+    folder = Path(manifest.__file__).parent
+    return {folder / manifest.file_name(profile): manifest_text(profile) for profile in rights.PROFILES}
+
+
+def manifest_text(profile: rights.Profile) -> str:
+    """The chart as it renders with marks for values, without what only Helm has a use for."""
+    rendered = render(manifest.marked_values(profile), manifest.NAMESPACE)
+    kept = [
+        line
+        for line in rendered.splitlines()
+        if not re.match(r"\s*helm\.sh/(chart|resource-policy): ", line) and not line.startswith("# Source: ")
+    ]
+    text = "\n".join(kept).replace('app.kubernetes.io/managed-by: "Helm"', 'app.kubernetes.io/managed-by: "kubectl"')
+    documents = [part.strip() for part in re.split(r"^---\n", text + "\n", flags=re.MULTILINE)]
+    return "\n---\n".join(re.sub(r"\n  annotations:(?=\n\S)", "", part) for part in documents if part) + "\n"
+
+
+def files() -> dict[Path, str]:
+    """In the order in which they are made: the chart reads the first ones."""
+    return rights_files() | manifest_files()
+
+
+def write() -> int:
+    for path, text in rights_files().items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    for path, text in manifest_files().items():
+        path.write_text(text, encoding="utf-8")
+    return 0
+
+
+def check() -> int:
+    stale = [path for path, text in files().items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    for path in stale:
+        print(f"{path.relative_to(ROOT)} is not what its source says now; run: make docs")
+    return 1 if stale else 0
+
+
+def main() -> int:
+    commands = {"write": write, "check": check}
+    if len(sys.argv) != 2 or sys.argv[1] not in commands:
+        print(__doc__, file=sys.stderr)
+        return 2
+    return commands[sys.argv[1]]()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
