@@ -35,6 +35,7 @@ TOKEN = "banyan1zztokenzz"  # noqa: S105 (a mark)
 SHIM = "k3s"
 IMAGE_PARTS = ("zz-image-zz", "zz-tag-zz")
 WHOLE_IMAGE = ":".join(IMAGE_PARTS)
+FILES_URL = f"https://{RELEASE}-files.{NAMESPACE}.svc:8444"
 PAIR = ("zz-key-zz", "zz-value-zz")
 PROXY = "http://zz-proxy-zz"
 STORAGE_CLASS = "zz-storage-class-zz"
@@ -86,9 +87,9 @@ def write(wanted: Wanted) -> str:
     text = _lines(text, f"{{port: {PORT}, ", [f"{{port: {port}, " for port in _ports(addresses, wanted.proxy)])
     text = _lines(text, STORAGE_CLASS, [wanted.storage_class] if wanted.storage_class else [])
     image = wanted.image or f"banyan-edge:{installed('banyan-edge')}"
-    kubernetes = {"worker_image": image, **wanted.kubernetes}
+    kubernetes = {"files_url": FILES_URL.replace(NAMESPACE, wanted.namespace), "worker_image": image, **wanted.kubernetes}
     for mark, value in (
-        (f"worker_image={WHOLE_IMAGE},{'='.join(PAIR)}", _pairs(kubernetes)),
+        (f"files_url={FILES_URL},worker_image={WHOLE_IMAGE},{'='.join(PAIR)}", _pairs(kubernetes)),
         (WHOLE_IMAGE, image),
         ("=".join(PAIR), _pairs(wanted.labels)),
         (f"BANYAN_SHIM, value: {json.dumps(SHIM)}", f"BANYAN_SHIM, value: {json.dumps(wanted.shim)}"),
@@ -121,16 +122,25 @@ def _check(wanted: Wanted) -> None:
         for text in (text for pair in pairs.items() for text in pair):
             if not text.isprintable() or {*',="\\'} & {*text}:
                 raise InvalidInput(f"{option}: {text!r} holds a character that cannot stand there", option)
-    if wanted.proxy and not re.match(r"https?://[^/]", wanted.proxy):
-        raise InvalidInput("--proxy: it is http://HOST:PORT, with user:password@ before the host where it needs them", "--proxy")
+    if wanted.proxy:
+        _proxy_port(wanted.proxy)
+
+
+def _proxy_port(url: str) -> int:
+    parts = urlsplit(url)
+    try:
+        if parts.scheme in ("http", "https") and parts.hostname and url.isprintable():
+            return parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError:  # a port that is none
+        pass
+    raise InvalidInput("--proxy: it is http://HOST:PORT, with user:password@ before the host where it needs them", "--proxy")
 
 
 def _ports(addresses: Sequence[str], proxy: str) -> list[int]:
     """Where the controller dials: the parent, or the proxy on its behalf."""
     found = {config.split_address(address, "TOKEN")[1] for address in addresses}
     if proxy:
-        parts = urlsplit(proxy)
-        found.add(parts.port or (443 if parts.scheme == "https" else 80))
+        found.add(_proxy_port(proxy))
     return sorted(found)
 
 

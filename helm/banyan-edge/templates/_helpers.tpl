@@ -55,7 +55,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
 
 {{/* Everything that could differ is set, even to nothing: a variable wins over what the data folder remembers of an earlier release. */}}
 {{- define "banyan-edge.environment" -}}
-{{- $kubernetes := merge (dict) .Values.cluster.kubernetes (dict "worker_image" (include "banyan-edge.image" .)) -}}
+{{- $files := default (printf "%s-files.%s.svc" (include "banyan-edge.fullname" .) .Release.Namespace) .Values.modelFiles.clusterIP -}}
+{{- $own := dict "worker_image" (include "banyan-edge.image" .) "files_url" (printf "https://%s:%v" $files .Values.modelFiles.port) -}}
+{{- $kubernetes := merge (dict) .Values.cluster.kubernetes $own -}}
 - {name: BANYAN_DATA, value: /var/lib/banyan}
 - {name: BANYAN_SHIM, value: {{ .Values.cluster.shim | quote }}}
 - {name: BANYAN_LABELS, value: {{ include "banyan-edge.pairs" .Values.cluster.labels | quote }}}
