@@ -52,7 +52,8 @@ proto: $(VENV)/.ready-dev ## Generate the modules under proto/ again
 	@$(BIN)/python -m tools.proto generate
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .  # it holds a copy of the generated code
 
-docs: $(VENV)/.ready-dev ## Write the reference pages that are made from the code
+docs: $(VENV)/.ready-dev ## Write what is made from the code: reference pages, rights in the chart, the manifest of join
+	@$(BIN)/python -m tools.charts write
 	@$(BIN)/python -m tools.reference write
 
 lock: $(VENV)/.installer ## Resolve requirements/*.lock again, newest versions that pyproject.toml allows with UPGRADE=1
