@@ -20,7 +20,8 @@ from tools import image
 
 ROOT = Path(__file__).parent.parent
 NAME = "banyan-edge"
-EXTRAS = ("serve", "shim")
+EXTRAS = ("serve", "shim", "kubernetes")
+PROGRAMS = ("helm",)  # that wheels bring, and that are no Python
 PYTHON = "3.11"  # of Debian 12, and so of this image
 PACKAGES = (f"python{PYTHON}-minimal", f"libpython{PYTHON}-stdlib", "libstdc++6", "ca-certificates", "tzdata", "netbase", "base-files")
 # Needed by packages' own install scripts, which are not run.
@@ -63,7 +64,7 @@ def build(output: Path, wheel: Path | None = None) -> str:
             name=f"{NAME}:{version}",
             layers=[
                 image.tree(base),
-                image.tree(dependencies, SITE_PACKAGES),
+                [*image.tree(dependencies, SITE_PACKAGES), *image.tree(folder / "programs", "usr/local/bin")],
                 [
                     *image.tree(own, SITE_PACKAGES),
                     image.Entry("usr/local/bin/banyan", LAUNCHER.encode()),
@@ -133,6 +134,8 @@ def python_packages(folder: Path, wheel: Path) -> tuple[Path, Path]:
     wanted = f"{_distribution(wheel)}[{','.join(EXTRAS)}] @ {wheel.resolve().as_uri()}"
     run([*common, str(dependencies), "--constraint", str(ROOT / "requirements/dev.lock"), wanted], folder)
     run([*common, str(own), "--no-deps", str(wheel.resolve())], folder)
+    for program in PROGRAMS:
+        (dependencies / "bin" / program).rename(_made(folder / "programs") / program)
     for path in own.iterdir():  # it was installed with what it needs: once is enough
         other = dependencies / path.name
         if other.is_dir():

@@ -1,0 +1,66 @@
+"""A controller that runs at the site of a whole member, beside its cluster and behind its router, as somebody would run it there."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from e2e.support import Site, until
+from e2e.testbed import Member
+from e2e.testbed.components import SOCKET
+
+CONTROLLER = "controller"
+
+
+def load_worker(member: Member, tar: Path) -> str:
+    """Give the node the project's own image; the name by which pods ask for it."""
+    listed = images(member)
+    name = next((found for found in listed if "/banyan-edge:" in found), "")
+    if not name:
+        member.load_image(tar)
+        name = next(found for found in images(member) if "/banyan-edge:" in found)
+    return name.rpartition("/")[2]
+
+
+def images(member: Member) -> list[str]:
+    return member.machine.run(["ctr", "--address", SOCKET, "--namespace", "k8s.io", "images", "list", "--quiet"]).split()
+
+
+class SiteController:
+    """``banyan join`` and ``banyan run`` at a member's site, with its data on the member's disk."""
+
+    def __init__(self, member: Member, name: str, folder: Path) -> None:
+        self.member = member
+        self.name = name
+        self.folder = folder
+
+    def join(self, token: str, **kubernetes: str) -> None:
+        used = [word for key, value in kubernetes.items() for word in ("--kubernetes", f"{key}={value}")]
+        self._start(
+            "join", token, "--name", self.name, "--api-listen", "127.0.0.1:0", "--tunnel-listen", "",
+            "--shim", "kubernetes", "--kubeconfig", str(self.member.site_kubeconfig), *used,
+        )  # fmt: skip
+
+    def run(self) -> None:
+        self._start("run")
+
+    def _start(self, *words: str) -> None:
+        environment = {"BANYAN_LOG_FORMAT": "human", "BANYAN_DATA": str(self.folder)}
+        self.member.run_at_site(CONTROLLER, [sys.executable, "-m", "banyanctl", *words], environment)
+
+    def kill(self) -> None:
+        self.member.kill(CONTROLLER)
+
+    def banyan(self, *words: str) -> str:
+        """A command on site, with the site's own credential."""
+        return self.member.machine.run([sys.executable, "-m", "banyanctl", "--data", str(self.folder), *words])
+
+    def get(self, *words: str) -> Any:
+        return json.loads(self.banyan("get", *words, "-o", "json"))
+
+    def log(self) -> str:
+        return self.member.log(CONTROLLER)
+
+
+def is_ready(root: Site, name: str) -> None:
+    until(f"{name} is Ready at {root.name}", lambda: root.clusters().get(name, {}).get("phase") == "Ready")

@@ -1,0 +1,152 @@
+"""The application of a process cluster, unchanged in pods of a real Kubernetes: its model from the site's controller, and without any
+controller after a power cut. The member is a whole one behind NAT; its controller runs at its site, two hops below the root.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from e2e.at_site import SiteController, is_ready, load_worker
+from e2e.support import APPS, EMOTION, Site, growing, model_application, publish, until
+from e2e.testbed import Member
+from e2e.testbed.components import APISERVER
+
+pytestmark = pytest.mark.needs("kubectl")
+NAME = "edge-k8s"
+PORT = 8500
+
+
+@dataclass
+class Grown:
+    root: Site
+    region: Site
+    member: Member
+    controller: SiteController
+
+
+@pytest.fixture(scope="module")
+def grown(whole_member: Member, edge_image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grown]:
+    """root → region-a → edge-k8s, the whole member, on which the emotion application runs."""
+    folder = tmp_path_factory.mktemp("pods")
+    worker = load_worker(whole_member, edge_image)
+    with growing(folder) as tree:
+        root = tree.root()
+        region = tree.region("region-a", root, "--tunnel-listen", f"{whole_member.wan_host}:0")
+        controller = SiteController(whole_member, NAME, folder / NAME)
+        controller.join(region.token(), worker_image=worker, pull_policy="Never")
+        is_ready(root, NAME)
+        publish(root)
+        code, answer = root.ask("POST", APPS, model_application(port=PORT, clusterName=NAME))
+        assert code == 201, answer
+        until("it is ready in the member", lambda: root.status().get("ready") == 1)
+        yield Grown(root, region, whole_member, controller)
+        root.banyan("delete", "application", "emotion")
+        until("its objects are gone", lambda: objects(whole_member) == [])
+        whole_member.machine.stop("controller")
+
+
+def objects(member: Member) -> list[str]:
+    kinds = "deployments,services,configmaps,secrets,pods"
+    return member.kubectl("get", kinds, "-A", "-l", "banyan.dev/application-uid", "-o", "name").split()
+
+
+def pod(member: Member) -> dict[str, Any]:
+    """The one pod of the application that is not on its way out."""
+    items = json.loads(member.kubectl("get", "pods", "-l", "banyan.dev/component=serve", "-o", "json"))["items"]
+    (found,) = [item for item in items if "deletionTimestamp" not in item["metadata"]]
+    return dict(found)
+
+
+def pod_is_ready(member: Member) -> bool:
+    return any(item["type"] == "Ready" and item["status"] == "True" for item in pod(member)["status"]["conditions"])
+
+
+def answer_on_site(member: Member) -> dict[str, Any]:
+    """The photograph's answer, asked by a device in the site's network, with no parent and no controller in between."""
+    address = member.kubectl("get", "service", "-l", "banyan.dev/component=serve", "-o", "jsonpath={.items[0].spec.clusterIP}")
+    url = f"http://{address}:{PORT}/v2/models/emotion/infer"
+    said = member.machine.run([sys.executable, str(EMOTION / "device.py"), "--url", url, "--json"])
+    found: dict[str, Any] = json.loads(said.strip().splitlines()[-1])
+    return found
+
+
+def is_happy(answer: dict[str, Any]) -> bool:
+    return bool(answer["label"] == "happy" and answer["confidence"] > 0.9)
+
+
+def fetch_log(member: Member) -> str:
+    return member.kubectl("logs", pod(member)["metadata"]["name"], "-c", "fetch-model")
+
+
+def test_the_model_came_from_the_sites_controller_and_the_photograph_is_answered(grown: Grown) -> None:
+    member = grown.member
+    assert re.search(r"model\.onnx: \d{6,} bytes in ", fetch_log(member))
+    assert "files.served" in grown.controller.log()
+    assert is_happy(answer_on_site(member))
+    spec = pod(member)["spec"]
+    assert spec["containers"][0]["securityContext"]["readOnlyRootFilesystem"]
+    assert spec["automountServiceAccountToken"] is False
+
+
+def test_another_pod_takes_the_model_from_the_node(grown: Grown) -> None:
+    before = pod(grown.member)["metadata"]
+    grown.member.kubectl("delete", "pod", before["name"], "--now")
+    until("another is ready", lambda: pod(grown.member)["metadata"]["uid"] != before["uid"] and pod_is_ready(grown.member))
+    assert "bytes in" not in fetch_log(grown.member)
+    assert is_happy(answer_on_site(grown.member))
+
+
+def test_a_site_without_parent_and_controller_serves_again_after_a_power_cut(grown: Grown) -> None:
+    member = grown.member
+    member.cut_uplink()
+    until("the root knows that it does not know", lambda: grown.root.clusters()[NAME]["phase"] != "Ready")
+    before = pod(member)
+    member.reboot_node()  # and the uplink with it
+    member.cut_uplink()
+    try:
+        assert not member.machine.runs("controller")
+        restarts = before["status"]["containerStatuses"][0]["restartCount"]
+        until("its container runs again", lambda: pod(member)["status"]["containerStatuses"][0]["restartCount"] > restarts)
+        until("it serves", lambda: is_happy(answer_on_site(member)))
+        # Not the pod of before: one that the node has never seen, with no controller that could give it the model.
+        member.kubectl("delete", "pod", pod(member)["metadata"]["name"], "--now")
+        until("a new pod is ready", lambda: pod_is_ready(member) and is_happy(answer_on_site(member)))
+        grown.controller.run()
+        deployment = member.kubectl("get", "deployments", "-l", "banyan.dev/component=serve", "-o", "name").strip()
+        until("the controller serves its site", lambda: "emotion" in grown.controller.banyan("get", "pods"))
+        member.kubectl("delete", deployment)
+        until("the controller makes it again, from its own store", partial(pod_is_ready, member))
+        until("it serves", lambda: is_happy(answer_on_site(member)))
+    finally:
+        member.heal_uplink()
+    until("the root sees it again", lambda: grown.root.clusters()[NAME]["phase"] == "Ready" and grown.root.status()["ready"] == 1)
+
+
+def test_with_the_control_plane_down_pods_serve_and_since_when_nothing_is_seen_is_said(grown: Grown) -> None:
+    member, root = grown.member, grown.root
+    address = member.kubectl("get", "service", "-l", "banyan.dev/component=serve", "-o", "jsonpath={.items[0].spec.clusterIP}")
+    url = f"http://{address}:{PORT}/v2/models/emotion/infer"
+    before = pod(member)
+    member.pause(APISERVER)  # it hangs, and its connections stay open
+    try:
+
+        def told() -> str:
+            status = root.status()
+            assert status["ready"] == 1 or status  # nothing is declared dead that may live
+            return json.dumps(root.clusters()[NAME])
+
+        until("the root says that the member cannot be seen", lambda: "Unreachable" in told() or "since" in told())
+        said = member.machine.run([sys.executable, str(EMOTION / "device.py"), "--url", url, "--json"])
+        assert is_happy(json.loads(said.strip().splitlines()[-1]))
+    finally:
+        member.resume(APISERVER)
+    member.wait_api()
+    assert pod(member)["metadata"]["uid"] == before["metadata"]["uid"]
+    until("all is as before", lambda: root.clusters()[NAME]["phase"] == "Ready" and root.status()["ready"] == 1)
