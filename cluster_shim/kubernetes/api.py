@@ -102,6 +102,7 @@ class Api:
         self._closed = False
         self.version = ""  # as the server says it: v1.34.2
         self.cluster_uid = ""  # of the namespace kube-system: a cluster's only identity
+        self.inside = False  # whether this runs in a pod of the cluster itself
         self._load()
 
     @classmethod
@@ -127,12 +128,14 @@ class Api:
         """In any thread. Replaces configuration and connections as a whole."""
         configuration = Configuration()
         access = self._access
+        inside = False
         try:
             if access.kubeconfig or access.context:
                 kube_config.load_kube_config(access.kubeconfig or None, access.context or None, configuration, persist_config=False)
             else:
                 try:
                     kube_config.load_incluster_config(configuration)
+                    inside = True
                 except kube_config.ConfigException:
                     kube_config.load_kube_config(client_configuration=configuration, persist_config=False)
         except kube_config.ConfigException as error:
@@ -144,7 +147,7 @@ class Api:
         configuration.connection_pool_maxsize = CONNECTIONS
         rest = RESTClientObject(configuration)
         context = _context(configuration)
-        self._configuration, self._rest, self._context = configuration, rest, context
+        self._configuration, self._rest, self._context, self.inside = configuration, rest, context, inside
         self._loaded = time.monotonic()
 
     def _reload(self) -> bool:
@@ -257,13 +260,15 @@ class Api:
             raise ApiError(f"{self.url} does not answer: {_cause(error)}") from None
         return answer
 
-    def get(self, path: str, query: Query, timeout: float = REQUEST_SECONDS) -> bytes:
+    def get(self, path: str, query: Query, accept: str = "application/json", timeout: float = REQUEST_SECONDS) -> bytes:
         """The same as `request("GET", …)`, in the caller's thread and with one try."""
-        return self._ask("GET", f"{path}?{urlencode(query)}", {"accept": "application/json"}, None, timeout)
+        return self._ask("GET", f"{path}?{urlencode(query)}", {"accept": accept}, None, timeout)
 
-    def batches(self, path: str, query: Query, stopped: Callable[[], bool], timeout: float = WATCH_SECONDS) -> Iterator[list[bytes]]:
+    def batches(
+        self, path: str, query: Query, stopped: Callable[[], bool], accept: str = "application/json", timeout: float = WATCH_SECONDS
+    ) -> Iterator[list[bytes]]:
         """The lines of a watch as they come, in the caller's thread, until the server ends it, ``stopped()`` or `close`."""
-        answer = self._answer("GET", f"{path}?{urlencode(query)}", {"accept": "application/json"}, None, timeout)
+        answer = self._answer("GET", f"{path}?{urlencode(query)}", {"accept": accept}, None, timeout)
         with self._lock:
             if self._closed:
                 answer.close()

@@ -25,6 +25,7 @@ T = TypeVar("T", bound=Any)  # a struct with `metadata.uid` and `metadata.resour
 BATCH = 256  # objects decoded before the loop hears of them
 QUEUED = 8  # batches that the loop has not taken yet; the thread waits, and the server's own buffer holds the rest
 GONE = 410
+NOT_FOUND = 404
 
 Kind = Literal["put", "delete"]
 
@@ -38,26 +39,36 @@ Changed = Callable[[list[Change[T]]], None]
 
 
 class Informer(Generic[T]):
-    """``keep``: objects for which it is false are as if they were not there; a changed one that it drops counts as deleted."""
+    """``keep``: objects for which it is false are as if they were not there; a changed one that it drops counts as deleted.
+
+    ``accept``: what to ask the server for instead of whole objects. ``ends_when_gone``: `run` raises ApiError once the server knows
+    the resource no more, as when its definition was deleted; otherwise it is asked for again and again.
+    """
 
     def __init__(
         self,
         api: Api,
         path: str,
-        struct: type[T],
+        struct: type[T] | None,
         *,
+        decode: Callable[[msgspec.Raw], T] | None = None,
         selector: str = "",
         fields: str = "",
         keep: Callable[[T], bool] | None = None,
+        accept: str = "application/json",
+        ends_when_gone: bool = False,
     ) -> None:
         self.path = path
         self._api = api
-        self._decoder: msgspec.json.Decoder[T] = msgspec.json.Decoder(struct)
+        self._decode: Callable[[msgspec.Raw], T] = decode or msgspec.json.Decoder(struct).decode
+        self._accept = accept
+        self._ends_when_gone = ends_when_gone
         self._plan = ListWatch(label_selector=selector, field_selector=fields)
         self._keep = keep
         self._items: dict[str, T] = {}
         self._subscribers: list[Changed[T]] = []
         self._stopped = threading.Event()
+        self._now = threading.Event()  # a pause that is under way is cut short
         self._room = threading.Semaphore(QUEUED)
         self._random = random.Random()
         self._seen: set[str] = set()  # uids that the list under way has named; the loop's
@@ -75,6 +86,11 @@ class Informer(Generic[T]):
         self._subscribers.append(callback)
         return lambda: self._subscribers.remove(callback)
 
+    def hurry(self) -> None:
+        """The server is known to answer again: whatever waits for another try has waited long enough. Without effect while it watches."""
+        if self.failing_since is not None:
+            self._now.set()
+
     async def run(self) -> None:
         """Until cancelled."""
         loop = asyncio.get_running_loop()
@@ -85,6 +101,7 @@ class Informer(Generic[T]):
             await ended
         finally:
             self._stopped.set()
+            self._now.set()
 
     # --- in the thread ---
 
@@ -112,8 +129,11 @@ class Informer(Generic[T]):
 
     def _once(self, tell: Callable[..., None]) -> None:
         step = self._plan.next(self._random.random())
-        if step.pause and self._stopped.wait(step.pause):
-            return
+        if step.pause:
+            self._now.wait(step.pause)
+            if self._stopped.is_set():
+                return
+            self._now.clear()
         try:
             if step.action == "list":
                 self._list(step.query, tell)
@@ -123,6 +143,8 @@ class Informer(Generic[T]):
             if error.status == GONE:
                 self._plan.expired()
                 return
+            if error.status == NOT_FOUND and self._ends_when_gone:
+                raise
             self._plan.failed()
             tell(self._failed, str(error))
         except msgspec.DecodeError as error:
@@ -132,16 +154,16 @@ class Informer(Generic[T]):
     def _list(self, query: tuple[tuple[str, str], ...], tell: Callable[..., None]) -> None:
         if not any(name == "continue" for name, _ in query):
             tell(self._begin)
-        page = _PAGE.decode(self._api.get(self.path, query))
+        page = _PAGE.decode(self._api.get(self.path, query, self._accept))
         items = page.items or []
         for start in range(0, len(items), BATCH):
-            self._hand(tell, [Change("put", self._decoder.decode(raw)) for raw in items[start : start + BATCH]], True)
+            self._hand(tell, [Change("put", self._decode(raw)) for raw in items[start : start + BATCH]], True)
         if self._plan.listed(page.metadata.resource_version, page.metadata.continue_):
             tell(self._end)
 
     def _watch(self, query: tuple[tuple[str, str], ...], tell: Callable[..., None]) -> None:
         quiet = True
-        for lines in self._api.batches(self.path, query, self._stopped.is_set):
+        for lines in self._api.batches(self.path, query, self._stopped.is_set, self._accept):
             changes: list[Change[T]] = []
             for line in lines:
                 event = _EVENT.decode(line)
@@ -153,7 +175,7 @@ class Informer(Generic[T]):
                 if event.type == "BOOKMARK":
                     self._plan.moved(msgspec.json.decode(event.object, type=narrow.VersionOnly).metadata.resource_version)
                     continue
-                found = self._decoder.decode(event.object)
+                found = self._decode(event.object)
                 self._plan.moved(found.metadata.resource_version)
                 changes.append(Change("delete" if event.type == "DELETED" else "put", found))
             self._hand(tell, changes, False)

@@ -1,11 +1,11 @@
 """A member's nodes as the tree knows them: what they have, what is asked of them, whether they can take more. Pure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from msgspec import Struct
 
 from cluster_shim import contract
-from cluster_shim.kubernetes import narrow
+from cluster_shim.kubernetes import names, narrow
 from cluster_shim.kubernetes.quantities import millis, units
 
 PLAIN = frozenset({"cpu", "memory", "pods", "ephemeral-storage"})
@@ -31,8 +31,8 @@ class Asked(Struct, frozen=True, gc=False):
     def _with(self, other: "Asked", sign: int) -> "Asked":
         accelerators = self.accelerators
         if other.accelerators:
-            names = {*accelerators, *other.accelerators}
-            sums = {name: accelerators.get(name, 0) + sign * other.accelerators.get(name, 0) for name in names}
+            kinds = {*accelerators, *other.accelerators}
+            sums = {name: accelerators.get(name, 0) + sign * other.accelerators.get(name, 0) for name in kinds}
             accelerators = {name: count for name, count in sums.items() if count}
         return Asked(self.cpu_millis + sign * other.cpu_millis, self.memory_bytes + sign * other.memory_bytes, accelerators)
 
@@ -66,11 +66,11 @@ def _requests(requests: Mapping[str, str | int | float]) -> Asked:
 
 
 def _larger(one: Asked, other: Asked) -> Asked:
-    names = {*one.accelerators, *other.accelerators}
+    kinds = {*one.accelerators, *other.accelerators}
     return Asked(
         max(one.cpu_millis, other.cpu_millis),
         max(one.memory_bytes, other.memory_bytes),
-        {name: max(one.accelerators.get(name, 0), other.accelerators.get(name, 0)) for name in names},
+        {name: max(one.accelerators.get(name, 0), other.accelerators.get(name, 0)) for name in kinds},
     )
 
 
@@ -89,10 +89,11 @@ def takes_pods(node: narrow.Node) -> bool:
     return not node.spec.unschedulable and next(barred, None) is None
 
 
-def observe(node: narrow.Node, usage: tuple[int, int] = (-1, -1)) -> contract.Node:
-    """``usage``: millicores and bytes, measured."""
+def observe(node: narrow.Node, usage: tuple[int, int] = (-1, -1), foreign: Asked = NOTHING) -> contract.Node:
+    """``usage``: millicores and bytes, measured. ``foreign``: what pods ask of it that are not ours; that much less is there for us."""
     status, info = node.status, node.status.node_info
     allocatable = status.allocatable if takes_pods(node) else {}
+    accelerators = {name: units(text) - foreign.accelerators.get(name, 0) for name, text in allocatable.items() if is_accelerator(name)}
     return contract.Node(
         name=node.metadata.name,
         architecture=info.architecture,
@@ -102,25 +103,25 @@ def observe(node: narrow.Node, usage: tuple[int, int] = (-1, -1)) -> contract.No
         ready=is_ready(node),
         cpu_millis=millis(status.capacity.get("cpu", 0)),
         memory_bytes=units(status.capacity.get("memory", 0)),
-        allocatable_cpu_millis=millis(allocatable.get("cpu", 0)),
-        allocatable_memory_bytes=units(allocatable.get("memory", 0)),
+        allocatable_cpu_millis=max(0, millis(allocatable.get("cpu", 0)) - foreign.cpu_millis),
+        allocatable_memory_bytes=max(0, units(allocatable.get("memory", 0)) - foreign.memory_bytes),
         used_cpu_millis=usage[0],
         used_memory_bytes=usage[1],
-        accelerators={name: count for name, text in allocatable.items() if is_accelerator(name) and (count := units(text))},
+        accelerators={name: count for name, count in accelerators.items() if count > 0},
         labels={key: value for key, value in node.metadata.labels.items() if key != HOSTNAME},
     )
 
 
 class Ledger:
-    """What all pods ask of each node, kept up to date pod by pod."""
+    """What those pods that are not ours ask of each node, kept up to date pod by pod."""
 
     def __init__(self) -> None:
         self._pods: dict[str, tuple[str, Asked]] = {}  # by uid: node, what it asks
         self._sums: dict[str, Asked] = {}
 
     def put(self, pod: narrow.Pod) -> bool:
-        """Whether that changed a sum."""
-        entry = (pod.spec.node_name, asked(pod))
+        """Whether that changed a sum. A pod of ours counts as nothing: what Works ask for is counted by the controller."""
+        entry = (pod.spec.node_name, NOTHING if names.APPLICATION_UID in pod.metadata.labels else asked(pod))
         if not entry[0] or entry[1] == NOTHING:
             return self.drop(pod.metadata.uid)
         if self._pods.get(pod.metadata.uid) == entry:
@@ -145,5 +146,9 @@ class Ledger:
         return self._sums.get(node, NOTHING)
 
 
-def observe_all(found: Iterable[narrow.Node], usage: Mapping[str, tuple[int, int]]) -> tuple[contract.Node, ...]:
-    return tuple(sorted((observe(node, usage.get(node.metadata.name, (-1, -1))) for node in found), key=lambda node: node.name))
+def observe_all(
+    found: Iterable[narrow.Node], usage: Mapping[str, tuple[int, int]], foreign: Callable[[str], Asked]
+) -> tuple[contract.Node, ...]:
+    """By name."""
+    seen = (observe(node, usage.get(node.metadata.name, (-1, -1)), foreign(node.metadata.name)) for node in found)
+    return tuple(sorted(seen, key=lambda node: node.name))

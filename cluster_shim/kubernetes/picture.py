@@ -1,11 +1,12 @@
 """What runs in the member, as far as anybody here asks: pods by application and by what keeps them, workloads, nodes, warnings.
 
 Built from informers alone, on the loop, object by object; so it is as true as they are, and stays readable while the API server is
-away (`stale` says for how long it is not to be taken for the present).
+away (`health` says since when it is not to be taken for the present). What pods do not say of themselves is asked for beside (`hints`,
+`usage`).
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 
 from msgspec import structs
 
@@ -13,8 +14,10 @@ from cluster_controller.tasks import Tasks
 from cluster_shim import contract
 from cluster_shim.kubernetes import names, narrow, nodes, status
 from cluster_shim.kubernetes.api import Api
+from cluster_shim.kubernetes.hints import Hinter
 from cluster_shim.kubernetes.informer import Change, Informer
 from cluster_shim.kubernetes.status import Hints
+from cluster_shim.kubernetes.usage import Usage, Used
 
 WORKLOADS = {
     "Deployment": "/apis/apps/v1/deployments",
@@ -38,6 +41,9 @@ class Picture:
             kind: Informer(api, path, narrow.Workload, selector=names.APPLICATION_UID) for kind, path in WORKLOADS.items()
         }
         self.ledger = nodes.Ledger()
+        self._hinter = Hinter(api, self._hinted)
+        self._usage = Usage(api, self._node_names, self._is_ours, self._measured)
+        self._ours: dict[tuple[str, str], tuple[str, str]] = {}  # namespace and name of a pod → application uid, pod uid
         self._by_uid: dict[str, dict[str, narrow.Pod]] = {}  # application uid → pod uid → pod, by label
         self._by_place: dict[Place, dict[str, narrow.Pod]] = {}  # what keeps them → pod uid → pod
         self._workloads: dict[str, dict[Place, narrow.Workload]] = {}  # application uid →
@@ -50,8 +56,10 @@ class Picture:
     def start(self) -> None:
         for informer in self.informers():
             self._tasks.keep(informer.path, informer.run)
+        self._tasks.keep("usage", self._usage.run)
 
     async def close(self) -> None:
+        await self._hinter.close()
         await self._tasks.close()
 
     def informers(self) -> Iterator[Informer]:  # type: ignore[type-arg]
@@ -62,6 +70,15 @@ class Picture:
     async def synced(self) -> None:
         """Until everything has been listed once."""
         await asyncio.gather(*(informer.synced.wait() for informer in self.informers()))
+
+    def failing(self) -> str:
+        """Why what is watched is not up to date; "" while it is."""
+        return next((one.error for one in self.informers() if one.failing_since is not None), "")
+
+    def hurry(self) -> None:
+        """The API server answers again."""
+        for informer in self.informers():
+            informer.hurry()
 
     # --- what is there ---
 
@@ -88,11 +105,31 @@ class Picture:
             found.setdefault(component, {})[pod.metadata.uid] = pod, True
         return found
 
-    def node_list(self, usage: Mapping[str, tuple[int, int]]) -> tuple[contract.Node, ...]:
-        return nodes.observe_all(self.nodes.items.values(), usage)
+    def find(self, uid: str, component: str = "", instance: str = "") -> list[tuple[str, narrow.Pod]]:
+        """Component and pod, of one application, or by the pod's name alone where it is one of ours; empty strings: any."""
+        if not uid:
+            uid = next((owner for (_, name), (owner, _) in self._ours.items() if name == instance), "")
+        return [
+            (name, pod)
+            for name, pods in self.pods_of(uid).items()
+            for pod, _ in pods.values()
+            if (not component or name == component) and (not instance or pod.metadata.name == instance)
+        ]
 
-    def hints(self, pod: narrow.Pod) -> Hints:
-        return status.NO_HINTS
+    def node_list(self) -> tuple[contract.Node, ...]:
+        return nodes.observe_all(self.nodes.items.values(), self._usage.now.nodes, self.ledger.of)
+
+    def hints(self, uid: str, pod: narrow.Pod) -> Hints:
+        return self._hinter.of(pod, uid)
+
+    def used(self, pod: narrow.Pod) -> Used:
+        return self._usage.now.pods.get((pod.metadata.namespace, pod.metadata.name), (-1, -1))
+
+    def _node_names(self) -> Iterable[str]:
+        return (node.metadata.name for node in self.nodes.items.values() if nodes.is_ready(node))
+
+    def _is_ours(self, namespace: str, pod: str) -> bool:
+        return (namespace, pod) in self._ours
 
     # --- changes ---
 
@@ -109,15 +146,32 @@ class Picture:
             place = status.workload_of(pod)
             if uid:
                 _file(self._by_uid, uid, change)
-                touched.add(uid)
             if place is not None:
                 _file(self._by_place, place, change)
-                if place in self._owner:
-                    touched.add(self._owner[place])
+            owner = uid or (self._owner.get(place, "") if place is not None else "")
+            if owner:
+                touched.add(owner)
+                self._note(owner, change)
         if touched:
             self._changed(touched)
         if room:
             self._nodes_changed()
+
+    def _note(self, owner: str, change: Change[narrow.Pod]) -> None:
+        meta = change.object.metadata
+        if change.kind == "put":
+            self._ours[meta.namespace, meta.name] = owner, meta.uid
+        else:
+            self._hinter.drop(meta.uid)
+            if self._ours.get((meta.namespace, meta.name)) == (owner, meta.uid):
+                del self._ours[meta.namespace, meta.name]
+
+    def _hinted(self, owner: str) -> None:
+        self._changed((owner,))
+
+    def _measured(self) -> None:
+        self._changed({owner for owner, _ in self._ours.values()})
+        self._nodes_changed()
 
     def _take_workloads(self, kind: str, changes: list[Change[narrow.Workload]]) -> None:
         touched: set[str] = set()

@@ -26,6 +26,7 @@ FETCH_MOUNT = "/etc/banyan/fetch"
 FETCH_SUFFIX = "-fetch"  # of the Secret that is mounted there
 WORKER_USER = 65532  # of the worker image
 HTTP = "http"
+MODEL_PORT = 8080  # of a model that exposes none: requests that come through the tree still find it
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -223,7 +224,7 @@ def _pod(
     objects: list[Object] = []
     volumes: list[Object] = []
     mounts: list[Object] = []
-    env: list[Object] = [{"name": key, "value": value} for key, value in sorted(component.env.items())]
+    env = _environment(work, component)
     if component.secret_env:
         objects.append(_secret(meta, "-env", {key: value.encode() for key, value in component.secret_env.items()}))
         secret = objects[-1]["metadata"]["name"]
@@ -257,6 +258,24 @@ def _pod(
     return pod, objects
 
 
+def _environment(work: contract.Work, component: contract.Component) -> list[Object]:
+    """What a program is told on every cluster, and then what the component says itself."""
+    told = {"BANYAN_APPLICATION": work.name, "BANYAN_NAMESPACE": work.namespace, "BANYAN_COMPONENT": component.name}
+    if component.port and component.command and not component.image:
+        told |= {"PORT": str(component.port), "HOST": "0.0.0.0"}  # noqa: S104  (in a pod: its own address, whatever that is)
+    told |= component.env
+    for key in component.secret_env:
+        told.pop(key, None)
+    fields = {"BANYAN_INSTANCE": "metadata.name", "BANYAN_NODE": "spec.nodeName"}
+    found: list[Object] = [{"name": key, "value": value} for key, value in sorted(told.items())]
+    found += [
+        {"name": key, "valueFrom": {"fieldRef": {"fieldPath": path}}}
+        for key, path in fields.items()
+        if key not in {*told, *component.secret_env}
+    ]
+    return found
+
+
 def _run(component: contract.Component, settings: Settings, container: Object) -> None:
     image = component.image or settings.worker_image
     if not image:
@@ -273,6 +292,11 @@ def _run(component: contract.Component, settings: Settings, container: Object) -
 
 
 HARDENED: Object = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+
+
+def port_of(component: contract.Component) -> int:
+    """Where the pods of a component listen; 0: nobody said so."""
+    return component.port or (MODEL_PORT if component.model is not None else 0)
 
 
 def _serve_model(  # noqa: PLR0917  what a pod is made of, filled in one place
@@ -320,7 +344,7 @@ def _serve_model(  # noqa: PLR0917  what a pod is made of, filled in one place
         pod["securityContext"] |= {"fsGroup": WORKER_USER, "fsGroupChangePolicy": "OnRootMismatch"}
     mounts.append({"name": "models", "mountPath": CACHE_MOUNT, "readOnly": True})
     pod["initContainers"] = [fetch]
-    port = component.port or 8080
+    port = port_of(component)
     container |= {
         "image": settings.worker_image,
         "imagePullPolicy": settings.pull_policy,

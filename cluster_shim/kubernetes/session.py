@@ -6,16 +6,17 @@ somebody changes its objects, or when the API server is back.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from typing import Protocol
 
 import structlog
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from cluster_controller.tasks import Tasks, end_task
 from cluster_shim import contract
 from cluster_shim.contract import Desired, Instance, Observed, ObservedWork, ShimError
-from cluster_shim.kubernetes import status
+from cluster_shim.kubernetes import render, status
+from cluster_shim.kubernetes.health import Blind
 from cluster_shim.kubernetes.picture import Picture
 from cluster_shim.kubernetes.status import Trouble
 
@@ -56,9 +57,12 @@ class _Task(Struct):
 
 
 class Session:
-    def __init__(self, picture: Picture, applier: Applier) -> None:
+    """``blind``: what is known of the member's being out of sight, or None."""
+
+    def __init__(self, picture: Picture, applier: Applier, blind: Callable[[], Blind | None]) -> None:
         self._picture = picture
         self._applier = applier
+        self._blind = blind
         self._works: dict[str, contract.Work] | None = None  # None until the first full Desired
         self._leaving: set[str] = set()  # withdrawn, not gone yet
         self._todo: dict[str, _Task] = {}
@@ -70,7 +74,7 @@ class Session:
         self._told: dict[str, ObservedWork] = {}
         self._told_nodes: tuple[contract.Node, ...] | None = None
         self._nodes_dirty = True
-        self._nodes_at = 0.0
+        self._nodes_timer: asyncio.TimerHandle | None = None
         self._told_any = False
         self._tasks = Tasks("shim/kubernetes/session")
 
@@ -95,6 +99,8 @@ class Session:
             for task in self._todo.values():
                 if task.timer is not None:
                     task.timer.cancel()
+            if self._nodes_timer is not None:
+                self._nodes_timer.cancel()
             await end_task(listening)
             await self._tasks.close()
 
@@ -154,12 +160,16 @@ class Session:
         self._begin(uid, task)
         self.seen((uid,))
 
-    def back(self) -> None:
-        """The API server answers again: whatever waits for another try has waited long enough."""
-        for uid, task in self._todo.items():
-            if task.timer is not None:
-                task.pause = RETRY_SECONDS[0]
-                self._begin(uid, task)
+    def sight_changed(self) -> None:
+        """The member is out of sight: it is said. It is back: whatever waits for another try has waited long enough."""
+        if self._blind() is None:
+            self._picture.hurry()
+            for uid, task in self._todo.items():
+                if task.timer is not None:
+                    task.pause = RETRY_SECONDS[0]
+                    self._begin(uid, task)
+        self.seen({*(self._works or ()), *self._leaving})
+        self._nodes_dirty = True
 
     def _begin(self, uid: str, task: _Task) -> None:
         if task.timer is not None:
@@ -183,7 +193,7 @@ class Session:
         if task.again:
             self._begin(uid, task)
         elif not done:
-            pause = REMOVE_SECONDS if uid in self._leaving else task.pause
+            pause = REMOVE_SECONDS if uid in self._leaving and self._blind() is None else task.pause
             task.pause = min(task.pause * 2, RETRY_SECONDS[1])
             task.timer = asyncio.get_running_loop().call_later(pause, self._begin, uid, task)
         elif not (self._works and uid in self._works):
@@ -227,7 +237,13 @@ class Session:
         self._tell.set()
 
     def nodes_seen(self) -> None:
+        """Told soon: their figures move with every pod of anybody's."""
         self._nodes_dirty = True
+        if self._nodes_timer is None:
+            self._nodes_timer = asyncio.get_running_loop().call_later(NODES_SECONDS, self._tell_nodes)
+
+    def _tell_nodes(self) -> None:
+        self._nodes_timer = None
         self._tell.set()
 
     def _news(self) -> Observed | None:
@@ -260,7 +276,9 @@ class Session:
         if not self._nodes_dirty:
             return None
         self._nodes_dirty = False
-        found = self._picture.node_list({})
+        found = self._picture.node_list()
+        if self._blind() is not None:
+            found = tuple(structs.replace(node, ready=False) for node in found)
         if found == self._told_nodes:
             return None
         self._told_nodes = found
@@ -271,9 +289,19 @@ class Session:
         pods: dict[str, list[Instance]] = {}
         for component, found in self._picture.pods_of(uid).items():
             pods[component] = [
-                status.instance(pod, component, self._picture.hints(pod), own=own)
+                status.instance(pod, component, self._picture.hints(uid, pod), self._picture.used(pod), own=own)
                 for pod, own in found.values()
                 if not status.is_finished(pod)
             ]
         applied = work is not None and self._applied.get(uid) == work.version
-        return status.observe(uid, work, pods, self._picture.workloads_of(uid), self._troubles.get(uid, {}), applied)
+        seen = status.observe(uid, work, pods, self._picture.workloads_of(uid), self._troubles.get(uid, {}), applied)
+        blind = self._blind()
+        return seen if blind is None else status.unseen(seen, blind.since, blind.why)
+
+    # --- what streams ask ---
+
+    def port(self, uid: str, component: str) -> int:
+        """Where pods of a component listen; 0 when nobody said so."""
+        work = (self._works or {}).get(uid)
+        found = next((item for item in work.components if item.name == component), None) if work is not None else None
+        return 0 if found is None else render.port_of(found)

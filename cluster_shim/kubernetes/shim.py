@@ -4,21 +4,30 @@ It is a view, as every shim: closing it, or killing the controller, changes noth
 """
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
 from pathlib import Path
 
+import structlog
+
+from cluster_controller.tasks import Tasks
 from cluster_shim.contract import ByteStream, Description, Desired, Observed, OpenTarget, ShimError
-from cluster_shim.kubernetes import render
-from cluster_shim.kubernetes.api import Access, Api
+from cluster_shim.kubernetes import health, narrow, render, rights, status, streams
+from cluster_shim.kubernetes.api import Access, Api, ApiError
 from cluster_shim.kubernetes.direct import DirectApplier
 from cluster_shim.kubernetes.files import FileServer
+from cluster_shim.kubernetes.health import Blind, Health
 from cluster_shim.kubernetes.member import Door
 from cluster_shim.kubernetes.picture import Picture
 from cluster_shim.kubernetes.session import Session
 
+log = structlog.get_logger()
+
 __all__ = ["Access", "KubernetesShim"]
 
+TRIES = 3  # instances of an application that are asked for a connection
+NEEDED = [rule for rule in rights.SEE if rule.group in ("", "apps", "batch") and "events" not in rule.resources]
 KINDS = ("model", "command", "container", "manifests", "helm")
 
 
@@ -36,6 +45,8 @@ class KubernetesShim:
         self._picture: Picture | None = None
         self._session: Session | None = None
         self._door: Door | None = None
+        self._health: Health | None = None
+        self._tasks = Tasks("shim/kubernetes")
         self._connecting = asyncio.Lock()
 
     async def describe(self) -> Description:
@@ -48,7 +59,7 @@ class KubernetesShim:
             raise ShimError("this cluster is being reconciled already; end that reconciliation first")
         api, picture = await self._connected()
         assert self._files is not None
-        session = self._session = Session(picture, DirectApplier(api, self._settings, self._files.source))
+        session = self._session = Session(picture, DirectApplier(api, self._settings, self._files.source), self._blind)
         try:
             async with aclosing(session.run(self._files.listen(desired))) as news:
                 async for observed in news:
@@ -57,16 +68,44 @@ class KubernetesShim:
             self._session = None
 
     async def open(self, target: OpenTarget) -> ByteStream:
+        if target.kind not in ("api", "logs", "application"):
+            raise ShimError(f"a Kubernetes cluster has no {target.kind!r} to open; it offers application, logs and api")
+        api, picture = await self._connected()
         if target.kind == "api":
-            api, _ = await self._connected()
             self._door = self._door or Door(api)
             return await self._door.open(target)
-        raise ShimError(f"a Kubernetes cluster has no {target.kind!r} to open")
+        found = [each for each in picture.find(target.uid, target.component, target.instance) if not status.is_finished(each[1])]
+        if not found:
+            raise ShimError(f"no instance {target.instance or target.component or target.uid} runs here")
+        if target.kind == "logs":
+            component, pod = max(found, key=lambda each: (status.is_ready(each[1]), each[1].metadata.creation_timestamp or ""))
+            meta = pod.metadata
+            return await streams.open_log(api, meta.namespace, meta.name, status.container_of(pod, component), target.options)
+        return await self._open_application(api, target, found)
+
+    async def _open_application(self, api: Api, target: OpenTarget, found: list[tuple[str, narrow.Pod]]) -> ByteStream:
+        """To a ready instance, another one each time; one that cannot be reached is no reason not to ask the next."""
+        ports = {component: self._session.port(target.uid, component) if self._session is not None else 0 for component, _ in found}
+        ready = [(component, pod) for component, pod in found if ports[component] and status.is_ready(pod)]
+        if not any(ports.values()):
+            raise ShimError(f"application {target.uid}: component {', '.join(sorted(ports))} exposes no port")
+        if not ready:
+            raise ShimError(f"application {target.uid}: no instance is ready ({found[0][1].metadata.name} is {found[0][1].status.phase})")
+        random.shuffle(ready)
+        for number, (component, pod) in enumerate(ready, 1):
+            try:
+                return await streams.open_port(api, pod.metadata.namespace, pod.metadata.name, ports[component], pod.status.pod_ip)
+            except ApiError as error:
+                if number >= min(TRIES, len(ready)):
+                    raise
+                log.info("instance.not_reached", instance=pod.metadata.name, error=str(error))
+        raise AssertionError("the last try returns or raises")
 
     async def close(self) -> None:
         """Let go. Applications run on."""
+        await self._tasks.close()
         picture, api, files = self._picture, self._api, self._files
-        self._picture = self._api = self._files = self._door = None
+        self._picture = self._api = self._files = self._door = self._health = None
         if files is not None:
             await files.close()
         if picture is not None:
@@ -77,13 +116,45 @@ class KubernetesShim:
     async def _connected(self) -> tuple[Api, Picture]:
         async with self._connecting:
             if self._api is None or self._picture is None:
-                if self._files is None:
-                    self._files = await asyncio.to_thread(FileServer, self._folder, self._settings)
-                self._api = await Api.open(self._access)
-                self._files.start(self._api.url)
-                self._picture = Picture(self._api, self._seen, self._nodes_seen)
-                self._picture.start()
+                await self._connect()
+            assert self._api is not None and self._picture is not None
             return self._api, self._picture
+
+    async def _connect(self) -> None:
+        if self._files is None:
+            self._files = await asyncio.to_thread(FileServer, self._folder, self._settings)
+        api = await Api.open(self._access)
+        try:
+            await asyncio.to_thread(health.recognise, self._folder, api)
+            await self._check_rights(api)
+        except BaseException:
+            await api.close()
+            raise
+        self._api = api
+        self._files.start(api.url)
+        picture = self._picture = Picture(api, self._seen, self._nodes_seen)
+        picture.start()
+        self._health = Health(api, self._sight_changed, picture.failing)
+        self._tasks.keep("health", self._health.run)
+        log.info("member.connected", server=api.url, version=api.version, uid=api.cluster_uid)
+
+    async def _check_rights(self, api: Api) -> None:
+        """Without the rights to see nothing can be told; the others are missed where they are needed, and said here already."""
+        needed = await health.missing(api, rights.questions(NEEDED))
+        if needed:
+            raise ShimError(
+                f"{api.url} does not let this controller see what it runs; missing rights: {', '.join(map(str, needed))};"
+                " `banyan join --print-manifest` shows the roles to grant"
+            )
+        for one in await health.missing(api, rights.questions(rights.RUN)):
+            log.warning("member.right_missing", right=str(one), without_it=one.reason)
+
+    def _blind(self) -> Blind | None:
+        return self._health.blind if self._health is not None else None
+
+    def _sight_changed(self) -> None:
+        if self._session is not None:
+            self._session.sight_changed()
 
     def _seen(self, uids: Iterable[str]) -> None:
         if self._session is not None:

@@ -8,7 +8,7 @@ the object that should have made them.
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from cluster_shim import contract
 from cluster_shim.contract import Ended, Instance, ObservedComponent, ObservedWork, Phase
@@ -24,6 +24,8 @@ LOOP_RESTARTS = 3  # from here on, one that is not ready yet is still said to be
 PROGRESS = frozenset({"", "ContainerCreating", "PodInitializing"})  # what every start goes through
 MAX_LINE = 300
 MAX_MESSAGE = 600
+SAID_ELSEWHERE = frozenset({"BackOff", "FailedScheduling", "Failed", "Preempting"})  # by the pod's own status, and better
+OUT_OF_SIGHT = "ApiServerUnreachable"
 OWN_KINDS = ("model", "command", "container")
 
 
@@ -45,10 +47,9 @@ class Hints(Struct, frozen=True):
 NO_HINTS = Hints()
 
 
-def instance(pod: narrow.Pod, component: str, hints: Hints = NO_HINTS, *, own: bool = True) -> Instance:
-    """One pod. ``own``: made by an object of ours, so that it says its revision."""
-    status = pod.status
-    ready = status.phase == "Running" and any(item.type == "Ready" and item.status == "True" for item in status.conditions)
+def instance(pod: narrow.Pod, component: str, hints: Hints = NO_HINTS, used: tuple[int, int] = (-1, -1), *, own: bool = True) -> Instance:
+    """One pod. ``own``: made by an object of ours, so that it says its revision. ``used``: millicores and bytes, measured."""
+    status, ready = pod.status, is_ready(pod)
     phase, reason, message = _state(pod, ready, hints)
     ended = _ended(pod, hints.last_line)
     return Instance(
@@ -56,14 +57,29 @@ def instance(pod: narrow.Pod, component: str, hints: Hints = NO_HINTS, *, own: b
         component=component,
         revision=pod.metadata.labels.get(names.REVISION, "") if own else "",
         phase=phase,
-        ready=ready and phase is Phase.RUNNING,
+        ready=phase is Phase.RUNNING and ready,
         restarts=sum(item.restart_count for item in status.container_statuses),
         reason=reason,
         message=message[:MAX_MESSAGE],
         node=pod.spec.node_name,
         started_unix=unix(status.start_time),
+        cpu_millis=used[0],
+        memory_bytes=used[1],
         ended=ended,
     )
+
+
+def is_ready(pod: narrow.Pod) -> bool:
+    """Whether it shall be sent requests."""
+    status = pod.status
+    ready = status.phase == "Running" and any(item.type == "Ready" and item.status == "True" for item in status.conditions)
+    return ready and pod.metadata.deletion_timestamp is None
+
+
+def container_of(pod: narrow.Pod, component: str) -> str:
+    """Whose log is the instance's: the container named after the component, else the first."""
+    containers = [container.name for container in pod.spec.containers]
+    return component if component in containers or not containers else containers[0]
 
 
 def _state(pod: narrow.Pod, ready: bool, hints: Hints) -> tuple[Phase, str, str]:
@@ -154,6 +170,37 @@ def crashed(pod: narrow.Pod) -> tuple[str, int] | None:
     return None
 
 
+def runs_again(pod: narrow.Pod, container: str) -> bool:
+    """Whether the container's own log is that of its next run already."""
+    found = (*pod.status.init_container_statuses, *pod.status.container_statuses)
+    return any(item.name == container and item.state.running is not None for item in found)
+
+
+def puzzling(pod: narrow.Pod) -> bool:
+    """Whether somebody may want to know why it is not ready, and its own status does not say all of it."""
+    if pod.metadata.deletion_timestamp is not None or not pod.spec.node_name or pod.status.phase == "Succeeded":
+        return False
+    return not any(item.type == "Ready" and item.status == "True" for item in pod.status.conditions)
+
+
+def hints(events: Iterable[narrow.Event], line: str) -> Hints:
+    """From the warnings about one pod and the last line of its last run."""
+    unhealthy = warning = ""
+    for event in sorted(events, key=lambda event: event.last_timestamp or event.event_time or ""):
+        if event.reason == "Unhealthy":
+            unhealthy = event.message if event.message.startswith("Readiness") else unhealthy
+        elif event.reason not in SAID_ELSEWHERE:
+            warning = f"{event.reason}: {event.message}"
+    return Hints(last_line=line, unhealthy=unhealthy[:MAX_MESSAGE], warning=warning[:MAX_MESSAGE])
+
+
+def last_line(log: bytes) -> str:
+    """The last line of a log that says something: printable, and short enough for a status."""
+    lines = [line.strip() for line in log.decode("utf-8", "replace").splitlines() if line.strip()]
+    text = "".join(letter if letter.isprintable() else " " for letter in lines[-1]) if lines else ""
+    return text[:MAX_LINE]
+
+
 def is_finished(pod: narrow.Pod) -> bool:
     """It ran to its end, or was evicted and something else takes its place: no instance any more."""
     owner = controller_of(pod)
@@ -174,6 +221,18 @@ def workload_of(pod: narrow.Pod) -> tuple[str, str, str] | None:
         if template and owner.name.endswith(f"-{template}"):
             return pod.metadata.namespace, "Deployment", owner.name.removesuffix(f"-{template}")
     return pod.metadata.namespace, owner.kind, owner.name
+
+
+def unseen(seen: ObservedWork, since: str, why: str) -> ObservedWork:
+    """The same once the member cannot be seen any more: wanted as before, nothing known to be ready, and nothing said to be dead."""
+    message = f"the member's API server has not been heard since {since}; what ran there runs on, nothing is known of it: {why}"[
+        :MAX_MESSAGE
+    ]
+    return structs.replace(
+        seen,
+        components=tuple(structs.replace(item, ready=0, updated=0, reason=OUT_OF_SIGHT, message=message) for item in seen.components),
+        instances=tuple(structs.replace(item, ready=False, reason=OUT_OF_SIGHT, message=message) for item in seen.instances),
+    )
 
 
 # --- components ---
