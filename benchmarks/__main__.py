@@ -23,7 +23,8 @@ import structlog
 from benchmarks import records, report
 from benchmarks.records import Options
 
-NAMES = ("footprint", "size", "startup", "idle", "propagation", "three", "relay", "burst", "lists")
+CLUSTERS = ("members", "crowd", "kubectl")  # on real Kubernetes clusters: `make testbed`
+NAMES = ("footprint", "size", "startup", "idle", "propagation", "three", "relay", "burst", "lists", "decode", *CLUSTERS)
 DISK = "/var/tmp"  # a real disk, where /tmp may be memory; each run makes a folder of its own there
 
 

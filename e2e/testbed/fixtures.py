@@ -15,14 +15,19 @@ from tools import edge_image as edge_image_builder
 from tools.needs import Missing
 
 
-def begin(testbed: Testbed, name: str, shape: Shape) -> Member:
-    """A member, or the test left out."""
+def need(shape: Shape) -> None:
+    """The test is left out where such a member cannot be."""
     try:
         check(shape)
     except Missing as missing:
         if os.environ.get("CI") == "true":
             pytest.fail(f"the testbed lacks something: {missing}", pytrace=False)
         pytest.skip(f"the testbed lacks something: {missing}")
+
+
+def begin(testbed: Testbed, name: str, shape: Shape) -> Member:
+    """A member, or the test left out."""
+    need(shape)
     member = testbed.start(name, shape)
     print(f"\ntestbed: {name} Ready after {member.started_s:.1f} s")
     return member
