@@ -14,6 +14,8 @@ REVISION = "banyan.dev/revision"
 APPLIED = "banyan.dev/applied"  # annotation: hash of what we applied
 OWN_NAMESPACE = "banyan.dev/made-namespace"  # label of a namespace that we made, and may remove
 PART_OF = "applyset.kubernetes.io/part-of"  # KEP-3659
+KEEP = "banyan.dev/keep"  # annotation: this object outlives the application that brought it
+KEPT_FROM = "banyan.dev/kept-from"  # annotation of one that did: the application's uid
 
 MAX_NAME = 63
 MAX_WORKLOAD = 52  # what pods are named after: they add a hash and a suffix
