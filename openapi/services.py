@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from msgspec import Struct, field
 
+from cluster_controller.resources.policy import Entry
 from cluster_controller.resources.registry import ResourceType
 from cluster_controller.resources.tables import Heard
 from cluster_shim.contract import ByteStream, OpenTarget
 
 if TYPE_CHECKING:
     from cluster_controller.store import Store, Tx
+    from openapi.audit import AuditLog
 
 Role = Literal["view", "edit", "admin"]
 
@@ -64,6 +66,21 @@ class Ask(Struct, frozen=True):
     body: Mapping[str, Any]
     user: User
     dry_run: bool = False
+
+
+class MemberServices(Protocol):
+    """What the way to members' own APIs asks (`openapi.front.member`)."""
+
+    audit: "AuditLog"
+    member_requests: int  # being served now, counted by the door itself
+
+    def entry(self) -> Entry:
+        """Who may come in here, as the site says."""
+        ...
+
+    def no_member_api(self) -> str:
+        """Why this controller's own cluster has no API to lead to, as in "edge-1 WHY"; "" when it has one."""
+        ...
 
 
 class KindHooks(Protocol):

@@ -14,32 +14,35 @@ from cluster_controller import clock
 from cluster_controller.app import ANY_HOST, Controller, own_hosts
 from cluster_controller.config import split_address
 from cluster_controller.documents import decode
-from cluster_controller.errors import Conflict, InvalidInput
+from cluster_controller.errors import Conflict, Forbidden, InvalidInput
 from cluster_controller.identity import users
 from cluster_controller.metrics import exposition
-from cluster_controller.resources import kinds
+from cluster_controller.resources import kinds, policy
 from cluster_controller.resources.tables import Heard
 from cluster_controller.routes import Routes, Target
-from cluster_controller.store import Event
+from cluster_controller.store import Event, Key
 from cluster_controller.tasks import Tasks
 from cluster_controller.tree.records import DESIRED, OWN
 from cluster_controller.tunnel.messages import Lane
 from cluster_controller.tunnel.stream import Stream
 from cluster_shim.contract import ByteStream, OpenTarget, ShimError
 from openapi.app import create_app
+from openapi.audit import AuditLog
 from openapi.front.auth import decode_user
+from openapi.front.member import MEMBER
 from openapi.front.raw import ProxyRoutes
 from openapi.front.server import Front
 from openapi.front.splice import splice
 from openapi.hooks.application import ApplicationHooks
 from openapi.hooks.dispatch import Hooks
-from openapi.hooks.members import ClusterHooks, TokenHooks, UserHooks
+from openapi.hooks.members import ClusterHooks, SitePolicyHooks, TokenHooks, UserHooks
 from openapi.services import Blob, Grant, KindHooks, Route, User
 
 log = structlog.get_logger()
 
 HTTP = "http"
 APPLICATION = "application"
+AUDIT = "audit.log"  # in DATA
 API_PORT = "app/api-port"  # fact: the port that was bound last, taken again when any will do
 RENEW_SECONDS = 24 * 3600.0  # between two API certificates; they live for longer
 
@@ -64,11 +67,14 @@ class Services:
             "Application": ApplicationHooks(controller.store, controller.engine.explain, controller.heard),
             "Cluster": ClusterHooks(controller.store, controller.membership, controller.uid, lambda uid: uid in controller.tunnel.links),
             "JoinToken": TokenHooks(controller.membership),
+            "SitePolicy": SitePolicyHooks(controller.uid, controller.name),
             "User": UserHooks(controller.membership),
         }
         self.kinds: KindHooks = Hooks(by_kind)
         self._routes = Routes(controller.store, controller.uid, controller.name, self._distance)
         self.front: Front | None = None
+        self.audit = AuditLog(controller.config.data / AUDIT)
+        self.member_requests = 0
 
     def now(self) -> datetime:
         return clock.wall()
@@ -93,6 +99,24 @@ class Services:
     async def get_blob(self, digest: str, offset: int = 0) -> Blob:
         blobs = self._controller.library.blobs
         return Blob(size=blobs.size(digest), chunks=blobs.chunks(digest, offset))
+
+    # --- the own cluster's API ---
+
+    def entry(self) -> policy.Entry:
+        stored = self.store.get(Key("own", "SitePolicy", "", policy.NAME))
+        return policy.entry_of(decode(stored.document, kinds.SitePolicy) if stored is not None else None)
+
+    def no_member_api(self) -> str:
+        controller = self._controller
+        if controller.shim is None:
+            return f"has no cluster of its own; its controller's API is clusters/{self.name}/banyan (banyan --at {self.name})"
+        known = controller.description
+        if (known.kind if known is not None else controller.config.shim) != "process":
+            return ""
+        return (
+            "runs applications as processes; it has no Kubernetes API. Use banyan logs and banyan get, "
+            f"or its controller's API: banyan kubeconfig {self.name} --banyan"
+        )
 
     # --- routes ---
 
@@ -137,13 +161,15 @@ class Serving:
         self._controller = controller
         self.services = Services(controller)
         self._app = create_app(self.services)
-        self.front = Front(self._app, Authentication(controller), ProxyRoutes(self.services))
+        self._routes = ProxyRoutes(self.services)
+        self.front = Front(self._app, Authentication(controller), self._routes)
         self.services.front = self.front
         self._tasks = Tasks("serving")
         self.port = 0
         self._unsubscribe = [controller.store.subscribe(self._changed, space) for space in (OWN, DESIRED)]
         controller.tunnel.handle(HTTP, self._serve_http)
         controller.tunnel.handle(APPLICATION, self._serve_application)
+        controller.tunnel.handle(MEMBER, self._serve_member)
 
     async def start(self) -> int:
         """The bound port. Conflict when it is taken."""
@@ -182,6 +208,7 @@ class Serving:
         await self._tasks.close()
         await self._app.close()
         await self.front.close(deadline_seconds)
+        self.services.audit.close()
 
     def _hosts(self, host: str) -> list[str]:
         advertised = list(self._controller.config.api_advertise)
@@ -196,8 +223,19 @@ class Serving:
 
     async def _serve_http(self, stream: Stream) -> None:
         """A request that entered the tree above: the user in the metadata is the parent's word."""
+        await self.front.adopt(stream, self._sent_by_parent(stream))
+
+    async def _serve_member(self, stream: Stream) -> None:
+        """One request to the API of this controller's own cluster."""
+        await self.front.adopt(stream, self._sent_by_parent(stream), self._routes.from_above)
+
+    def _sent_by_parent(self, stream: Stream) -> User:
+        """Who asks, as the parent says. Nobody from above is taken for somebody who asks at this site."""
         self._controller.links.require_parent(stream)
-        await self.front.adopt(stream, decode_user(stream.metadata))
+        user = decode_user(stream.metadata)
+        if user.entry == self._controller.uid:
+            raise Forbidden(f"a request from above cannot have entered the tree at {self._controller.name}")
+        return user
 
     async def _serve_application(self, stream: Stream) -> None:
         self._controller.links.require_parent(stream)

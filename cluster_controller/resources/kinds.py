@@ -118,6 +118,7 @@ from cluster_controller.resources.meta import (
     Resource,
     Seconds,
 )
+from cluster_controller.resources.policy import Entry, SitePolicy, SitePolicySpec
 
 # --- Model ---
 
@@ -262,6 +263,7 @@ __all__ = [
     "Core",
     "Count",
     "Document",
+    "Entry",
     "EnvFrom",
     "EnvSource",
     "EnvVar",
@@ -324,6 +326,8 @@ __all__ = [
     "Seconds",
     "Secret",
     "Share",
+    "SitePolicy",
+    "SitePolicySpec",
     "SubtreeApplication",
     "SubtreeApplicationSpec",
     "Taint",

@@ -109,7 +109,7 @@ _TYPES = (
             Subresource("keep", ("POST",), role="admin"),
             Subresource("conflicts", ("GET", "POST"), role="admin"),
             Subresource("banyan", ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"), raw=True),
-            Subresource("proxy", ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"), role="admin", raw=True),
+            Subresource("proxy", ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"), raw=True),
         ),
         selectable=('status.phase', 'status.parent', 'spec.unschedulable'),
         description="A member of the tree below this controller. Labels, taints and cordon set here are this controller's overlay.",
@@ -135,6 +135,11 @@ _TYPES = (
         group=GROUP, version=VERSION, kind="User", plural="users", singular="user", categories=("banyan",), namespaced=False,
         struct=kinds.User, generation=True, read_role="admin", write_role="admin", subresources=(_READ_STATUS,), secret_answer=True,
         description="A person or program that may ask this controller. The credential is in the answer to the create, and nowhere else.",
+    ),
+    ResourceType(
+        group=GROUP, version=VERSION, kind="SitePolicy", plural="sitepolicies", singular="sitepolicy", short_names=("sp",),
+        categories=("banyan",), namespaced=False, struct=kinds.SitePolicy, generation=True, write_role="admin",
+        description="What this site decides by itself, whatever an ancestor wants; one object, named site, written at the site alone.",
     ),
     ResourceType(
         group="", version="v1", kind="Namespace", plural="namespaces", singular="namespace", short_names=("ns",), namespaced=False,

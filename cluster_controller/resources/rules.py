@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from cluster_controller.errors import InvalidInput
-from cluster_controller.resources import kinds, quantity
+from cluster_controller.resources import kinds, policy, quantity
 from cluster_controller.resources.names import (
     DATA_KEY,
     ENVIRONMENT,
@@ -25,6 +25,7 @@ from cluster_controller.resources.shape import Problem
 
 MOST_PROBLEMS = 50
 MOST_COMPONENTS = 20
+MOST_ADMITTED = 500  # names in a SitePolicy
 DATA_BYTES = 1024 * 1024
 
 
@@ -283,6 +284,20 @@ def join_token(new: kinds.JoinToken, previous: kinds.JoinToken | None, report: R
         report("spec", "a token never changes; delete it and create another", "FieldValueForbidden")
 
 
+def site_policy(new: kinds.SitePolicy, previous: kinds.SitePolicy | None, report: Report) -> None:
+    if new.metadata.name != policy.NAME:
+        report("metadata.name", f"a site has one policy, and its name is {policy.NAME}")
+    entry = policy.entry_of(new)
+    for index, group in enumerate(entry.groups):
+        if group not in policy.GROUPS:
+            report(f"spec.entry.groups[{index}]", f"{shown(group)} is no group; it is one of {', '.join(policy.GROUPS)}")
+    if len(entry.users) > MOST_ADMITTED:
+        report("spec.entry.users", f"has {len(entry.users)} names; at most {MOST_ADMITTED}", "FieldValueTooMany")
+    for index, name in enumerate(entry.users[:MOST_ADMITTED]):
+        _problem(f"spec.entry.users[{index}]", subdomain_problem(name), report)
+    report.unique("spec.entry.users", entry.users)
+
+
 def user(new: kinds.User, previous: kinds.User | None, report: Report) -> None:
     if not new.spec.grants:
         report("spec.grants", "at least one grant is required, as in {role: view}", "FieldValueRequired")
@@ -365,5 +380,6 @@ RULES: Mapping[str, Callable[[Any, Any, Report], None]] = {
     "JoinToken": join_token,
     "Model": model,
     "Secret": secret,
+    "SitePolicy": site_policy,
     "User": user,
 }

@@ -217,6 +217,13 @@ def _join_token(document: Json, context: Context) -> list[Any]:
     ]  # fmt: skip
 
 
+def _site_policy(document: Json, context: Context) -> list[Any]:
+    entry = _at(document, "spec", "entry")
+    groups = _list(entry, "groups") if entry is not None else ["banyan:admin"]
+    users = _list(entry, "users")
+    return [_name(document), _joined(groups), len(users), _age(document, context), _joined(users)]
+
+
 def _user(document: Json, context: Context) -> list[Any]:
     spec, status = _at(document, "spec"), _at(document, "status")
     grants = [f"{_text(each, 'role')}@{_text(each, 'namespace') or '*'}" for each in _list(spec, "grants")]
@@ -374,6 +381,16 @@ _TABLES: Mapping[str, Table] = {
             Column("UID", "Of the cluster that joined with it.", priority=1),
         ),
         _join_token,
+    ),
+    "SitePolicy": Table(
+        (
+            _NAME,
+            Column("Groups", "Of the tree, whose people may use the API of the site's cluster."),
+            Column("Users", "Besides them, how many by name.", "integer"),
+            _AGE,
+            _wide("Names", "Who, by name."),
+        ),
+        _site_policy,
     ),
     "User": Table(
         (

@@ -6,6 +6,7 @@ at the next request or closed.
 """
 
 import asyncio
+import copy
 from collections.abc import Awaitable, Callable
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
@@ -222,6 +223,12 @@ class Shared:
         self.metrics = metrics
         self.kept = KeptTotal()
         self.draining = asyncio.Event()
+
+    def leading_to(self, routes: RawRoutes) -> "Shared":
+        """The same front with other routes."""
+        other = copy.copy(self)
+        other.routes = routes
+        return other
 
 
 _UNREADABLE = RequestHead(

@@ -2,7 +2,7 @@
 
     …/namespaces/NS/applications/NAME/proxy/PATH   the nearest ready instance of an application (HTTP/1.1, WebSocket)
     …/clusters/NAME/banyan/PATH                    a descendant controller's own API, as the same user
-    …/clusters/NAME/proxy/PATH                     the member's API: not served for process clusters
+    …/clusters/NAME/proxy/PATH                     the API of the cluster that NAME manages (`member`)
     …/invoke                                       one request to many clusters (`invoke`)
     HTTP/2                                         gRPC to an application (`grpc`)
 
@@ -25,14 +25,14 @@ from openapi.front.auth import encode_user, require
 from openapi.front.exchange import Exchange
 from openapi.front.forward import Forwarder, Target
 from openapi.front.head import RequestHead
-from openapi.front.status import NotImplementedHere
+from openapi.front.member import FromAbove, MemberDoor
 from openapi.front.streams import pair
 
 if TYPE_CHECKING:
     from openapi.front.connection import CredentialSource, RawRoute, Shared
-    from openapi.services import ApiServices, Route, RouteServices, User
+    from openapi.services import ApiServices, MemberServices, Route, RouteServices, User
 
-    class Services(ApiServices, RouteServices, Protocol):
+    class Services(ApiServices, RouteServices, MemberServices, Protocol):
         """What the raw routes need of the controller."""
 
 
@@ -59,6 +59,8 @@ class ProxyRoutes:
         self._adopt: Adopt | None = None
         self._tasks = Tasks("routes")
         self._forwarder = Forwarder(self._tasks)
+        self.members = MemberDoor(services, self._forwarder)
+        self.from_above = FromAbove(self.members)  # for streams of service `member`
 
     def attach(self, adopt: Adopt) -> None:
         self._adopt = adopt
@@ -170,14 +172,10 @@ class MemberApi:
     kind = "member"
 
     def __init__(self, routes: ProxyRoutes, name: str, path: bytes) -> None:
-        self._routes, self._name = routes, name
+        self._routes, self._name, self._path = routes, name, path
 
     async def __call__(self, exchange: Exchange) -> None:
-        self._routes.services.cluster_uid(self._name)  # NotFound before anything else
-        raise NotImplementedHere(
-            f"cluster {self._name} has no API of its own to lead to: it is a process cluster; "
-            f"its controller's API is clusters/{self._name}/banyan (banyan --at {self._name})"
-        )
+        await self._routes.members.enter(exchange, known(exchange), self._name, self._path)
 
 
 class Invocation:

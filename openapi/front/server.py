@@ -101,12 +101,16 @@ class Front:
         context.options |= ssl.OP_NO_TICKET
         self._context = context
 
-    async def adopt(self, stream: ByteStream, user: "User") -> None:
-        """Serve HTTP/1 on a stream that is already authenticated as ``user``. The caller vouches for where it came from."""
+    async def adopt(self, stream: ByteStream, user: "User", routes: RawRoutes | None = None) -> None:
+        """Serve HTTP/1 on a stream that is already authenticated as ``user``. The caller vouches for where it came from.
+
+        ``routes``: where its requests go, when not where everybody's go.
+        """
         credentials = Adopted(user)
         self._adopted[stream] = credentials
+        shared = self._shared if routes is None else self._shared.leading_to(routes)
         try:
-            await self._serve_adopted(stream, credentials)
+            await self._serve_adopted(stream, credentials, shared)
         finally:
             del self._adopted[stream]
 
@@ -256,10 +260,10 @@ class Front:
             del self._peers[peer]
             self._peers[peer] = None
 
-    async def _serve_adopted(self, stream: ByteStream, credentials: Adopted) -> None:
+    async def _serve_adopted(self, stream: ByteStream, credentials: Adopted, shared: Shared) -> None:
         clean = False
         try:
-            await Connection(stream, credentials, self._shared).run()
+            await Connection(stream, credentials, shared).run()
             async with asyncio.timeout(self.limits.drain_seconds):
                 await stream.close_write()
                 while await stream.read():

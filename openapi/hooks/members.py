@@ -73,6 +73,32 @@ def _bar(write: Write) -> None:
         records.revoke(write.tx, Revocation("user", credential, write.name, reason, format_time(write.now)))
 
 
+class SitePolicyHooks(NoHooks):
+    """Only who asks at the site itself may change what the site decides; a request from above may read it."""
+
+    def __init__(self, uid: str, name: str) -> None:
+        self._uid = uid
+        self._name = name
+
+    def prepare_create(self, write: Write) -> Mapping[str, Any] | None:
+        self._at_the_site(write)
+        return None
+
+    def prepare_update(self, write: Write) -> Mapping[str, Any] | None:
+        self._at_the_site(write)
+        return None
+
+    def prepare_delete(self, write: Write) -> None:
+        self._at_the_site(write)
+
+    def _at_the_site(self, write: Write) -> None:
+        if write.user.entry != self._uid:
+            raise Forbidden(
+                f"the policy of {self._name} is written at {self._name} alone, on its own API address; "
+                f"this request of {write.user.name} came from another cluster of the tree"
+            )
+
+
 class ClusterHooks(NoHooks):
     """``connected(uid)``: whether the direct child has a link now."""
 

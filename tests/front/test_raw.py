@@ -30,7 +30,8 @@ class World:
         async def edge() -> None:
             from openapi.front.server import Front
 
-            self.services.edge = Front(echo, self.root.accounts, ProxyRoutes(Services(self.application.port)))
+            self.services.edge_routes = ProxyRoutes(Services(self.application.port))
+            self.services.edge = Front(echo, self.root.accounts, self.services.edge_routes)
 
         self.root.thread.run(edge())
 
@@ -112,7 +113,7 @@ def test_what_is_not_there(world: World) -> None:
     assert (status, json.loads(data)["message"]) == (503, "edge-2 is out of reach: root → edge-2 is cut")
     status, _, data = world.ask("GET", f"{base}/edge-1/proxy/api")
     assert status == 501
-    assert "process cluster" in json.loads(data)["message"]
+    assert "runs applications as processes" in json.loads(data)["message"]
 
 
 @pytest.mark.parametrize("path", ["/cut", "/garbage", "/close"])

@@ -5,17 +5,22 @@ import hashlib
 import http.server
 import json
 import socketserver
+import tempfile
 import threading
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from cluster_controller.errors import NotFound, Unreachable
+from cluster_controller.resources.policy import DEFAULT_ENTRY, Entry
 from cluster_controller.resources.tables import Heard
 from cluster_controller.store import Key
+from openapi.audit import AuditLog
 from openapi.front.auth import decode_user
+from openapi.front.raw import ProxyRoutes
 from openapi.front.server import Front
 from openapi.front.splice import splice
 from openapi.front.streams import SocketStream, pair
@@ -204,6 +209,7 @@ class Services:
         self.port = port
         self.local = local
         self.edge: Front | None = None  # the front of edge-1, in the same loop
+        self.edge_routes: ProxyRoutes | None = None
         self.store = ListStore(
             [
                 StoredCluster(ME, "root", {}),
@@ -215,6 +221,15 @@ class Services:
         self.opened: list[tuple[str, str, bytes]] = []
         self.refuse_first = 0  # opens that fail
         self.answers_once_more = False
+        self.name = "root"
+        self.audit = AuditLog(Path(tempfile.mkdtemp(prefix="banyan-audit-")) / "audit.log")
+        self.member_requests = 0
+
+    def entry(self) -> Entry:
+        return DEFAULT_ENTRY
+
+    def no_member_api(self) -> str:
+        return "runs applications as processes; it has no Kubernetes API"
 
     def heard(self, uid: str) -> Heard | None:
         return Heard(41.72, True, "root → edge-2") if uid == DEAD else None
@@ -247,9 +262,9 @@ class Services:
         if uid == DEAD:
             raise Unreachable("edge-2 is out of reach: root → edge-2 is cut")
         ours, theirs = pair()
-        if service == "http":
-            assert self.edge is not None
-            self._spawn(self.edge.adopt(theirs, decode_user(metadata)))
+        if service in ("http", "member"):
+            assert self.edge is not None and self.edge_routes is not None
+            self._spawn(self.edge.adopt(theirs, decode_user(metadata), self.edge_routes.from_above if service == "member" else None))
         else:
             assert msgspec.json.decode(metadata) == {"uid": APP, "component": ""}
             self._spawn(splice(theirs, await self._dial()))
