@@ -1,8 +1,9 @@
 """What the shim may do in a member, rule by rule, and why. Pure: the chart, the manifest, the page for people and the tests are made of it.
 
 Two profiles. Both read pods, nodes and workloads everywhere, for free room is a matter of the whole cluster. `full` writes in every
-namespace, and makes and removes namespaces; `namespaced` writes in those that the site names. Neither has a wildcard, and nothing
-here lets the shim change RBAC, nodes or admission. Applications that bring other kinds of objects need what the site adds (`EXTRA`).
+namespace, and makes and removes namespaces; `namespaced` writes in those that the site names. Nothing here lets the shim change RBAC,
+nodes or admission, and the only wildcard is one for listing (`TIDY`). Applications that bring other kinds of objects need what the
+site adds (`EXTRA`).
 
 No more than is used: an end-to-end test compares these rules with the audit log of a real API server, both ways.
 """
@@ -25,6 +26,7 @@ ROLES = {"banyan:admin": "cluster-admin", "banyan:edit": "edit", "banyan:view": 
 EXTRA = {"banyan.dev/aggregate-to-edge": "true"}
 
 CORE = ""
+EVERY = "*"
 
 
 class Rule(Struct, frozen=True, kw_only=True):
@@ -37,7 +39,12 @@ class Rule(Struct, frozen=True, kw_only=True):
     names: tuple[str, ...] = ()  # only objects of these names; empty: all
 
     def allows(self, verb: str, group: str, resource: str, name: str = "") -> bool:
-        return verb in self.verbs and group == self.group and resource in self.resources and (not self.names or name in self.names)
+        return (
+            verb in self.verbs
+            and self.group in (group, EVERY)
+            and not {resource, EVERY}.isdisjoint(self.resources)
+            and (not self.names or name in self.names)
+        )
 
     def as_policy(self) -> dict[str, list[str]]:
         """The rule as RBAC has it."""
@@ -101,13 +108,13 @@ RUN = (
     Rule(
         group="apps",
         resources=("deployments",),
-        verbs=("get", "list", "create", "patch", "delete"),
+        verbs=("get", "list", "watch", "create", "patch", "delete"),
         reason="A model, command or container component is a Deployment.",
     ),
     Rule(
         resources=("services", "configmaps", "secrets", "persistentvolumeclaims"),
-        verbs=("get", "list", "create", "patch", "delete"),
-        reason="What a component exposes, what it reads and what it keeps; ConfigMap banyan-applyset lists what is ours.",
+        verbs=("get", "list", "watch", "create", "patch", "delete"),
+        reason="What a component exposes, reads and keeps, watched for changes by hand; ConfigMap banyan-applyset lists what is ours.",
     ),
     Rule(resources=("pods/log",), verbs=("get",), reason="`banyan logs`, and the last log line of an instance that crashed."),
     Rule(
@@ -119,8 +126,16 @@ RUN = (
 NAMESPACES = (
     Rule(
         resources=("namespaces",),
-        verbs=("create", "patch", "delete"),
+        verbs=("create", "delete"),
         reason="An Application's namespace is made when it is missing, and removed when it was made so and is empty.",
+    ),
+)
+TIDY = (
+    Rule(
+        group=EVERY,
+        resources=(EVERY,),
+        verbs=("list",),
+        reason="A namespace is empty when nothing of any kind is in it. Without this rule, namespaces that were made stay.",
     ),
 )
 ENTER = (
@@ -142,8 +157,9 @@ def grants(profile: Profile) -> tuple[Grant, ...]:
     usage = Grant(name="usage", about="Ask kubelets how much is used.", everywhere=True, rules=USAGE)
     run = Grant(name="run", about="Run what models, commands and containers are made of.", everywhere=full, rules=RUN)
     namespaces = Grant(name="namespaces", about="Make and remove the namespaces of Applications.", everywhere=True, rules=NAMESPACES)
+    tidy = Grant(name="tidy", about="Look whether a namespace is empty before it is removed.", everywhere=True, rules=TIDY)
     enter = Grant(name="enter", about="Let people in through the tree, as this cluster's RBAC allows them.", everywhere=True, rules=ENTER)
-    return (see, usage, run, namespaces, enter) if full else (see, run, enter)
+    return (see, usage, run, namespaces, tidy, enter) if full else (see, run, enter)
 
 
 def rules(profile: Profile) -> Iterator[Rule]:
