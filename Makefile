@@ -30,7 +30,7 @@ e2e: $(VENV)/.ready-dev ## End-to-end tests: real processes, real TLS, the real 
 testbed: $(VENV)/.ready-dev ## Build a real Kubernetes, etcd, kwok and kine once, into ~/.cache; install what they need (as root)
 	@$(BIN)/python -m e2e.testbed build
 
-testbed-compat: testbed ## Build an older Kubernetes too, and run the testbed's tests on it; TESTS=... for others
+testbed-compat: testbed ## Build an older Kubernetes too, and run the tests of Kubernetes members on it; TESTS=... for others
 	@$(BIN)/python -m e2e.testbed compat $(TESTS)
 
 installation: $(VENV)/.ready-dev ## Build the wheel, install it into an empty environment, and run it there

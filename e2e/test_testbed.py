@@ -18,7 +18,7 @@ import pytest
 
 from e2e.support import ROOT, until
 from e2e.testbed import Member, Shape, Testbed, registry
-from e2e.testbed.build import KUBERNETES
+from e2e.testbed.build import KUBERNETES, default_version
 from e2e.testbed.components import APISERVER, SOCKET
 from e2e.testbed.fixtures import begin
 from e2e.testbed.machine import KEEPER
@@ -85,6 +85,9 @@ def test_nodes_that_kwok_plays_run_pods(kwok_member: Member) -> None:
 def test_a_k3s_style_member_keeps_its_objects_in_sqlite(k3s_member: Member) -> None:
     k3s_member.kubectl("create", "configmap", "kept", "--from-literal=in=sqlite")
     assert (k3s_member.folder / "kine.db").read_bytes()[:15] == b"SQLite format 3"
+    assert k3s_member.request("GET", "/version")[1]["gitVersion"] == f"v{default_version()}+k3s1"
+    nodes = k3s_member.kubectl("get", "nodes", "-o", "jsonpath={.items[*].status.nodeInfo.kubeletVersion}")
+    assert nodes == f"v{default_version()}+k3s1"
     assert "datastore" in k3s_member.machine.running()
     k3s_member.kill("datastore")
     k3s_member.start("datastore")

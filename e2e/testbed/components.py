@@ -41,10 +41,15 @@ class Place:
     """Of the API server, for the member's own components."""
     authority: Authority
     version: str
+    reported: str
+    """What components say that their version is, as k3s' own do; "" for the plain truth."""
     cgroup: str
 
     def program(self, name: str) -> str:
         return str(build.find(name, self.version))
+
+    def says_version(self) -> list[str]:
+        return [f"--version=v{self.reported}"] if self.reported else []
 
     def config(self, name: str, document: Any) -> str:
         """Write a configuration file (JSON is YAML); its path."""
@@ -92,7 +97,7 @@ def apiserver(place: Place, bind: str, audit_log: Path, extra: Sequence[str]) ->
         "--allow-privileged=true", "--kubelet-preferred-address-types=InternalIP", f"--kubelet-client-certificate={client_certificate}",
         f"--kubelet-client-key={client_key}", f"--kubelet-certificate-authority={place.authority.certificate}",
         f"--audit-policy-file={place.config('audit-policy.yaml', AUDIT_POLICY)}", f"--audit-log-path={audit_log}",
-        "--audit-log-maxsize=256", "--audit-log-maxbackup=2", "--profiling=false", *extra,
+        "--audit-log-maxsize=256", "--audit-log-maxbackup=2", "--profiling=false", *place.says_version(), *extra,
     ]  # fmt: skip
 
 
@@ -215,7 +220,7 @@ def kubelet(place: Place) -> list[str]:
     return [
         place.program(KUBELET), f"--config={place.config('kubelet.yaml', config)}",
         f"--kubeconfig={place.kubeconfig(KUBELET, f'system:node:{place.name}', ['system:nodes'])}",
-        f"--hostname-override={place.name}", f"--node-ip={LAN_ADDRESS}",
+        f"--hostname-override={place.name}", f"--node-ip={LAN_ADDRESS}", *place.says_version(),
     ]  # fmt: skip
 
 

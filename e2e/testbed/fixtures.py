@@ -12,7 +12,7 @@ import pytest
 
 from e2e.testbed.member import Member, Shape, Testbed, check
 from tools import edge_image as edge_image_builder
-from tools.needs import Missing
+from tools.needs import Missing, cache
 
 
 def need(shape: Shape) -> None:
@@ -74,5 +74,5 @@ def whole_member(_shared_members: Testbed) -> Member:
 def edge_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project's own image as a tar, from the work tree as it is; for `Member.load_image`."""
     tar = tmp_path_factory.mktemp("image") / "banyan-edge.tar"
-    print(edge_image_builder.build(tar))
+    print(edge_image_builder.build(tar, keep=cache() / "image-parts"))
     return tar

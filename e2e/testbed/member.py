@@ -53,6 +53,8 @@ class Shape:
     """A real node: containerd, kubelet, CNI and kube-proxy, in a site of its own behind a translating router."""
     version: str = field(default_factory=build.default_version)
     """Of Kubernetes; what `make testbed` or `make testbed-compat` has built."""
+    reported: str = ""
+    """What API server and nodes say that their version is; it may differ behind the patch number. Empty: the plain truth."""
     apiserver: tuple[str, ...] = ()
     """More arguments for the API server."""
 
@@ -67,8 +69,9 @@ class Shape:
 
     @classmethod
     def k3s(cls, nodes: int = 1, *, node: bool = False) -> Self:
-        """An API server on SQLite, which is what k3s is made of; not the k3s program."""
-        return cls(datastore="kine", kwok_nodes=0 if node else nodes, node=node)
+        """An API server on SQLite, which is what k3s is made of, under a version as k3s gives it; not the k3s program, nor its fork."""
+        reported = f"{build.default_version()}+k3s1"
+        return cls(datastore="kine", kwok_nodes=0 if node else nodes, node=node, reported=reported)
 
     @classmethod
     def whole(cls) -> Self:
@@ -95,7 +98,7 @@ class Member:
         """One JSON document per line, for every request: who, what, which code."""
         self.authority = Authority(self.folder / "pki")
         self._place = components.Place(
-            name, self.folder, inside, f"https://{inside}:{API_PORT}", self.authority, shape.version, self.machine.cgroup
+            name, self.folder, inside, f"https://{inside}:{API_PORT}", self.authority, shape.version, shape.reported, self.machine.cgroup
         )
         self._powered_on = ""
         self._issue_certificates()
@@ -264,7 +267,7 @@ class Member:
             path = "/api/v1/namespaces/default/serviceaccounts/default"
             self._wait("the controllers work", lambda: self.request("GET", path)[0] == 200)
         for number in range(self.shape.kwok_nodes):
-            node = components.kwok_node(number, self.shape.version, self.shape.kwok_pods)
+            node = components.kwok_node(number, self.shape.reported or self.shape.version, self.shape.kwok_pods)
             code, answer = self.request("POST", "/api/v1/nodes", node)
             if code not in {201, 409}:
                 raise MachineError(f"{self.name} refuses node {number}: {code} {answer}")
