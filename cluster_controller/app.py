@@ -79,6 +79,7 @@ class Controller:
         self.version = version
         self.documents = Documents()
         self.description: Description | None = None
+        self._nodes_told = False  # since this start; a cluster may have none
         self._tasks = Tasks("controller")
         self._dialling = Tasks("dialling")
         self.reconciler = None
@@ -207,7 +208,7 @@ class Controller:
             labels=labels,
             can_parent=self.identity().may_issue,
         )
-        if self.shim is None or (nodes and self.description is not None):
+        if self.shim is None or (self._nodes_told and self.description is not None):
             return fresh
         stored = self.store.find("own", "Cluster", self.uid)
         if stored is None:
@@ -222,6 +223,7 @@ class Controller:
         self.upward.link_changed(child)
 
     def _nodes_changed(self, nodes: Sequence[Node]) -> None:
+        self._nodes_told = True
         if self.description is None and self.shim is not None:
             self._tasks.spawn("describe", self._describe(self.shim))
         self.census.self_changed()
