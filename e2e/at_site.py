@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from e2e.support import Site, until
 from e2e.testbed import Member
 from e2e.testbed.components import SOCKET
@@ -62,5 +64,16 @@ class SiteController:
         return self.member.log(CONTROLLER)
 
 
-def is_ready(root: Site, name: str) -> None:
-    until(f"{name} is Ready at {root.name}", lambda: root.clusters().get(name, {}).get("phase") == "Ready")
+def wait_ready(root: Site, controller: SiteController) -> None:
+    """Until ``root`` sees it Ready; fails with its log when it ends instead."""
+
+    def ready() -> bool:
+        if not controller.member.machine.runs(CONTROLLER):
+            pytest.fail(f"the controller of {controller.name} ended:\n{controller.log()}")
+        return bool(root.clusters().get(controller.name, {}).get("phase") == "Ready")
+
+    try:
+        until(f"{controller.name} is Ready at {root.name}", ready)
+    except BaseException:
+        print(controller.log())
+        raise

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from e2e.at_site import SiteController, is_ready, load_worker
+from e2e.at_site import SiteController, load_worker, wait_ready
 from e2e.support import APPS, EMOTION, Site, growing, model_application, publish, until
 from e2e.testbed import Member
 from e2e.testbed.components import APISERVER
@@ -41,7 +41,7 @@ def grown(whole_member: Member, edge_image: Path, tmp_path_factory: pytest.TempP
         region = tree.region("region-a", root, "--tunnel-listen", f"{whole_member.wan_host}:0")
         controller = SiteController(whole_member, NAME, folder / NAME)
         controller.join(region.token(), worker_image=worker, pull_policy="Never")
-        is_ready(root, NAME)
+        wait_ready(root, controller)
         publish(root)
         code, answer = root.ask("POST", APPS, model_application(port=PORT, clusterName=NAME))
         assert code == 201, answer

@@ -6,6 +6,9 @@ var/lib/dpkg/status.d, where scanners look. Python packages come from `requireme
 file system is often read-only and a controller that compiles its modules at each start takes twice as long.
 """
 
+import contextlib
+import fcntl
+import hashlib
 import os
 import platform
 import shutil
@@ -13,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tools import image
@@ -45,8 +48,12 @@ class CannotBuild(Exception):
     """The image cannot be built here; the message says what is missing and how to go on."""
 
 
-def build(output: Path, wheel: Path | None = None) -> str:
-    """Write the image's tar; what was written, for people. Raises CannotBuild."""
+def build(output: Path, wheel: Path | None = None, keep: Path | None = None) -> str:
+    """Write the image's tar; what was written, for people. Raises CannotBuild.
+
+    ``keep`` is a folder for what changes seldom, Debian's part and the Python packages: the next image takes a third of the time. An image
+    that is published is built without, so that it has Debian's newest.
+    """
     if platform.machine() not in image.ARCHITECTURES:
         raise CannotBuild(f"no image is made for {platform.machine()}; use the Containerfile with a container engine")
     for tool in ("apt-get", "dpkg-deb"):
@@ -54,17 +61,20 @@ def build(output: Path, wheel: Path | None = None) -> str:
             raise CannotBuild(
                 f"{tool} is missing: this needs Debian 12 or a container of it; elsewhere build the Containerfile with an engine"
             )
-    with tempfile.TemporaryDirectory(prefix="banyan-image-") as name:
+    with tempfile.TemporaryDirectory(prefix="banyan-image-") as name, _kept(keep or Path(name), _recipe()) as seldom:
         folder = Path(name)
         built = wheel or build_wheel(folder / "wheel")
-        base = debian(folder / "base", folder / "debs")
-        dependencies, own = python_packages(folder, built)
+        if not (seldom / "whole").exists():
+            debian(seldom / "base", folder / "debs")
+            dependencies(seldom / "python", seldom / "programs", built)
+            (seldom / "whole").touch()
+        own = own_package(folder / "own", built)
         version = built.name.split("-")[1]
         made = image.Image(
             name=f"{NAME}:{version}",
             layers=[
-                image.tree(base),
-                [*image.tree(dependencies, SITE_PACKAGES), *image.tree(folder / "programs", "usr/local/bin")],
+                image.tree(seldom / "base"),
+                [*image.tree(seldom / "python", SITE_PACKAGES), *image.tree(seldom / "programs", "usr/local/bin")],
                 [
                     *image.tree(own, SITE_PACKAGES),
                     image.Entry("usr/local/bin/banyan", LAUNCHER.encode()),
@@ -126,30 +136,63 @@ def debian(target: Path, downloads: Path) -> Path:
     return target
 
 
-def python_packages(folder: Path, wheel: Path) -> tuple[Path, Path]:
-    """What the wheel needs, and the wheel itself, each in a folder of its own: releases share the former."""
-    dependencies, own = _made(folder / "dependencies"), _made(folder / "own")
-    uv = str(Path(sys.executable).with_name("uv"))
-    common = [uv, "pip", "install", "--quiet", "--python-version", PYTHON, "--only-binary", ":all:", "--link-mode", "copy", "--target"]
+def dependencies(target: Path, programs: Path, wheel: Path) -> None:
+    """What the wheel needs, without the wheel itself: releases share it. Programs that wheels bring go into a folder of their own."""
+    alone = target.with_name("alone")
     wanted = f"{_distribution(wheel)}[{','.join(EXTRAS)}] @ {wheel.resolve().as_uri()}"
-    run([*common, str(dependencies), "--constraint", str(ROOT / "requirements/dev.lock"), wanted], folder)
-    run([*common, str(own), "--no-deps", str(wheel.resolve())], folder)
+    _install(target, "--constraint", str(ROOT / "requirements/dev.lock"), wanted)
     for program in PROGRAMS:
-        (dependencies / "bin" / program).rename(_made(folder / "programs") / program)
-    for path in own.iterdir():  # it was installed with what it needs: once is enough
-        other = dependencies / path.name
+        (target / "bin" / program).rename(_made(programs) / program)
+    for path in _install(alone, "--no-deps", str(wheel.resolve())).iterdir():
+        other = target / path.name
         if other.is_dir():
             shutil.rmtree(other)
         else:
             other.unlink(missing_ok=True)
-    for target in (dependencies, own):
-        shutil.rmtree(target / "bin", ignore_errors=True)  # launchers that name this machine's Python
-        for leftover in [*target.rglob("direct_url.json"), *target.rglob("uv_cache.json"), target / ".lock"]:
-            leftover.unlink(missing_ok=True)
-        for tests in [path for path in target.rglob("tests") if path.is_dir()]:
-            shutil.rmtree(tests, ignore_errors=True)
-        compile_modules(target, f"/{SITE_PACKAGES}")
-    return dependencies, own
+    shutil.rmtree(alone)
+    _finish(target)
+
+
+def own_package(target: Path, wheel: Path) -> Path:
+    """The wheel itself, installed."""
+    _install(target, "--no-deps", str(wheel.resolve()))
+    _finish(target)
+    return target
+
+
+def _install(target: Path, *what: str) -> Path:
+    uv = str(Path(sys.executable).with_name("uv"))
+    common = [uv, "pip", "install", "--quiet", "--python-version", PYTHON, "--only-binary", ":all:", "--link-mode", "copy", "--target"]
+    run([*common, str(target), *what], target)
+    return target
+
+
+def _finish(target: Path) -> None:
+    """Leave out what names this machine and what no container runs; compile the rest."""
+    shutil.rmtree(target / "bin", ignore_errors=True)  # launchers that name this machine's Python
+    for leftover in [*target.rglob("direct_url.json"), *target.rglob("uv_cache.json"), target / ".lock"]:
+        leftover.unlink(missing_ok=True)
+    for tests in [path for path in target.rglob("tests") if path.is_dir()]:
+        shutil.rmtree(tests, ignore_errors=True)
+    compile_modules(target, f"/{SITE_PACKAGES}")
+
+
+def _recipe() -> str:
+    """Another one, another result."""
+    files = (Path(__file__), ROOT / "pyproject.toml", ROOT / "requirements/dev.lock")
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _kept(folder: Path, recipe: str) -> Iterator[Path]:
+    """The folder of this recipe, locked; those of others are removed."""
+    with (_made(folder) / ".lock").open("w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = folder / f"seldom-{recipe}"
+        for other in folder.glob("seldom-*"):
+            if other != found or not (other / "whole").exists():
+                shutil.rmtree(other)
+        yield _made(found)
 
 
 def compile_modules(folder: Path, inside: str) -> None:
