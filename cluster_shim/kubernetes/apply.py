@@ -113,9 +113,9 @@ class Applier:
         """Applications of which something is in the member."""
         return self._inventory.uids()
 
-    def held(self, uid: str) -> str:
-        """What keeps the rest of a removed application from going, for people."""
-        return plan.held(self._inventory.of(uid))
+    def held(self, uid: str) -> dict[str, Trouble]:
+        """By component, what keeps the rest of a removed application from going."""
+        return {name: Trouble("Terminating", why) for name, why in plan.held(self._inventory.of(uid)).items()}
 
     # --- applying ---
 

@@ -78,7 +78,7 @@ def _leaves(value: object, path: tuple[str, ...]) -> list[str]:
     return [_text(path)] if value not in ({}, [], None) else []
 
 
-def _entry(owned: Mapping[str, Any], item: object, number: int) -> object | None:
+def _entry(owned: Mapping[str, object], item: object, number: int) -> object | None:
     """What our entry says of a list's item."""
     for step, inner in owned.items():
         kind, _, rest = step.partition(":")

@@ -41,7 +41,7 @@ Changed = Callable[[list[Change[T]]], None]
 class Informer(Generic[T]):
     """``keep``: objects for which it is false are as if they were not there; a changed one that it drops counts as deleted.
 
-    ``accept``: what to ask the server for instead of whole objects. ``ends_when_gone``: `run` raises ApiError once the server knows
+    ``accept``: as what to ask for the list, and for the watch. ``ends_when_gone``: `run` raises ApiError once the server knows
     the resource no more, as when its definition was deleted; otherwise it is asked for again and again.
     """
 
@@ -55,7 +55,7 @@ class Informer(Generic[T]):
         selector: str = "",
         fields: str = "",
         keep: Callable[[T], bool] | None = None,
-        accept: str = "application/json",
+        accept: tuple[str, str] = ("application/json", "application/json"),
         ends_when_gone: bool = False,
     ) -> None:
         self.path = path
@@ -154,7 +154,7 @@ class Informer(Generic[T]):
     def _list(self, query: tuple[tuple[str, str], ...], tell: Callable[..., None]) -> None:
         if not any(name == "continue" for name, _ in query):
             tell(self._begin)
-        page = _PAGE.decode(self._api.get(self.path, query, self._accept))
+        page = _PAGE.decode(self._api.get(self.path, query, self._accept[0]))
         items = page.items or []
         for start in range(0, len(items), BATCH):
             self._hand(tell, [Change("put", self._decode(raw)) for raw in items[start : start + BATCH]], True)
@@ -163,7 +163,7 @@ class Informer(Generic[T]):
 
     def _watch(self, query: tuple[tuple[str, str], ...], tell: Callable[..., None]) -> None:
         quiet = True
-        for lines in self._api.batches(self.path, query, self._stopped.is_set, self._accept):
+        for lines in self._api.batches(self.path, query, self._stopped.is_set, self._accept[1]):
             changes: list[Change[T]] = []
             for line in lines:
                 event = _EVENT.decode(line)

@@ -127,7 +127,7 @@ class Inventory:
             decode=seen.decode,
             selector=f"{names.APPLICATION_UID},{names.PART_OF}",
             keep=self._counts,
-            accept=f"{METADATA_LIST},{METADATA}",
+            accept=(METADATA_LIST, METADATA),
             ends_when_gone=True,
         )
         watch = _Watch(resource, informer)

@@ -145,15 +145,13 @@ def removal(seen: Mapping[Key, Seen]) -> list[Key]:
     return [key for key in keys if not seen[key].deleting]
 
 
-def held(seen: Mapping[Key, Seen]) -> str:
-    """What keeps the rest of a Work from going, for people; "" while it is just under way."""
-    stuck = [
-        f"{key} waits for its finalizers {', '.join(there.finalizers)}"
-        for key, there in sorted(seen.items())
-        if there.deleting and there.finalizers
-    ]
-    more = f" and {len(stuck) - 3} more" if len(stuck) > 3 else ""
-    return "; ".join(stuck[:3]) + more
+def held(seen: Mapping[Key, Seen]) -> dict[str, str]:
+    """By component: what keeps the rest of a Work from going, for people. Empty while it is just under way."""
+    found: dict[str, list[str]] = {}
+    for key, there in sorted(seen.items()):
+        if there.deleting and there.finalizers:
+            found.setdefault(there.component, []).append(f"{key} waits for its finalizers {', '.join(there.finalizers)}")
+    return {name: "; ".join(stuck[:3]) + (f" and {len(stuck) - 3} more" if len(stuck) > 3 else "") for name, stuck in found.items()}
 
 
 class Contest(Struct, frozen=True):

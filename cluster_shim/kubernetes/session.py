@@ -44,6 +44,10 @@ class Applier(Protocol):
         """Whether nothing of it is left."""
         ...
 
+    def held(self, uid: str) -> Mapping[str, Trouble]:
+        """By component, what keeps the rest of a removed Work from going."""
+        ...
+
     def uids(self) -> set[str]: ...
 
 
@@ -160,6 +164,14 @@ class Session:
         self._begin(uid, task)
         self.seen((uid,))
 
+    def touched(self, uids: Iterable[str]) -> None:
+        """Objects of these are not as they were left; or they are nobody's here, and go."""
+        for uid in uids:
+            if self._works is not None and (uid in self._works or uid in self._leaving):
+                self.again(uid)
+            elif self._works is not None:
+                self._leave(uid)
+
     def sight_changed(self) -> None:
         """The member is out of sight: it is said. It is back: whatever waits for another try has waited long enough."""
         if self._blind() is None:
@@ -220,6 +232,7 @@ class Session:
         self._applied.pop(uid, None)
         try:
             if not await self._applier.remove(uid):
+                self._troubles[uid] = dict(self._applier.held(uid))
                 return False
         except ShimError as error:
             log.warning("work.not_removed", work=uid, error=str(error))

@@ -15,9 +15,10 @@ from cluster_controller.tasks import Tasks
 from cluster_shim.contract import ByteStream, Description, Desired, Observed, OpenTarget, ShimError
 from cluster_shim.kubernetes import health, narrow, render, rights, status, streams
 from cluster_shim.kubernetes.api import Access, Api, ApiError
-from cluster_shim.kubernetes.direct import DirectApplier
+from cluster_shim.kubernetes.apply import Applier
 from cluster_shim.kubernetes.files import FileServer
 from cluster_shim.kubernetes.health import Blind, Health
+from cluster_shim.kubernetes.helm import Helm
 from cluster_shim.kubernetes.member import Door
 from cluster_shim.kubernetes.picture import Picture
 from cluster_shim.kubernetes.session import Session
@@ -59,13 +60,16 @@ class KubernetesShim:
             raise ShimError("this cluster is being reconciled already; end that reconciliation first")
         api, picture = await self._connected()
         assert self._files is not None
-        session = self._session = Session(picture, DirectApplier(api, self._settings, self._files.source), self._blind)
+        applier = Applier(api, self._settings, touched=self._touched, source=self._files.source, charts=Helm(self._folder / "charts"))
+        session = self._session = Session(picture, applier, self._blind)
         try:
+            await applier.start()
             async with aclosing(session.run(self._files.listen(desired))) as news:
                 async for observed in news:
                     yield observed
         finally:
             self._session = None
+            await applier.close()
 
     async def open(self, target: OpenTarget) -> ByteStream:
         if target.kind not in ("api", "logs", "application"):
@@ -155,6 +159,10 @@ class KubernetesShim:
     def _sight_changed(self) -> None:
         if self._session is not None:
             self._session.sight_changed()
+
+    def _touched(self, uids: Iterable[str]) -> None:
+        if self._session is not None:
+            self._session.touched(uids)
 
     def _seen(self, uids: Iterable[str]) -> None:
         if self._session is not None:

@@ -247,12 +247,20 @@ def observe(  # noqa: PLR0917  all that is known of one Work
     applied: bool,
 ) -> ObservedWork:
     """``pods``, ``workloads``: by component. ``work`` None: withdrawn, what is left of it is ending. ``applied``: all objects were."""
-    components = () if work is None else work.components
-    told = tuple(
-        _component(item, pods.get(item.name, ()), workloads.get(item.name, ()), troubles.get(item.name), applied) for item in components
-    )
+    if work is None:
+        told = tuple(_leaving(name, trouble) for name, trouble in sorted(troubles.items()))
+    else:
+        told = tuple(
+            _component(item, pods.get(item.name, ()), workloads.get(item.name, ()), troubles.get(item.name), applied)
+            for item in work.components
+        )
     instances = sorted((one for found in pods.values() for one in found), key=lambda one: one.id)
     return ObservedWork(uid=uid, version=work.version if work is not None else 0, components=told, instances=tuple(instances))
+
+
+def _leaving(name: str, trouble: Trouble) -> ObservedComponent:
+    """One that is withdrawn, and why it is not gone."""
+    return ObservedComponent(name=name, desired=0, ready=0, updated=0, reason=trouble.reason, message=trouble.message)
 
 
 def _component(
