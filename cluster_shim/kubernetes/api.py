@@ -11,6 +11,7 @@ tried once more.
 
 import asyncio
 import contextlib
+import random
 import ssl
 import threading
 import time
@@ -22,6 +23,7 @@ from urllib.parse import urlencode, urlsplit
 import msgspec
 import structlog
 import urllib3
+import yaml
 from kubernetes import config as kube_config
 from kubernetes.client import Configuration
 from kubernetes.client.rest import RESTClientObject
@@ -43,7 +45,7 @@ CONNECTIONS = 32  # kept: the executor's and one per watch
 RELOAD_SECONDS = 2.0  # a credential is read again at most this often
 MAX_RETRY_AFTER = 30.0
 WATCH_SECONDS = 660.0  # of silence; a server ends a watch sooner by itself
-TRIES = 3
+PATIENCE_SECONDS = 60.0  # spent on a server that asks for some
 
 Query = Sequence[tuple[str, str]]
 
@@ -141,8 +143,9 @@ class Api:
         except kube_config.ConfigException as error:
             place = access.kubeconfig or "no --kubeconfig, $KUBECONFIG, ~/.kube/config or service account"
             raise ShimError(f"{place}: {error}; name a kubeconfig that kubectl accepts with --kubeconfig and --context") from None
-        except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-            raise ShimError(f"{access.kubeconfig or 'the kubeconfig'} cannot be read as a kubeconfig: {error}") from None
+        except (OSError, ValueError, TypeError, AttributeError, KeyError, yaml.YAMLError) as error:
+            said = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ShimError(f"{access.kubeconfig or 'the kubeconfig'} cannot be read as a kubeconfig: {said}") from None
         configuration.retries = False
         configuration.connection_pool_maxsize = CONNECTIONS
         rest = RESTClientObject(configuration)
@@ -205,14 +208,17 @@ class Api:
         if body is not None:
             headers["content-type"] = content_type
         target = path + ("?" + urlencode(query) if query else "")
-        for attempt in range(TRIES):
+        spent = 0.0
+        while True:
             try:
                 return await asyncio.get_running_loop().run_in_executor(self._executor, self._ask, method, target, headers, body, timeout)
             except ApiError as error:
-                if error.retry_after is None or attempt + 1 == TRIES:
+                if error.retry_after is None or spent >= PATIENCE_SECONDS:
                     raise
-                await asyncio.sleep(min(error.retry_after, MAX_RETRY_AFTER))
-        raise AssertionError("the last try returns or raises")
+                # Those who were told the same do not come back together.
+                pause = min(error.retry_after, MAX_RETRY_AFTER) * (1 + random.random() / 2)
+                spent += pause
+                await asyncio.sleep(pause)
 
     def _ask(self, method: str, target: str, headers: dict[str, str], body: bytes | None, timeout: float) -> bytes:
         answer = self._answer(method, target, headers, body, timeout)
@@ -391,6 +397,8 @@ def _context(configuration: Configuration) -> ssl.SSLContext:
 
 def _cause(error: BaseException) -> str:
     """The innermost reason of what urllib3 wraps."""
+    if isinstance(error, urllib3.exceptions.ProtocolError):
+        return "the connection ended"
     reason = getattr(error, "reason", None)
     return (
         _cause(reason) if isinstance(reason, BaseException) else f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
