@@ -13,7 +13,7 @@ from typing import Self
 
 from msgspec import Struct, structs
 
-from cluster_shim.contract import Component, Desired, File, Observed, ObservedWork, OpenTarget, Shim, ShimError, Volume, Work
+from cluster_shim.contract import Component, Desired, File, Observed, ObservedWork, OpenTarget, Probe, Shim, ShimError, Volume, Work
 
 PATIENCE_SECONDS = 60.0
 MAX_READ = 1 << 20
@@ -186,7 +186,8 @@ async def first_observed_is_full(shim: Shim) -> None:
         require(first.nodes, "the first Observed has no nodes")
         for node in first.nodes or ():
             require(node.name and node.architecture, f"node {node.name!r} has no name or architecture")
-            require(0 < node.allocatable_cpu_millis <= node.cpu_millis, f"node {node.name}: allocatable cpu is not within its cpu")
+            require(0 <= node.allocatable_cpu_millis <= node.cpu_millis, f"node {node.name}: allocatable cpu is not within its cpu")
+        require(any(node.allocatable_cpu_millis for node in first.nodes or ()), "no node has anything to allocate")
 
 
 async def starts_and_stops(shim: Shim) -> None:
@@ -252,7 +253,7 @@ async def new_revision_replaces_the_old(shim: Shim) -> None:
 
 
 async def bad_revision_replaces_nothing(shim: Shim) -> None:
-    """A revision that cannot run leaves the one that serves in place, and says why it does not come."""
+    """A revision that cannot run, or is never ready, leaves the one that serves in place, gets no connection, and says why."""
     async with Driver(shim) as driver:
         port = free_port()
         wanted = application(component(port=port))
@@ -263,6 +264,12 @@ async def bad_revision_replaces_nothing(shim: Shim) -> None:
         serving = [instance for instance in driver.works[wanted.uid].instances if instance.revision == "one"]
         require([i.id for i in serving] == [i.id for i in before.instances] and serving[0].ready, "the serving revision was replaced")
         require(driver.works[wanted.uid].components[0].reason, "the component does not say why its new revision does not come")
+        never = Probe(command=("false",), period_seconds=1.0, failure_threshold=1)
+        unready = component("unready", port=port, readiness=never)
+        driver.want(application(unready, uid=wanted.uid, version=3))
+        await driver.until(lambda works: works[wanted.uid].components[0].reason == "NotReady", "its not being ready")
+        for _ in range(20):
+            require((await say(shim, wanted.uid, "c"))[0] == "one", "a revision that is not ready gets connections")
         require((await say(shim, wanted.uid, "c"))[0] == "one", "the bad revision answers")
         driver.want()
         await driver.until(lambda works: not works)
@@ -307,13 +314,19 @@ async def delivers_configuration(shim: Shim) -> None:
         await driver.until(lambda works: not works)
 
 
-async def without_a_socket_one_per_site(shim: Shim) -> None:
-    """A command that takes no socket serves on PORT with one replica, whatever was asked, and the reason is told."""
+async def without_a_socket_it_binds_by_itself(shim: Shim) -> None:
+    """A command that takes no socket serves on PORT: every replica where each has an address, else one, and the reason is told."""
+
+    def settled(works: dict[str, ObservedWork]) -> bool:
+        seen = works.get(wanted.uid)
+        if seen is None or not all(instance.ready for instance in seen.instances):
+            return False
+        return len(seen.instances) == 2 or (len(seen.instances) == 1 and bool(seen.components[0].reason))
+
     async with Driver(shim) as driver:
         wanted = application(component(port=free_port(), takes_socket=False, replicas=2))
         driver.want(wanted)
-        seen = await driver.until_ready(wanted.uid, 1)
-        require(seen.components[0].reason, "nothing says why one of two replicas runs")
+        await driver.until(settled, "two ready replicas, or one and the reason why it is one")
         require((await say(shim, wanted.uid, "d"))[:2] == ["one", "d"], "it does not answer")
         driver.want()
         await driver.until(lambda works: not works)
@@ -354,7 +367,7 @@ COMMANDS: tuple[Callable[[Shim], Awaitable[None]], ...] = (
     bad_revision_replaces_nothing,
     scales,
     delivers_configuration,
-    without_a_socket_one_per_site,
+    without_a_socket_it_binds_by_itself,
     shows_logs,
 )
 CHECKS = (describes_itself, first_observed_is_full, *COMMANDS, refuses_what_it_does_not_know)

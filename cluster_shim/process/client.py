@@ -9,18 +9,19 @@ import os
 import select
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import structlog
-from msgspec import Struct, field
+from msgspec import Struct
 
 from cluster_controller.tasks import Tasks, end_task
 from cluster_shim.contract import ShimError
 from cluster_shim.process.supervisor.core import program_version
+from cluster_shim.process.views import Hello, InstanceView, PortView
 
 log = structlog.get_logger()
 
@@ -29,42 +30,6 @@ CALL_SECONDS = 30.0
 RECONNECT_SECONDS = (0.02, 5.0)
 MAX_LINE = 4 << 20  # one answer names every instance
 MAIN = Path(__file__).parent / "supervisor" / "main.py"
-
-
-class InstanceView(Struct, frozen=True, kw_only=True):
-    """An instance as the supervisor shows it; ``labels`` are the ones that `command.spec` wrote."""
-
-    id: str
-    phase: str
-    labels: dict[str, Any]
-    pid: int = 0
-    restarts: int = 0
-    reason: str = ""
-    message: str = ""
-    exit_code: int = -1
-    last_line: str = ""
-    last_started_unix: float = 0.0
-    finished_unix: float = 0.0
-    failures: int = 0  # runs in a row that ended soon
-    pause: float = 0.0  # seconds before the start that follows the last end
-    started_unix: float = 0.0
-    usage: list[str] = field(default_factory=list)  # cgroup folders; empty when there are none
-
-
-class PortView(Struct, frozen=True, kw_only=True):
-    name: str
-    address: str
-    port: int
-    error: str = ""
-
-
-class Hello(Struct, frozen=True, kw_only=True):
-    pid: int
-    version: str
-    boot: str
-    limits: str
-    instances: list[InstanceView]
-    ports: list[PortView]
 
 
 class _Message(Struct):
@@ -94,6 +59,7 @@ class SupervisorClient:
         self._changed = changed
         self._pending: dict[int | str, asyncio.Future[msgspec.Raw]] = {}
         self._next = 0
+        self._greeting = 0  # number of the request whose answer is everything
         self._asked_to_upgrade = False
         self._writer: asyncio.StreamWriter | None = None
         self._tasks = Tasks("shim/process")
@@ -134,6 +100,10 @@ class SupervisorClient:
         self.ports[name] = view
         return view
 
+    async def direct(self, weights: Mapping[str, int]) -> None:
+        for view in msgspec.json.decode(await self.call("direct", weights=weights), type=list[PortView]):
+            self.ports[view.name] = view
+
     async def release(self, name: str) -> None:
         await self.call("release", name=name)
         self.ports.pop(name, None)
@@ -167,12 +137,12 @@ class SupervisorClient:
     async def _serve(self, reader: asyncio.StreamReader) -> None:
         receiving = asyncio.create_task(self._receive(reader), name="shim/process/receive")
         try:
-            hello = msgspec.json.decode(await self.call("hello"), type=Hello)
+            self._greeting = self._next + 1
+            await self.call("hello")
+            hello = self.hello
+            assert hello is not None
             if hello.version != self._version and await self._upgrade(hello):
                 return
-            self.hello = hello
-            self.instances = {view.id: view for view in hello.instances}
-            self.ports = {view.name: view for view in hello.ports}
             self.connected.set()
             log.info("supervisor.connected", pid=hello.pid, instances=len(self.instances), ports=len(self.ports), limits=hello.limits)
             self._changed("")
@@ -214,8 +184,16 @@ class SupervisorClient:
         elif (future := self._pending.get(message.id)) is not None and not future.done():
             if message.error:
                 future.set_exception(ShimError(message.error))
-            else:
-                future.set_result(message.ok)
+                return
+            if message.id == self._greeting:
+                # Here, not where the answer is awaited: changes that follow in the same read must not be overwritten by it.
+                self._mirror(msgspec.json.decode(message.ok, type=Hello))
+            future.set_result(message.ok)
+
+    def _mirror(self, hello: Hello) -> None:
+        self.hello = hello
+        self.instances = {view.id: view for view in hello.instances}
+        self.ports = {view.name: view for view in hello.ports}
 
     def _disconnect(self, reason: str) -> None:
         if self._writer is not None:

@@ -80,7 +80,7 @@ def spec(setting: Setting, work: Work, component: Component, name: str) -> dict[
         "argv": _argv(setting, component, home),
         "env": _environment(setting, work, component, name),
         "cwd": str(home / "work"),
-        "sockets": [["site", port_name(work.uid, component.name)]] if takes else [],
+        "sockets": [["site", port_name(work.uid, component.name, component.revision)]] if takes else [],
         "private": str(home / PRIVATE) if private else "",
         "cpu_millis": component.resources.cpu_millis,
         "memory_bytes": component.resources.memory_bytes,

@@ -8,7 +8,9 @@ what a crash left undone is simply planned again. The rules that keep a site's p
   more, and that is what the node's reserve is for.
 - A component that takes no socket cannot share its port, nor stand beside its successor: one replica, and the new one starts
   when the old one is gone.
-- A port is held as long as its component is wanted; it is let go when nobody is left who inherited it.
+- Each revision has a listening socket of its own on the port. Connections go to the sockets of revisions that have ready instances,
+  in proportion; the others get none. An instance is stopped after the connections have been sent elsewhere.
+- A socket is held as long as its revision is wanted or somebody is left who inherited it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -60,7 +62,20 @@ class Release(Struct, frozen=True):
     name: str
 
 
-Action = Start | Stop | Hold | Release
+class Direct(Struct, frozen=True):
+    """New connections go to these sockets in these proportions."""
+
+    weights: tuple[tuple[str, int], ...]  # by `port_name`
+
+
+class Held(Struct, frozen=True):
+    """A socket as the supervisor reports it."""
+
+    port: int
+    weight: int = 1
+
+
+Action = Direct | Start | Stop | Hold | Release
 
 
 class Note(Struct, frozen=True):
@@ -75,8 +90,8 @@ class Plan(Struct, frozen=True):
     notes: Mapping[tuple[str, str], Note]  # by (uid, component)
 
 
-def port_name(uid: str, component: str) -> str:
-    return f"{uid}/{component}"
+def port_name(uid: str, component: str, revision: str) -> str:
+    return f"{uid}/{component}/{revision}"
 
 
 def replicas(component: Component) -> int:
@@ -89,8 +104,8 @@ def one_per_site(component: Component) -> bool:
     return not component.takes_socket
 
 
-def plan(desired: Mapping[str, Work], seen: Iterable[Seen], held: Mapping[str, int], capacity: Capacity, node: str) -> Plan:
-    """``held``: port number by `port_name`. Actions come in the order in which they are safe: stop, let go, hold, start."""
+def plan(desired: Mapping[str, Work], seen: Iterable[Seen], held: Mapping[str, Held], capacity: Capacity, node: str) -> Plan:
+    """``held``: by `port_name`. Actions come in the order in which they are safe: send elsewhere, stop, let go, hold, start."""
     instances = list(seen)
     wanted = {(uid, component.name): component for uid, work in sorted(desired.items()) for component in work.components}
     by_component: dict[tuple[str, str], list[Seen]] = {key: [] for key in wanted}
@@ -114,7 +129,9 @@ def plan(desired: Mapping[str, Work], seen: Iterable[Seen], held: Mapping[str, i
         note = _note(component, node, count - fits, room)
         if note is not None:
             notes[key] = note
-    return Plan((*stops, *_ports(wanted, instances, held), *starts), notes)
+    ending = {stop.id for stop in stops}
+    directs = [direct for key in wanted if (direct := _direct(key, [i for i in by_component[key] if i.id not in ending], held)) is not None]
+    return Plan((*directs, *stops, *_ports(wanted, instances, held), *starts), notes)
 
 
 def _component(component: Component, instances: Sequence[Seen], node: str) -> tuple[int, list[Stop]]:
@@ -141,15 +158,29 @@ def _surplus(instances: Sequence[Seen], keep: int) -> list[Seen]:
     return order[: max(len(order) - keep, 0)]
 
 
-def _ports(wanted: Mapping[tuple[str, str], Component], seen: Sequence[Seen], held: Mapping[str, int]) -> list[Hold | Release]:
+def _direct(key: tuple[str, str], staying: Sequence[Seen], held: Mapping[str, Held]) -> Direct | None:
+    """Connections go where instances are ready. While nobody is, they go on waiting where they wait now."""
+    mine = {name: each for name, each in held.items() if name.startswith(f"{key[0]}/{key[1]}/")}
+    weights = dict.fromkeys(mine, 0)
+    for instance in staying:
+        name = port_name(instance.uid, instance.component, instance.revision)
+        if instance.ready and instance.phase is not Phase.STOPPING and name in weights:
+            weights[name] += 1
+    if len(mine) < 2 or not any(weights.values()) or weights == {name: each.weight for name, each in mine.items()}:
+        return None
+    return Direct(tuple(sorted(weights.items())))
+
+
+def _ports(wanted: Mapping[tuple[str, str], Component], seen: Sequence[Seen], held: Mapping[str, Held]) -> list[Hold | Release]:
     holds = {
-        port_name(*key): component.port
+        port_name(*key, component.revision): component.port
         for key, component in wanted.items()
         if component.port and component.takes_socket and component.replicas > 0
     }
-    users = {port_name(instance.uid, instance.component) for instance in seen if instance.port}
+    users = {port_name(instance.uid, instance.component, instance.revision) for instance in seen if instance.port}
     releases = [Release(name) for name in sorted(held) if name not in holds and name not in users]
-    return [*releases, *(Hold(name, port) for name, port in holds.items() if held.get(name) != port)]
+    missing = [Hold(name, port) for name, port in holds.items() if name not in held or held[name].port != port]
+    return [*releases, *missing]
 
 
 class _Room:

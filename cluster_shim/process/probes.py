@@ -4,8 +4,9 @@ The site port is shared, so a connection to it reaches some instance. Whom a pro
 
 - the port that the probe names, or the port that a command without a socket bound by itself;
 - the private socket of the instance: a model worker's ``--control``, a command's LISTEN_FDS descriptor named ``probe``;
-- for a command that does not serve that one: the site port. When other instances share it, the answer counts only if the
-  kernel shows that the connection ended up in this instance; an answer of another one leaves the verdict as it was.
+- for a command that does not serve that one: the site port, from the address that leads to its revision's socket. When other
+  instances share that, the answer counts only if the kernel shows that the connection ended up in this instance; an answer of
+  another one leaves the verdict as it was.
 
 Without a readiness probe a command is ready once it has run for a second. A TCP probe of a shared or private socket says only
 that the process runs, since the kernel completes those connections.
@@ -27,9 +28,11 @@ from msgspec import Struct
 from cluster_controller.clock import boottime
 from cluster_shim.contract import Probe, ShimError
 from cluster_shim.process import client, facts
-from cluster_shim.process.client import InstanceView, SupervisorClient
+from cluster_shim.process.client import SupervisorClient
 from cluster_shim.process.command import CONTROL, PRIVATE, Setting
+from cluster_shim.process.plan import port_name
 from cluster_shim.process.supervisor import proc
+from cluster_shim.process.views import InstanceView
 
 MODEL_READINESS = Probe(http_path="/v2/health/ready", period_seconds=10.0, timeout_seconds=1.0)
 EAGER_SECONDS = 0.1  # between questions to an instance that is awaited, and the least between any two
@@ -247,11 +250,13 @@ class Prober:
         return shared
 
     async def _over_site_port(self, view: InstanceView, probe: Probe) -> bool | None:
-        key = (view.labels["uid"], view.labels["component"])
-        sharing = [other for other in self._supervisor.instances.values() if (other.labels["uid"], other.labels["component"]) == key]
+        port = self._supervisor.ports.get(port_name(view.labels["uid"], view.labels["component"], view.labels["revision"]))
+        source = port.source if port is not None else ""
+        same = ("uid", "component", "revision") if source else ("uid", "component")  # without one all revisions share a socket
+        sharing = [other for other in self._supervisor.instances.values() if all(other.labels[name] == view.labels[name] for name in same)]
         alone = len(sharing) == 1
         for _ in range(ATTEMPTS):
-            sock = await dial(self._setting.bind, int(view.labels["port"]))
+            sock = await dial(self._setting.bind, int(view.labels["port"]), source)
             if alone or await _accepted_by(view.pid, sock):
                 return await _http(sock, probe)
             sock.close()
@@ -332,11 +337,13 @@ def _environment(home: Path) -> dict[str, str]:
     return document["env"]  # type: ignore[no-any-return]
 
 
-async def dial(bind: str, port: int) -> socket.socket:
-    """A TCP connection to a port of this site."""
+async def dial(bind: str, port: int, source: str = "") -> socket.socket:
+    """A TCP connection to a port of this site; ``source``: from this address of the loopback network."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(bind, bind)  # noqa: S104 - compared, not bound
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
+        if source:
+            sock.bind((source, 0))
         await asyncio.get_running_loop().sock_connect(sock, (host, port))
     except BaseException:
         sock.close()

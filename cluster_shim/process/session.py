@@ -14,13 +14,14 @@ from msgspec import structs
 
 from cluster_controller.clock import boottime
 from cluster_controller.tasks import Tasks, end_task
-from cluster_shim.contract import Desired, Instance, Node, Observed, ObservedWork, Phase, ShimError, Work
+from cluster_shim.contract import Component, Desired, Instance, Node, Observed, ObservedWork, Phase, ShimError, Work
 from cluster_shim.process import facts, observe
-from cluster_shim.process.client import LAUNCH_SECONDS, InstanceView, Lost, SupervisorClient
+from cluster_shim.process.client import LAUNCH_SECONDS, Lost, SupervisorClient
 from cluster_shim.process.command import Setting, instance_id, stage
-from cluster_shim.process.plan import Capacity, Hold, Note, Release, Seen, Start, Stop, plan, port_name
+from cluster_shim.process.plan import Action, Capacity, Direct, Held, Hold, Note, Release, Seen, Start, Stop, plan
 from cluster_shim.process.probes import Prober
 from cluster_shim.process.supervisor.limits import over_memory
+from cluster_shim.process.views import InstanceView
 
 log = structlog.get_logger()
 
@@ -41,6 +42,7 @@ class Session:
         self._failed: dict[tuple[str, str], Note] = {}  # what the supervisor refused, tried again after a delay
         self._usage: dict[str, tuple[int, int]] = {}  # by instance: millicores, bytes
         self._last_usage: dict[str, tuple[float, float]] = {}  # by instance: when, cpu seconds
+        self._progress = observe.Progress()  # begins anew with each controller
         self._told: dict[str, ObservedWork] = {}
         self._told_node: Node | None = None
         self._told_any = False
@@ -147,7 +149,7 @@ class Session:
 
     async def _step(self, works: dict[str, Work]) -> None:
         allocatable = Capacity(self._node.allocatable_cpu_millis, self._node.allocatable_memory_bytes, self._node.accelerators)
-        held = {view.name: view.port for view in self._supervisor.ports.values() if not view.error}
+        held = {view.name: Held(view.port, view.weight) for view in self._supervisor.ports.values() if not view.error}
         planned = plan(works, self._seen(), held, allocatable, self._setting.node)
         self._notes = dict(planned.notes)
         failed = False
@@ -166,18 +168,21 @@ class Session:
         self._failed.clear()
         self._act.set()
 
-    async def _do(self, action: Start | Stop | Hold | Release, works: dict[str, Work]) -> bool:
+    async def _do(self, action: Action, works: dict[str, Work]) -> bool:
         """False when it was refused: noted, and to be tried again."""
         match action:
             case Stop(id=name):
                 log.info("instance.stop", instance=name)
                 await self._supervisor.call("stop", instance=name)
+            case Direct(weights=weights):
+                log.info("port.direct", weights=dict(weights))
+                await self._supervisor.direct(dict(weights))
             case Release(name=name):
                 await self._supervisor.release(name)
             case Hold(name=name, port=port):
                 view = await self._supervisor.hold(name, self._setting.bind, port)
                 if view.error:
-                    uid, _, component = name.partition("/")
+                    uid, component, _ = name.split("/", 2)
                     self._failed[uid, component] = Note("PortUnavailable", f"{view.error}; free it or choose another port")
                     return False
             case Start(uid=uid, component=component):
@@ -244,18 +249,34 @@ class Session:
             instances.setdefault(view.labels["uid"], []).append(observe.settle(told.get(view.id), self._instance(view)))
         works = self._works or {}
         notes = {**self._notes, **self._failed}
+
+        def ready(uid: str, component: Component) -> int:
+            own = (instance for instance in instances.get(uid, ()) if instance.component == component.name)
+            return sum(instance.ready for instance in own if instance.revision == component.revision)
+
+        late = self._progress.late(works.values(), ready, boottime())
+        mixed = self._mixed()
         return {
-            uid: observe.observed_work(uid, works.get(uid), instances.get(uid, ()), notes, self._open_ports(uid, works.get(uid)))
+            uid: observe.observed_work(
+                uid, works.get(uid), instances.get(uid, ()), notes, self._open_ports(uid, works.get(uid)), late=late, mixed=mixed
+            )
             for uid in sorted({*works, *instances})
+        }
+
+    def _mixed(self) -> set[tuple[str, str]]:
+        """(uid, component) of which several revisions stand on one socket, for want of steering."""
+        views = [view for view in self._supervisor.ports.values() if not view.error]
+        keys = [tuple(view.name.split("/", 2)[:2]) for view in views]
+        return {
+            (key[0], key[1]) for key, view in zip(keys, views, strict=True) if not view.source and len(key) == 2 and keys.count(key) > 1
         }
 
     def _open_ports(self, uid: str, work: Work | None) -> dict[str, int]:
         ports = {}
         for component in work.components if work is not None else ():
-            view = self._supervisor.ports.get(port_name(uid, component.name))
-            if view is not None and not view.error:
-                ports[component.name] = view.port
-            elif (
+            prefix = f"{uid}/{component.name}/"
+            listening = [view.port for view in self._supervisor.ports.values() if view.name.startswith(prefix) and not view.error]
+            if component.port in listening or (
                 component.port
                 and not component.takes_socket
                 and any(

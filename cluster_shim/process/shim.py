@@ -14,12 +14,13 @@ from types import MappingProxyType
 
 from cluster_shim.contract import ByteStream, Description, Desired, Labels, Node, Observed, OpenTarget, ShimError
 from cluster_shim.process import client, facts, logs
-from cluster_shim.process.client import InstanceView, SupervisorClient
+from cluster_shim.process.client import SupervisorClient
 from cluster_shim.process.command import CONTROL, Setting
 from cluster_shim.process.facts import Capacity, Reserve
 from cluster_shim.process.probes import dial
 from cluster_shim.process.session import Session
 from cluster_shim.process.streams import SocketStream
+from cluster_shim.process.views import InstanceView
 
 __all__ = ["Capacity", "ProcessShim", "Reserve"]
 

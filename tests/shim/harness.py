@@ -57,8 +57,8 @@ async def cluster(folder: Path, **options: Any) -> AsyncIterator[ProcessShim]:
         await asyncio.to_thread(client.end, folder / "process", 1.0)
 
 
-async def ask(port: int, path: str = "/") -> tuple[int, str]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+async def ask(port: int, path: str = "/", host: str = "127.0.0.1") -> tuple[int, str]:
+    reader, writer = await asyncio.open_connection(host, port)
     try:
         async with asyncio.timeout(PATIENCE):
             writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
@@ -74,8 +74,9 @@ async def ask(port: int, path: str = "/") -> tuple[int, str]:
 class Asker:
     """A device that asks the site's port all the time, on a new connection each time; counts what failed."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
         self._port = port
+        self._host = host
         self.answers: dict[str, int] = {}
         self.failures: list[str] = []
         self._running = True
@@ -91,7 +92,7 @@ class Asker:
     async def _run(self) -> None:
         while self._running:
             try:
-                code, body = await ask(self._port)
+                code, body = await ask(self._port, host=self._host)
             except (OSError, EOFError, TimeoutError) as error:
                 self.failures.append(repr(error))
                 await asyncio.sleep(0.01)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from cluster_shim.contract import Component, Phase, Resources, Work
-from cluster_shim.process.plan import Capacity, Hold, Plan, Release, Seen, Start, Stop, plan, port_name, replicas
+from cluster_shim.process.plan import Capacity, Direct, Held, Hold, Plan, Release, Seen, Start, Stop, plan, port_name, replicas
 
 ROOM = Capacity(4000, 1 << 30)
 
@@ -25,7 +25,7 @@ class Cluster:
     def __init__(self, capacity: Capacity = ROOM) -> None:
         self.capacity = capacity
         self.seen: dict[str, Seen] = {}
-        self.held: dict[str, int] = {}
+        self.held: dict[str, Held] = {}
         self.count = 0
 
     def step(self, desired: dict[str, Work]) -> Plan:
@@ -38,13 +38,17 @@ class Cluster:
                 case Stop(id=name):
                     self.seen[name] = structs.replace(self.seen[name], phase=Phase.STOPPING)
                 case Hold(name=name, port=port):
-                    self.held[name] = port
+                    beside = any(name.rpartition("/")[0] == other.rpartition("/")[0] for other in self.held)
+                    self.held[name] = Held(port, 0 if beside else 1)
+                case Direct(weights=weights):
+                    self.held |= {name: Held(self.held[name].port, weight) for name, weight in weights}
                 case Release(name=name):
                     del self.held[name]
         return planned
 
     def start(self, uid: str, wanted: Component) -> None:
-        assert not wanted.takes_socket or not wanted.port or port_name(uid, wanted.name) in self.held, "started without its socket"
+        name = port_name(uid, wanted.name, wanted.revision)
+        assert not wanted.takes_socket or not wanted.port or name in self.held, "started without its socket"
         self.count += 1
         self.seen[str(self.count)] = Seen(
             id=str(self.count),
@@ -63,6 +67,11 @@ class Cluster:
 
     def ready(self, name: str, ready: bool = True) -> None:
         self.seen[name] = structs.replace(self.seen[name], ready=ready)
+
+    def served(self) -> set[str]:
+        """Revisions of u/c that connections go to."""
+        mine = {name.rpartition("/")[2]: held.weight for name, held in self.held.items() if name.startswith("u/c/")}
+        return {revision for revision, weight in mine.items() if weight} or set(list(mine)[:1])
 
     def serving(self) -> int:
         return sum(seen.ready and seen.phase is Phase.RUNNING for seen in self.seen.values())
@@ -104,7 +113,8 @@ def test_it_converges_on_what_is_desired_and_then_rests(history: list[dict[str, 
         key = (seen.uid, seen.component, seen.revision)
         got[key] = got.get(key, 0) + 1
     assert got == wanted
-    sockets = {port_name(uid, c.name) for uid, w in history[-1].items() for c in w.components if c.port and c.takes_socket and c.replicas}
+    listening = [(uid, c) for uid, w in history[-1].items() for c in w.components if c.port and c.takes_socket and c.replicas]
+    sockets = {port_name(uid, c.name, c.revision) for uid, c in listening}
     assert set(cluster.held) == sockets
 
 
@@ -119,6 +129,8 @@ def test_a_swap_never_serves_with_fewer_than_both_sides_want(before: int, after:
     for _ in range(40):
         cluster.step(desired)
         assert cluster.serving() >= min(before, after)
+        ready = {seen.revision for seen in cluster.seen.values() if seen.ready and seen.phase is Phase.RUNNING}
+        assert cluster.served() <= ready, "connections go where nobody is ready"
         assert sum(s.revision == "b" and not s.ready for s in cluster.seen.values()) <= 1 or not any(
             s.revision == "a" for s in cluster.seen.values()
         )
@@ -178,9 +190,9 @@ def test_a_port_is_let_go_only_when_nobody_is_left_who_inherited_it() -> None:
     cluster = Cluster()
     cluster.step({"u": work(component())})
     assert cluster.step({}).actions == (Stop("1"),)
-    assert cluster.held == {"u/c": 80}
+    assert cluster.held == {"u/c/a": Held(80)}
     cluster.stopped()
-    assert cluster.step({}).actions == (Release("u/c"),)
+    assert cluster.step({}).actions == (Release("u/c/a"),)
 
 
 def test_of_too_many_the_ones_that_do_not_serve_go_first_then_the_newest() -> None:

@@ -338,7 +338,7 @@ def test_logs_can_be_followed_cut_and_stamped_and_the_last_run_is_kept(tmp_path:
 
 def test_a_long_log_rotates_and_loses_no_line_that_it_still_holds(tmp_path: Path) -> None:
     async def scenario() -> None:
-        script = "import time\nfor i in range(60000):\n print(f'{i:08d}' + 'x' * 91)\n i % 500 or time.sleep(0.01)\ntime.sleep(600)"
+        script = "import time\nfor i in range(60000):\n print(f'{i:08d}' + 'x' * 91)\n i % 500 or time.sleep(0.03)\ntime.sleep(600)"
         async with cluster(tmp_path, supervisor_options={"log-bytes": str(2 << 20)}) as shim, Driver(shim) as driver:
             driver.want(work(server(command=("python3", "-u", "-c", script))))
             name = (await driver.until_ready()).instances[0].id

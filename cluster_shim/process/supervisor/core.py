@@ -14,7 +14,7 @@ from cluster_shim.process.supervisor import control, crash, files, loop
 from cluster_shim.process.supervisor.instance import BACKOFF, Instance
 from cluster_shim.process.supervisor.limits import CgroupLimits
 from cluster_shim.process.supervisor.logfile import Watcher
-from cluster_shim.process.supervisor.record import BadSpec, Folder, Spec, State, valid_id
+from cluster_shim.process.supervisor.record import RUN, BadSpec, Folder, Spec, State, valid_id
 from cluster_shim.process.supervisor.sockets import Ports
 
 TYPE_CHECKING = False
@@ -75,6 +75,9 @@ class Supervisor:
         if isinstance(self.limits, CgroupLimits):
             self.limits.sweep(set(self.instances))
         self.ports.resume(descriptors)
+        for instance in self.instances.values():
+            for _, port_name in instance.spec.sockets:
+                self.ports.also_as(port_name)
         states = [instance.state for instance in self.instances.values()]
         self.ports.recover([state.pid for state in states if state.pid and state.boot == self.boot])
         for instance in list(self.instances.values()):
@@ -126,6 +129,17 @@ class Supervisor:
             raise
         return names, descriptors
 
+    def may_go(self, instance: Instance) -> bool:
+        """Whether nobody waits for this instance alone: its sockets have other users, or nobody is in their queues."""
+        for _, name in instance.spec.sockets:
+            shared = any(
+                other is not instance and other.state.wanted == RUN and any(name == held for _, held in other.spec.sockets)
+                for other in self.instances.values()
+            )
+            if not shared and not self.ports.drained(name, loop.now()):
+                return False
+        return True
+
     def changed(self, instance: Instance) -> None:
         if instance.spec.id in self.instances:
             self._server.broadcast({"event": "instance", "instance": instance.view()})
@@ -153,7 +167,7 @@ class Supervisor:
             "boot": self.boot,
             "limits": self.limits.mode,
             "instances": [instance.view() for instance in self.instances.values()],
-            "ports": [port.view() for port in self.ports.table.values()],
+            "ports": [port.view() for port in self.ports.table.values() if not port.spare],
         }
 
     def _op_start(self, _connection: control.Connection, request: dict[str, Any]) -> dict[str, Any]:
@@ -196,6 +210,11 @@ class Supervisor:
         if not port.error:
             self._retry_waiting(port.name)
         return port.view()
+
+    def _op_direct(self, _connection: control.Connection, request: dict[str, Any]) -> list[dict[str, object]]:
+        weights = {str(name): max(int(weight), 0) for name, weight in request["weights"].items()}
+        self.ports.direct(weights, loop.now())
+        return [self.ports.table[name].view() for name in weights if name in self.ports.table]
 
     def _retry_waiting(self, port_name: str) -> None:
         for instance in self.instances.values():

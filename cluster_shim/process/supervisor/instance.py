@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 STARTING, RUNNING, BACKOFF, STOPPING = "Starting", "Running", "BackOff", "Stopping"
 FIRST_DELAY, MAX_DELAY = 0.5, 60.0  # seconds
 STEADY_SECONDS = 10.0  # a run as long as this is forgiven at once and forgets earlier failures
+DRAIN_SECONDS, DRAIN_LOOK_SECONDS = 1.0, 0.01  # for connections that are already in the queue of an instance that is to end
 LISTEN_FIRST = 3  # sd_listen_fds(3)
 
 
@@ -319,10 +320,19 @@ class Instance:
 
     def _signal_stop(self) -> None:
         self.phase = STOPPING
+        self._timer = self._loop.call_at(self.state.deadline, self._kill_now)
+        self._ask_to_end(loop.now() + DRAIN_SECONDS)
+        self._supervisor.changed(self)
+
+    def _ask_to_end(self, latest: float) -> None:
+        """Not before the connections that only this instance can accept are accepted: a server that is told to end stops listening."""
+        if self._pidfd < 0:
+            return
+        if loop.now() < latest and not self._supervisor.may_go(self):
+            self._loop.call_at(loop.now() + DRAIN_LOOK_SECONDS, lambda: self._ask_to_end(latest))
+            return
         proc.send(self._pidfd, signal.SIGTERM)
         crash.point("stop.signalled")
-        self._timer = self._loop.call_at(self.state.deadline, self._kill_now)
-        self._supervisor.changed(self)
 
     def _kill_now(self) -> None:
         if self._pidfd >= 0:

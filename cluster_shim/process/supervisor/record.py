@@ -32,6 +32,11 @@ def valid_id(name: str) -> bool:
     return 0 < len(name) <= MAX_ID and set(name) <= ID_CHARACTERS and name[0] != "-"
 
 
+def _of_revision(port: str, revision: str) -> str:
+    """Ports are named UID/COMPONENT/REVISION; specifications of before there was steering leave out the last."""
+    return f"{port}/{revision}" if port.count("/") == 1 else port
+
+
 class Spec:
     """How to run an instance. Immutable: another revision is another instance."""
 
@@ -43,7 +48,8 @@ class Spec:
             self.argv = [str(word) for word in document["argv"]]
             self.env = {str(key): str(value) for key, value in document["env"].items()}
             self.cwd = str(document["cwd"])
-            self.sockets = [(str(label), str(port)) for label, port in document["sockets"]]  # (name for the program, port name)
+            revision = str(document["labels"].get("revision", ""))
+            self.sockets = [(str(label), _of_revision(str(port), revision)) for label, port in document["sockets"]]  # (its name, port name)
             self.private = str(document["private"])  # path of a private unix socket to listen on for it, or ""
             self.cpu_millis = int(document["cpu_millis"])
             self.memory_bytes = int(document["memory_bytes"])
