@@ -81,7 +81,8 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pat
         os._exit(int(path.removeprefix("/exit/")))
     else:
         code, body = 404, b"nothing here"
-    writer.write(b"HTTP/1.1 %d Whatever\r\nContent-Length: %d\r\n\r\n" % (code, len(body)) + body)
+    kind = b"application/json" if path == "/" else b"application/octet-stream"
+    writer.write(b"HTTP/1.1 %d Whatever\r\nContent-Type: %b\r\nContent-Length: %d\r\n\r\n" % (code, kind, len(body)) + body)
 
 
 async def websocket(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, key: str) -> None:

@@ -1,6 +1,7 @@
 """What may knock at a real root's tunnel port: none of it costs much, none of it keeps a child out."""
 
 import contextlib
+import re
 import resource
 import select
 import socket
@@ -33,8 +34,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 def door(root: Site) -> tuple[str, int]:
-    line = next(line for line in root.log(200).splitlines() if "children join at port" in line)
-    return "127.0.0.1", int(line.split("children join at port ")[1].split(";")[0])
+    return "127.0.0.1", int(re.findall(r"children join at port (\d+)", root.log(200))[0])
 
 
 def tls(root: Site) -> ssl.SSLSocket:

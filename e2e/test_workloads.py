@@ -1,16 +1,21 @@
 """What a component may ask of its site, tried as a user does: from the root, through a region, on a real process cluster."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
 import signal
 import sqlite3
 import sys
+import threading
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from e2e.support import APPS, Site, Tree, application, program, until
+from e2e.support import APPS, SITE_PROGRAM, Site, Tree, application, program, until
 
 CORE = "/api/v1/namespaces/default"
 BOTH = {"clusterSelector": {"matchLabels": {"tier": "edge"}}}
@@ -39,7 +44,8 @@ def told(root: Site, name: str) -> dict[str, Any]:
     """What the program says of itself, asked through the root."""
     code, answer = root.ask("GET", f"{APPS}/{name}/proxy/")
     assert code == 200, answer
-    return dict(answer)
+    assert isinstance(answer, dict), answer[:300]
+    return answer
 
 
 def pods(site: Site, name: str) -> list[dict[str, Any]]:
@@ -180,6 +186,55 @@ def test_a_memory_limit_holds_and_names_itself(grove: Tree) -> None:
     until("again and again", lambda: reason(root, name).startswith("CrashLoopBackOff: ") and "OOMKilled" in reason(root, name))
     terminated = pods(edge, name)[0]["status"]["containerStatuses"][0]["lastState"]["terminated"]
     assert (terminated["reason"], terminated["exitCode"]) == ("OOMKilled", 137)
+
+
+def test_a_version_gets_requests_only_once_it_is_ready(grove: Tree) -> None:
+    """Version 2 is never ready, version 3 crashes at its start, version 4 is good. A client asks all the time: 0 failed."""
+    root, edge = grove.sites["root"], grove.sites["edge-1"]
+    probe = {"httpGet": {"path": "/health"}, "periodSeconds": 1, "failureThreshold": 2}
+    name = create(root, program("careful", readiness=probe, env=[{"name": "VERSION", "value": "1"}], expose={"port": 18107}))
+    first = told(root, name)["pid"]
+    with asking(f"http://{edge.environment['BANYAN_SITE_BIND']}:18107/") as answers:
+        change(root, name, env=[{"name": "VERSION", "value": "2"}], readiness=probe | {"httpGet": {"path": "/nowhere"}})
+        until("2 is said not to be ready", lambda: reason(root, name).startswith("NotReady") and "404" in reason(root, name))
+        status = root.status(name)
+        assert (status["phase"], status["ready"], status.get("updated", 0)) == ("Degraded", 1, 0)
+        change(root, name, env=[{"name": "VERSION", "value": "3"}], readiness=probe, command=["/bin/sh", "-c", "echo no config; exit 4"])
+        until("3 is said to crash", lambda: reason(root, name).startswith("CrashLoopBackOff") and "no config" in reason(root, name))
+        assert root.status(name)["phase"] == "Degraded"
+        assert told(root, name)["pid"] == first
+        command = [sys.executable, str(SITE_PROGRAM)]
+        change(root, name, env=[{"name": "VERSION", "value": "4"}], command=command)
+        until("4 runs", lambda: root.status(name).get("updated") == 1 and len(pods(edge, name)) == 1)
+        assert told(root, name)["env"]["VERSION"] == "4"
+        until("the client has heard of it", lambda: "4" in answers)
+    assert set(answers) == {"1", "4"}, answers
+    assert answers["1"] > 100
+
+
+@contextlib.contextmanager
+def asking(url: str) -> Iterator[Counter[str]]:
+    """A client that asks all the time, on a new connection each time: how often which version answered, or what failed."""
+    answers: Counter[str] = Counter()
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            try:
+                with urllib.request.urlopen(url, timeout=20) as answer:
+                    answers[json.load(answer)["env"]["VERSION"]] += 1
+            except (OSError, ValueError) as error:
+                answers[repr(error)] += 1
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield answers
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
 
 
 def test_replicas_share_the_socket_and_are_swapped_one_by_one(grove: Tree) -> None:
