@@ -8,7 +8,7 @@ LOCK    := uv pip compile --quiet pyproject.toml --universal --python-version 3.
            --custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit e2e testbed testbed-compat lint installation format bench proto docs lock clean
+.PHONY: help setup demo demo-kubernetes test unit e2e testbed testbed-compat lint installation format bench proto docs lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9%-]+):.*## /  make \1\t/' | expand -t 20
@@ -17,6 +17,9 @@ setup: $(VENV)/.ready-dev ## Install everything a developer needs into .venv, wi
 
 demo: $(VENV)/.ready-demo ## A living tree on this machine that serves a real model; KEEP=1 leaves it running
 	@$(BIN)/banyan demo $(if $(KEEP),--keep)
+
+demo-kubernetes: testbed ## The same with a real Kubernetes and a k3s-style cluster in the tree (as root); KEEP=1 leaves it running
+	@$(BIN)/python -m e2e.kubernetes_demo $(if $(KEEP),--keep)
 
 test: $(VENV)/.ready-dev ## Everything that CI asks of a change: lint, types, arrows, proto, unit, property and end-to-end tests
 	@$(BIN)/python -m tools.check all

@@ -24,6 +24,7 @@ from tools import image
 ROOT = Path(__file__).parent.parent
 NAME = "banyan-edge"
 EXTRAS = ("serve", "shim", "kubernetes")
+UNUSED = ("kubernetes/aio",)  # 68 MB: the client once more, for asyncio
 PROGRAMS = ("helm",)  # that wheels bring, and that are no Python
 PYTHON = "3.11"  # of Debian 12, and so of this image
 PACKAGES = (f"python{PYTHON}-minimal", f"libpython{PYTHON}-stdlib", "libstdc++6", "ca-certificates", "tzdata", "netbase", "base-files")
@@ -172,6 +173,8 @@ def _finish(target: Path) -> None:
     shutil.rmtree(target / "bin", ignore_errors=True)  # launchers that name this machine's Python
     for leftover in [*target.rglob("direct_url.json"), *target.rglob("uv_cache.json"), target / ".lock"]:
         leftover.unlink(missing_ok=True)
+    for unused in UNUSED:
+        shutil.rmtree(target / unused, ignore_errors=True)
     for tests in [path for path in target.rglob("tests") if path.is_dir()]:
         shutil.rmtree(tests, ignore_errors=True)
     compile_modules(target, f"/{SITE_PACKAGES}")

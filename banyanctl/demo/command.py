@@ -34,7 +34,7 @@ def demo(
     if folder is not None and place.exists() and any(place.iterdir()):
         raise InvalidInput(f"{place} is not empty; name a new folder", "folder")
     try:
-        done = asyncio.run(_play(place, files, keep=keep))
+        done = asyncio.run(play(Story(place, files, Screen()), keep=keep))
     except BanyanError:
         typer.echo(f"The demo did not get to its end; nothing of it runs any more. Its data and logs are in {place}", err=True)
         raise
@@ -44,9 +44,8 @@ def demo(
         raise typer.Exit(130)
 
 
-async def _play(folder: Path, files: Path, *, keep: bool) -> bool:
-    """False when a person ended it early."""
-    story = Story(folder, files, Screen())
+async def play(story: Story, *, keep: bool) -> bool:
+    """Until its end, or until a person ends it: then False. Nothing that it started is left."""
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

@@ -166,7 +166,7 @@ class FileServer:
             except BaseException:
                 self._slots.release()
                 raise
-            task = self._tasks.spawn("connection", self._answer_one(accepted, context, str(peer[0])))
+            task = self._tasks.spawn("connection", self._answer_one(accepted, context, str(peer[0]).removeprefix("::ffff:")))
             task.add_done_callback(lambda _: self._slots.release())
 
     async def _answer_one(self, accepted: socket.socket, context: ssl.SSLContext, peer: str) -> None:
