@@ -9,7 +9,7 @@ What is committed is read by people; what is checked keeps it true.
 import inspect
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from cluster_controller import errors
 from cluster_controller.config import Config
 from cluster_controller.identity import join
 from cluster_controller.resources.registry import REGISTRY
+from cluster_shim.kubernetes import rights
 from openapi.schemas import Schemas
 
 ROOT = Path(__file__).parent.parent
@@ -30,7 +31,13 @@ DEPTH = 8  # of nested fields; deeper ones are objects of their own
 
 
 def pages() -> dict[str, str]:
-    return {"cli.md": cli_page(), "configuration.md": configuration_page(), "api.md": api_page(), "exit-codes.md": exit_codes_page()}
+    return {
+        "cli.md": cli_page(),
+        "configuration.md": configuration_page(),
+        "api.md": api_page(),
+        "exit-codes.md": exit_codes_page(),
+        "kubernetes-rights.md": rights_page(),
+    }
 
 
 # --- the command line ---
@@ -167,6 +174,54 @@ def _meanings(docstring: str) -> dict[str, str]:
         found[1]: re.sub(r"\s+(exit )?\d+(–\d+)?\s*$", "", found[2]).strip()
         for found in re.finditer(r"── (\w+) +(.*)$", re.sub(r"  +(\d\d)  +", "  ", docstring), re.MULTILINE)
     }
+
+
+# --- rights in a Kubernetes member ---
+
+
+def rights_page() -> str:
+    """Every rule of the shim, as the chart and the manifest grant it."""
+    parts = [
+        "# Rights in a Kubernetes member\n",
+        MADE,
+        "What a controller may do in the cluster that it makes a member, by profile, and why. The chart and"
+        " `banyan join --print-manifest` grant exactly this; from outside, whoever the kubeconfig names needs it. An end-to-end test"
+        " compares it with the audit log of a real API server, both ways. What to add for other kinds of objects:"
+        " [Join a Kubernetes or k3s site](../how-to/join-kubernetes.md#what-it-may-do-there).\n",
+    ]
+    inside = {grant.name: grant for grant in rights.grants("namespaced")}
+    for grant in rights.grants("full"):
+        other = inside.get(grant.name)
+        places = "not granted" if other is None else "everywhere" if other.everywhere else "in the namespaces that the site names"
+        parts.append(
+            f"## {grant.about.rstrip('.')}\n\nRole `…-{grant.name}`. Profile `full`: everywhere. Profile `namespaced`: {places}.\n"
+        )
+        parts += ["| group | resources | verbs | why |", "|---|---|---|---|"]
+        for rule in grant.rules:
+            only = f", only {_codes(rule.names)}" if rule.names else ""
+            parts.append(
+                f"| {_codes((rule.group or 'core',))} | {_codes(rule.resources)}{only} | {', '.join(rule.verbs)} | {_cell(rule.reason)} |"
+            )
+        parts.append("")
+    label = " ".join(f"{key}: {value}" for key, value in rights.EXTRA.items())
+    parts += [
+        "## What the site adds\n",
+        f"Role `…-applications`: the rules of every ClusterRole with the label `{label}`. Profile `full`: everywhere."
+        " Profile `namespaced`: in the namespaces that the site names.\n",
+        "## What people may do\n",
+        f"Whoever comes in by kubectl through the tree is the user `{rights.PERSON}` here, in one group; the person's name is in the"
+        f" audit log as the extra `{rights.EXTRA_KEY}`. The chart binds each group to a role of the cluster's own, which the site may"
+        " change.\n",
+        "| group | who in the tree | role by default |",
+        "|---|---|---|",
+        *(f"| `{group}` | {group.partition(':')[2]} | `{role}` |" for group, role in rights.ROLES.items()),
+        "",
+    ]
+    return "\n".join(parts)
+
+
+def _codes(words: Iterable[str]) -> str:
+    return ", ".join(f"`{word}`" for word in words)
 
 
 # --- files ---

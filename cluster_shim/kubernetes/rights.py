@@ -139,13 +139,18 @@ TIDY = (
     ),
 )
 ENTER = (
-    Rule(resources=("users",), names=(PERSON,), verbs=("impersonate",), reason="kubectl through the tree: whoever comes in is this user,"),
-    Rule(resources=("groups",), names=GROUPS, verbs=("impersonate",), reason="in one of these groups, never in system:masters,"),
+    Rule(resources=("users",), names=(PERSON,), verbs=("impersonate",), reason="kubectl through the tree: whoever comes in is this user."),
+    Rule(
+        resources=("groups",),
+        names=GROUPS,
+        verbs=("impersonate",),
+        reason="They are in one of these groups, never in system:masters; bindings of the site say what each may do.",
+    ),
     Rule(
         group="authentication.k8s.io",
         resources=(f"userextras/{EXTRA_KEY}",),
         verbs=("impersonate",),
-        reason="and carries the person's name into this cluster's audit log.",
+        reason="The person's own name, for this cluster's audit log.",
     ),
 )
 
