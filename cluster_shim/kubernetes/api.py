@@ -37,6 +37,7 @@ T = TypeVar("T")
 
 REQUEST_SECONDS = 30.0
 CONNECT_SECONDS = 10.0
+JSON = "application/json"
 MAX_ANSWER = 64 << 20  # bytes of one answer; lists are asked for in pages, so nothing honest comes near
 MAX_LINE = 16 << 20  # bytes of one watch event; an object of etcd is at most 1.5 MiB
 CHUNK = 64 << 10
@@ -100,6 +101,7 @@ class Api:
         self._lock = threading.Lock()
         self._loaded = 0.0
         self._executor = ThreadPoolExecutor(THREADS, "kube-api")
+        self._probing = ThreadPoolExecutor(1, "kube-probe")  # a probe behind other people's slow requests would prove nothing
         self._watches: set[Any] = set()  # answers that a thread reads from; shut down by `close`
         self._closed = False
         self.version = ""  # as the server says it: v1.34.2
@@ -202,8 +204,13 @@ class Api:
         accept: str = "application/json",
         headers: Mapping[str, str] | None = None,
         timeout: float = REQUEST_SECONDS,
+        probe: bool = False,
     ) -> bytes:
-        """The answer's body. ApiError for everything else; a server that asks for patience (429, 503 with Retry-After) gets some."""
+        """The answer's body. ApiError for everything else; a server that asks for patience (429, 503 with Retry-After) gets some.
+
+        ``probe``: not behind other requests; one at a time.
+        """
+        executor = self._probing if probe else self._executor
         headers = {"accept": accept, **(headers or {})}
         if body is not None:
             headers["content-type"] = content_type
@@ -211,7 +218,7 @@ class Api:
         spent = 0.0
         while True:
             try:
-                return await asyncio.get_running_loop().run_in_executor(self._executor, self._ask, method, target, headers, body, timeout)
+                return await asyncio.get_running_loop().run_in_executor(executor, self._ask, method, target, headers, body, timeout)
             except ApiError as error:
                 if error.retry_after is None or spent >= PATIENCE_SECONDS:
                     raise
@@ -233,6 +240,9 @@ class Api:
             raise ApiError(f"{method} {target}: an answer of more than {MAX_ANSWER >> 20} MiB is not read", status=500)
         if answer.status >= 400:
             raise refusal(answer.status, data, answer.headers.get("retry-after"))
+        if headers["accept"].startswith(JSON) and not (kind := answer.headers.get("content-type", "")).startswith(JSON):
+            # A captive portal, or a balancer with a page of its own: nothing that was asked for has been done.
+            raise ApiError(f"{self.url} answers, but not as a Kubernetes API server does: {kind or 'no content type'}", status=502)
         return data
 
     def _answer(self, method: str, target: str, headers: dict[str, str], body: bytes | None, read_timeout: float | None) -> Any:
@@ -363,6 +373,7 @@ class Api:
             with contextlib.suppress(ValueError, OSError, RuntimeError):
                 answer.shutdown()
         self._executor.shutdown(wait=False, cancel_futures=True)
+        self._probing.shutdown(wait=False, cancel_futures=True)
         self._rest.pool_manager.clear()
 
 

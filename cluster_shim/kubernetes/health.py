@@ -101,7 +101,7 @@ class Health:
 
 
 async def cluster_uid(api: Api, timeout: float) -> str:
-    answer = await api.request("GET", "/api/v1/namespaces/kube-system", timeout=timeout)
+    answer = await api.request("GET", "/api/v1/namespaces/kube-system", timeout=timeout, probe=True)
     try:
         return str(msgspec.json.decode(answer)["metadata"]["uid"])
     except (msgspec.DecodeError, KeyError, TypeError):
