@@ -72,7 +72,9 @@ def whole_member(_shared_members: Testbed) -> Member:
 
 @pytest.fixture(scope="session")
 def edge_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project's own image as a tar, from the work tree as it is; for `Member.load_image`."""
+    """The project's own image as a tar, from the work tree as it is; for `Member.load_image`. BANYAN_EDGE_IMAGE names one built before."""
+    if built := os.environ.get("BANYAN_EDGE_IMAGE"):
+        return Path(built)
     tar = tmp_path_factory.mktemp("image") / "banyan-edge.tar"
     print(edge_image_builder.build(tar, keep=cache() / "image-parts"))
     return tar

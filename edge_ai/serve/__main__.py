@@ -4,6 +4,8 @@ Exit codes: 0 after SIGTERM, 2 wrong usage, 3 the model cannot be loaded, 4 the 
 """
 
 import argparse
+import contextlib
+import fcntl
 import os
 import socket
 import sys
@@ -43,7 +45,14 @@ def main(arguments: list[str] | None = None) -> int:
         grace=options.grace_seconds,
         limits=Limits(body=options.max_request_bytes, bodies=4 * options.max_request_bytes, idle_drain_seconds=options.idle_drain_seconds),
     )
+    _hold(settings.folder)
     return uvloop.run(_run(settings, listening, inherited))
+
+
+def _hold(folder: Path) -> None:
+    """Until this process ends, who clears a cache of models (`edge_ai.fetch`) leaves the folder alone."""
+    with contextlib.suppress(OSError):  # it is not there: the worker will say so
+        fcntl.flock(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
 async def _run(settings: Settings, listening: socket.socket | None, inherited: bool) -> int:
