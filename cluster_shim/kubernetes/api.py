@@ -99,7 +99,9 @@ class Api:
     def __init__(self, access: Access) -> None:
         self._access = access
         self._lock = threading.Lock()
-        self._loaded = 0.0
+        self._loading = threading.Lock()  # while the configuration is read again, which an exec plugin may make long
+        self._loaded = self._tried = 0.0
+        self._stranger = ""  # why the configuration as it is now is not used
         self._executor = ThreadPoolExecutor(THREADS, "kube-api")
         self._probing = ThreadPoolExecutor(1, "kube-probe")  # a probe behind other people's slow requests would prove nothing
         self._watches: set[Any] = set()  # answers that a thread reads from; shut down by `close`
@@ -155,18 +157,42 @@ class Api:
         self._configuration, self._rest, self._context, self.inside = configuration, rest, context, inside
         self._loaded = time.monotonic()
 
-    def _reload(self) -> bool:
-        """Read the credential again, unless that was done just now. Whether it is worth another try."""
-        with self._lock:
-            if time.monotonic() - self._loaded < RELOAD_SECONDS:
+    def _reload(self, asked: float) -> bool:
+        """Read the credential again, unless that was done just now. Whether it is worth another try: it was read since ``asked``.
+
+        Raises ApiError when the configuration leads to another cluster than before: it is not asked for anything.
+        """
+        with self._loading:
+            if self._loaded > asked:
+                return True
+            if time.monotonic() - self._tried < RELOAD_SECONDS:
+                if self._stranger:
+                    raise ApiError(self._stranger)
                 return False
+            before = self._configuration, self._rest, self._context, self.inside, self._loaded
+            self._tried, self._stranger = time.monotonic(), ""
             try:
                 self._load()
+                self._stranger = self._another()
             except ShimError as error:
                 log.warning("member.credential", reason=str(error))
-                self._loaded = time.monotonic()
                 return False
+            if self._stranger:
+                self._configuration, self._rest, self._context, self.inside, self._loaded = before
+                raise ApiError(self._stranger)
             return True
+
+    def _another(self) -> str:
+        """Says so when whom we would ask now is another cluster; "" when not, or when that is not to be learnt."""
+        if not self.cluster_uid:
+            return ""
+        try:
+            answer = self._open("GET", "/api/v1/namespaces/kube-system", {"accept": JSON}, None, CONNECT_SECONDS)
+            uid = str(msgspec.json.decode(answer.read(MAX_ANSWER))["metadata"]["uid"]) if answer.status == 200 else ""
+            answer.release_conn()
+        except (urllib3.exceptions.HTTPError, msgspec.DecodeError, KeyError, TypeError):
+            return ""
+        return another(self.cluster_uid, uid, self.url) if uid not in ("", self.cluster_uid) else ""
 
     @property
     def url(self) -> str:
@@ -248,33 +274,34 @@ class Api:
     def _answer(self, method: str, target: str, headers: dict[str, str], body: bytes | None, read_timeout: float | None) -> Any:
         """An answer whose body is not read yet; a 401 or a failed handshake has had its second try."""
 
-        def once() -> Any:
-            return self._rest.pool_manager.urlopen(
-                method,
-                self.url.rstrip("/") + target,
-                body=body,
-                headers=headers | self._headers(),
-                preload_content=False,
-                redirect=False,
-                retries=False,
-                timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=read_timeout),
-            )
-
+        asked = time.monotonic()
         try:
-            answer = once()
-            if answer.status == 401 and self._reload():
+            answer = self._open(method, target, headers, body, read_timeout)
+            if answer.status == 401 and self._reload(asked):
                 answer.drain_conn()
-                answer = once()
+                answer = self._open(method, target, headers, body, read_timeout)
         except urllib3.exceptions.SSLError as error:
-            if not self._reload():
+            if not self._reload(asked):
                 raise ApiError(f"{self.url}: TLS: {_cause(error)}; does the kubeconfig's certificate-authority fit this server?") from None
             try:
-                answer = once()
+                answer = self._open(method, target, headers, body, read_timeout)
             except urllib3.exceptions.HTTPError as again:
                 raise ApiError(f"{self.url}: {_cause(again)}") from None
         except urllib3.exceptions.HTTPError as error:
             raise ApiError(f"{self.url} does not answer: {_cause(error)}") from None
         return answer
+
+    def _open(self, method: str, target: str, headers: dict[str, str], body: bytes | None, read_timeout: float | None) -> Any:
+        return self._rest.pool_manager.urlopen(
+            method,
+            self.url.rstrip("/") + target,
+            body=body,
+            headers=headers | self._headers(),
+            preload_content=False,
+            redirect=False,
+            retries=False,
+            timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=read_timeout),
+        )
 
     def get(self, path: str, query: Query, accept: str = "application/json", timeout: float = REQUEST_SECONDS) -> bytes:
         """The same as `request("GET", …)`, in the caller's thread and with one try."""
@@ -375,6 +402,10 @@ class Api:
         self._executor.shutdown(wait=False, cancel_futures=True)
         self._probing.shutdown(wait=False, cancel_futures=True)
         self._rest.pool_manager.clear()
+
+
+def another(mine: str, found: str, url: str) -> str:
+    return f"{url} is another cluster than the one that was joined: the uid of its kube-system is {found}, not {mine}"
 
 
 def refusal(status: int, body: bytes, retry_after: str | None = None) -> ApiError:

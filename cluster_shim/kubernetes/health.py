@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from cluster_controller import clock
 from cluster_shim.contract import ShimError
-from cluster_shim.kubernetes.api import Api, ApiError
+from cluster_shim.kubernetes.api import Api, ApiError, another
 from cluster_shim.kubernetes.rights import Question
 
 log = structlog.get_logger()
@@ -106,10 +106,6 @@ async def cluster_uid(api: Api, timeout: float) -> str:
         return str(msgspec.json.decode(answer)["metadata"]["uid"])
     except (msgspec.DecodeError, KeyError, TypeError):
         raise ApiError(f"{api.url} answers, but not as a Kubernetes API server does") from None
-
-
-def another(mine: str, found: str, url: str) -> str:
-    return f"{url} is another cluster than the one that was joined: the uid of its kube-system is {found}, not {mine}"
 
 
 def recognise(folder: Path, api: Api) -> None:
