@@ -25,7 +25,7 @@ from e2e.testbed.machine import API_PORT, LAN_ADDRESS, Machine, MachineError
 from e2e.testbed.pki import Authority, write_kubeconfig
 from tools import needs
 
-READY_SECONDS = 120.0  # on a machine that does much else; alone it takes a tenth
+READY_SECONDS = 300.0  # on a machine that does much else; alone it takes a thirtieth, and what ends instead is told at once
 POLL_SECONDS = 0.1
 CUT = """
 table inet cut {
