@@ -73,7 +73,7 @@ SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
         "Other",
         (
             Entry("demo", "banyanctl.demo.command:demo", "Play a three-level tree on this machine that serves a real model", remote=False),
-            Entry("shim", "banyanctl.shim:app", "Check a shim against the contract", remote=False),
+            Entry("shim", "banyanctl.shim:app", "Check a shim, or run one by itself", remote=False),
             Entry("completion", "banyanctl.completion:completion", "Print the completion script of a shell", remote=False),
             Entry("version", "banyanctl.version:version", "Versions of this program and of the controller it reaches"),
         ),

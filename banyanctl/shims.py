@@ -72,6 +72,7 @@ def _credential(settings: Config, name: str) -> bytes:
 def kubernetes(settings: Config) -> "KubernetesShim":
     """An existing cluster, by its API server. The official client is loaded for it alone."""
     try:
+        from cluster_shim.k3s.shim import K3sShim
         from cluster_shim.kubernetes.render import Settings
         from cluster_shim.kubernetes.shim import Access, KubernetesShim
     except ImportError as error:
@@ -87,4 +88,6 @@ def kubernetes(settings: Config) -> "KubernetesShim":
         known = ", ".join(info.name for info in msgspec.structs.fields(Settings))
         raise InvalidInput(f"kubernetes: there is no {unknown[0]}; it has {known}", "kubernetes")
     access = Access(kubeconfig=settings.kubeconfig, context=settings.context)
+    if settings.shim == "k3s":
+        return K3sShim(access, chosen, settings.kubernetes_folder, service_type_chosen="service_type" in settings.kubernetes)
     return KubernetesShim(access, chosen, settings.kubernetes_folder)

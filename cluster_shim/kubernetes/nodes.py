@@ -12,6 +12,9 @@ PLAIN = frozenset({"cpu", "memory", "pods", "ephemeral-storage"})
 HOSTNAME = "kubernetes.io/hostname"
 KUBELET_TAINTS = "node.kubernetes.io/"  # follow readiness and pressure, which conditions say already
 BARRED = ("NoSchedule", "NoExecute")
+KUBELET = "banyan.dev/kubelet"
+UNKNOWN = (-1, -1)
+Used = tuple[int, int]  # millicores, bytes
 ENDED = ("Succeeded", "Failed")
 
 
@@ -89,8 +92,8 @@ def takes_pods(node: narrow.Node) -> bool:
     return not node.spec.unschedulable and next(barred, None) is None
 
 
-def observe(node: narrow.Node, usage: tuple[int, int] = (-1, -1), foreign: Asked = NOTHING) -> contract.Node:
-    """``usage``: millicores and bytes, measured. ``foreign``: what pods ask of it that are not ours; that much less is there for us."""
+def observe(node: narrow.Node, usage: Used = UNKNOWN, foreign: Asked = NOTHING, labels: Mapping[str, str] = {}) -> contract.Node:
+    """``usage``: measured. ``foreign``: what pods ask of it that are not ours; that much less is there for us. ``labels``: more of them."""
     status, info = node.status, node.status.node_info
     allocatable = status.allocatable if takes_pods(node) else {}
     accelerators = {name: units(text) - foreign.accelerators.get(name, 0) for name, text in allocatable.items() if is_accelerator(name)}
@@ -108,8 +111,13 @@ def observe(node: narrow.Node, usage: tuple[int, int] = (-1, -1), foreign: Asked
         used_cpu_millis=usage[0],
         used_memory_bytes=usage[1],
         accelerators={name: count for name, count in accelerators.items() if count > 0},
-        labels={key: value for key, value in node.metadata.labels.items() if key != HOSTNAME},
+        labels={key: value for key, value in node.metadata.labels.items() if key != HOSTNAME} | _version(info) | dict(labels),
     )
+
+
+def _version(info: narrow.NodeInfo) -> dict[str, str]:
+    """As a label's value, in which a + may not stand: v1.34.2+k3s1 becomes v1.34.2_k3s1, as Helm writes it."""
+    return {KUBELET: info.kubelet_version.replace("+", "_")} if info.kubelet_version else {}
 
 
 class Ledger:
@@ -147,8 +155,8 @@ class Ledger:
 
 
 def observe_all(
-    found: Iterable[narrow.Node], usage: Mapping[str, tuple[int, int]], foreign: Callable[[str], Asked]
+    found: Iterable[narrow.Node], usage: Mapping[str, Used], foreign: Callable[[str], Asked], labels: Mapping[str, str] = {}
 ) -> tuple[contract.Node, ...]:
     """By name."""
-    seen = (observe(node, usage.get(node.metadata.name, (-1, -1)), foreign(node.metadata.name)) for node in found)
+    seen = (observe(node, usage.get(node.metadata.name, UNKNOWN), foreign(node.metadata.name), labels) for node in found)
     return tuple(sorted(seen, key=lambda node: node.name))

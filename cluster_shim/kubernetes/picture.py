@@ -6,7 +6,7 @@ away (`health` says since when it is not to be taken for the present). What pods
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from msgspec import structs
 
@@ -29,9 +29,12 @@ Place = tuple[str, str, str]  # namespace, kind, name
 
 
 class Picture:
-    """``changed`` hears the uids of applications that look different now; ``nodes_changed`` that a node does."""
+    """``changed`` hears the uids of applications that look different now; ``nodes_changed`` that a node does. ``labels``: for all nodes."""
 
-    def __init__(self, api: Api, changed: Callable[[Iterable[str]], None], nodes_changed: Callable[[], None]) -> None:
+    def __init__(
+        self, api: Api, changed: Callable[[Iterable[str]], None], nodes_changed: Callable[[], None], labels: Mapping[str, str]
+    ) -> None:
+        self._labels = labels
         self._changed = changed
         self._nodes_changed = nodes_changed
         self._tasks = Tasks("shim/kubernetes/picture")
@@ -117,7 +120,7 @@ class Picture:
         ]
 
     def node_list(self) -> tuple[contract.Node, ...]:
-        return nodes.observe_all(self.nodes.items.values(), self._usage.now.nodes, self.ledger.of)
+        return nodes.observe_all(self.nodes.items.values(), self._usage.now.nodes, self.ledger.of, self._labels)
 
     def hints(self, uid: str, pod: narrow.Pod) -> Hints:
         return self._hinter.of(pod, uid)

@@ -243,6 +243,8 @@ def _pod(
         _serve_model(work, component, settings, source, meta, objects, volumes, mounts, pod, container)
     else:
         _run(component, settings, container)
+        if component.volumes and not component.image:
+            pod["securityContext"] = {"fsGroup": WORKER_USER, "fsGroupChangePolicy": "OnRootMismatch"}  # else a new volume is root's
     if env:
         container["env"] = env
     if mounts:

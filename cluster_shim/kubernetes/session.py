@@ -7,7 +7,7 @@ somebody changes its objects, or when the API server is back.
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import structlog
 from msgspec import Struct, structs
@@ -15,7 +15,7 @@ from msgspec import Struct, structs
 from cluster_controller.tasks import Tasks, end_task
 from cluster_shim import contract
 from cluster_shim.contract import Desired, Instance, Observed, ObservedWork, ShimError
-from cluster_shim.kubernetes import render, status
+from cluster_shim.kubernetes import narrow, render, status
 from cluster_shim.kubernetes.health import Blind
 from cluster_shim.kubernetes.picture import Picture
 from cluster_shim.kubernetes.status import Trouble
@@ -60,6 +60,15 @@ class _Task(Struct):
     timer: asyncio.TimerHandle | None = None
 
 
+class _Seen(NamedTuple):
+    """One pod, and what it was said to be."""
+
+    pod: narrow.Pod
+    hints: status.Hints
+    used: tuple[int, int]
+    instance: Instance
+
+
 class Session:
     """``blind``: what is known of the member's being out of sight, or None."""
 
@@ -76,6 +85,7 @@ class Session:
         self._tell = asyncio.Event()
         self._dirty: set[str] = set()
         self._told: dict[str, ObservedWork] = {}
+        self._seen: dict[str, dict[str, _Seen]] = {}  # application uid → pod uid →
         self._told_nodes: tuple[contract.Node, ...] | None = None
         self._nodes_dirty = True
         self._nodes_timer: asyncio.TimerHandle | None = None
@@ -299,17 +309,31 @@ class Session:
 
     def _observe(self, uid: str) -> ObservedWork:
         work = (self._works or {}).get(uid)
-        pods: dict[str, list[Instance]] = {}
-        for component, found in self._picture.pods_of(uid).items():
-            pods[component] = [
-                status.instance(pod, component, self._picture.hints(uid, pod), self._picture.used(pod), own=own)
-                for pod, own in found.values()
-                if not status.is_finished(pod)
-            ]
+        pods = self._instances(uid)
         applied = work is not None and self._applied.get(uid) == work.version
         seen = status.observe(uid, work, pods, self._picture.workloads_of(uid), self._troubles.get(uid, {}), applied)
         blind = self._blind()
         return seen if blind is None else status.unseen(seen, blind.since, blind.why)
+
+    def _instances(self, uid: str) -> dict[str, list[Instance]]:
+        """By component. What a pod was said to be is kept until it changes: one change among a thousand pods must not cost a thousand."""
+        before, kept = self._seen.get(uid, {}), dict[str, _Seen]()
+        found: dict[str, list[Instance]] = {}
+        for component, pods in self._picture.pods_of(uid).items():
+            for pod, own in pods.values():
+                if status.is_finished(pod):
+                    continue
+                hints, used = self._picture.hints(uid, pod), self._picture.used(pod)
+                one = before.get(pod.metadata.uid)
+                if one is None or one.pod is not pod or one.hints is not hints or one.used != used:
+                    one = _Seen(pod, hints, used, status.instance(pod, component, hints, used, own=own))
+                kept[pod.metadata.uid] = one
+                found.setdefault(component, []).append(one.instance)
+        if kept:
+            self._seen[uid] = kept
+        else:
+            self._seen.pop(uid, None)
+        return found
 
     # --- what streams ask ---
 

@@ -127,20 +127,30 @@ class KubernetesShim:
     async def _connect(self) -> None:
         if self._files is None:
             self._files = await asyncio.to_thread(FileServer, self._folder, self._settings)
-        api = await Api.open(self._access)
+        api = await Api.open(self._access_now())
         try:
             await asyncio.to_thread(health.recognise, self._folder, api)
             await self._check_rights(api)
+            labels = await self._learn(api)
         except BaseException:
             await api.close()
             raise
         self._api = api
         self._files.start(api.url)
-        picture = self._picture = Picture(api, self._seen, self._nodes_seen)
+        picture = self._picture = Picture(api, self._seen, self._nodes_seen, labels)
         picture.start()
         self._health = Health(api, self._sight_changed, picture.failing)
         self._tasks.keep("health", self._health.run)
         log.info("member.connected", server=api.url, version=api.version, uid=api.cluster_uid)
+
+    # what other distributions know beside
+
+    def _access_now(self) -> Access:
+        return self._access
+
+    async def _learn(self, api: Api) -> dict[str, str]:
+        """Labels for every node: what the distribution brings along. Asked once per connection, before anything is applied."""
+        return {}
 
     async def _check_rights(self, api: Api) -> None:
         """Without the rights to see nothing can be told; the others are missed where they are needed, and said here already."""

@@ -66,7 +66,13 @@ def node(name: str = "n1", *, taints: list[dict[str, str]] | None = None, ready:
             "capacity": sizes,
             "allocatable": sizes,
             "conditions": [{"type": "Ready", "status": "True" if ready else "Unknown"}],
-            "nodeInfo": {"architecture": "arm64", "operatingSystem": "linux", "kernelVersion": "6.1", "bootID": "b"},
+            "nodeInfo": {
+                "architecture": "arm64",
+                "operatingSystem": "linux",
+                "kernelVersion": "6.1",
+                "bootID": "b",
+                "kubeletVersion": "v1.34.2+k3s1",
+            },
         },
     }
     return msgspec.json.decode(msgspec.json.encode(document), type=narrow.Node)

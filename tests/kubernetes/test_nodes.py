@@ -21,7 +21,7 @@ def test_a_node() -> None:
     assert (seen.cpu_millis, seen.memory_bytes, seen.allocatable_cpu_millis) == (4000, 8 << 30, 4000)
     assert (seen.used_cpu_millis, seen.used_memory_bytes) == (150, 2048)
     assert seen.accelerators == {"nvidia.com/gpu": 2}
-    assert seen.labels == {"zone": "north"}
+    assert seen.labels == {"zone": "north", "banyan.dev/kubelet": "v1.34.2_k3s1"}
 
 
 def test_what_other_peoples_pods_ask_is_not_there_for_us() -> None:
