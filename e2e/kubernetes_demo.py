@@ -74,8 +74,7 @@ class KubernetesStory(Story):
     async def begin(self) -> None:
         self.screen.step(1, "two Kubernetes clusters start, each as a site has it; a root starts beside them")
         began = time.monotonic()
-        parts = needs.cache() / "image-parts"
-        image = self._thread(lambda: edge_image.build(self.folder / "banyan-edge.tar", keep=parts))
+        image = self._thread(self._build_image)
         whole = self._thread(lambda: self.testbed.start(K8S, Shape.whole()))
         light = self._thread(lambda: self.testbed.start(K3S, Shape.k3s()))
         root = self._add(Plan(name="root"))
@@ -86,10 +85,18 @@ class KubernetesStory(Story):
         self.screen.good(f"{K8S}: Kubernetes {member.shape.version}, one node, Ready after {member.started_s:.1f} s; nothing can call in")
         await light
         self.screen.good(f"{K3S}: an API server on SQLite, as in k3s; its node is played by kwok")
-        await image
-        self._image = await self._thread(lambda: load_worker(member, self.folder / "banyan-edge.tar"))
+        tar = await image
+        self._image = await self._thread(lambda: load_worker(member, tar))
         self.screen.good(f"the image {self._image}, written from the wheel without a container engine, is on the node")
         self._row("two clusters and a root start", f"{K8S}, {K3S}", began)
+
+    def _build_image(self) -> Path:
+        """From this checkout; what seldom changes is kept in the cache. BANYAN_EDGE_IMAGE names one that is built already."""
+        if built := os.environ.get("BANYAN_EDGE_IMAGE"):
+            return Path(built)
+        tar = self.folder / "banyan-edge.tar"
+        edge_image.build(tar, keep=needs.cache() / "image-parts")
+        return tar
 
     # --- 2 ---
 
