@@ -91,6 +91,10 @@ class _Collector(Collector):
             if link.rtt is not None:
                 rtt.add_metric(peer, link.rtt)
         yield from (received, sent, frames_in, frames_out, rtt, heard)
+        streams = GaugeMetricFamily("banyan_link_streams", "Streams that are open on a link, those passed on included.", labels=["peer"])
+        for link in links:
+            streams.add_metric([link.peer_name or link.peer_uid], link.streams)
+        yield streams
         yield GaugeMetricFamily("banyan_links", "Links that stand.", value=len(links))
 
     def _sync(self) -> Iterator[Metric]:

@@ -72,7 +72,6 @@ class MemberServices(Protocol):
     """What the way to members' own APIs asks (`openapi.front.member`)."""
 
     audit: "AuditLog"
-    member_requests: int  # being served now, counted by the door itself
 
     def entry(self) -> Entry:
         """Who may come in here, as the site says."""

@@ -74,7 +74,6 @@ class Services:
         self._routes = Routes(controller.store, controller.uid, controller.name, self._distance)
         self.front: Front | None = None
         self.audit = AuditLog(controller.config.data / AUDIT)
-        self.member_requests = 0
 
     def now(self) -> datetime:
         return clock.wall()

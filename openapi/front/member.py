@@ -78,7 +78,6 @@ class MemberDoor:
     async def _recorded(self, record: "Record", exchange: Exchange, target: Target) -> None:
         self._services.audit.require()
         record.begin()
-        self._services.member_requests += 1
         try:
             await self._forwarder.forward(exchange, [target])
         except BaseException as error:
@@ -86,8 +85,6 @@ class MemberDoor:
             raise
         else:
             record.end(None)
-        finally:
-            self._services.member_requests -= 1
 
 
 class FromAbove:

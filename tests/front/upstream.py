@@ -223,7 +223,6 @@ class Services:
         self.answers_once_more = False
         self.name = "root"
         self.audit = AuditLog(Path(tempfile.mkdtemp(prefix="banyan-audit-")) / "audit.log")
-        self.member_requests = 0
 
     def entry(self) -> Entry:
         return DEFAULT_ENTRY
