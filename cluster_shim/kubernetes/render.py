@@ -417,8 +417,10 @@ def _secret(meta: Object, suffix: str, data: Mapping[str, bytes]) -> Object:
 
 
 def _claim(name: str, namespace: str) -> Object:
+    """What is kept in it outlives the application: it is let go of, never deleted."""
     spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
-    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name, "namespace": namespace}, "spec": spec}
+    meta = {"name": name, "namespace": namespace, "annotations": {names.KEEP: "true"}}
+    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": meta, "spec": spec}
 
 
 def _where(component: contract.Component) -> Object:

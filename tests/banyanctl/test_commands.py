@@ -1,9 +1,12 @@
 """The command tree: every command explains itself, and commands say the right thing to the API (a real HTTPS server)."""
 
+import hashlib
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -330,6 +333,41 @@ def test_a_model_is_sent_once(banyan: Banyan, api: Api) -> None:
     assert "is there already" in banyan("model", "publish", "emotion", "m.onnx", "--version", "1").stdout
     (banyan.folder / "m.onnx").write_bytes(b"other")
     assert "with other files" in banyan("model", "publish", "emotion", "m.onnx", "--version", "1", code=4).stderr
+
+
+def test_a_chart_is_published_as_its_archive_and_nothing_else_is(banyan: Banyan, api: Api) -> None:
+    chart = banyan.folder / "web-1.0.0.tgz"
+    with tarfile.open(chart, "w:gz") as tar:
+        member = tarfile.TarInfo("web/Chart.yaml")
+        member.size = 10
+        tar.addfile(member, io.BytesIO(b"name: web\n"))
+    digest = hashlib.sha256(chart.read_bytes()).hexdigest()
+    models = "/apis/banyan.dev/v1alpha1/namespaces/default/models"
+    api.replies[f"POST {models}"] = (201, {"metadata": {"name": "web"}})
+    api.replies[f"PUT {models}/web/blobs/sha256/{digest}"] = (201, {})
+    assert "published: 1 files" in banyan("model", "publish", "web", chart.name, "--version", "1.0.0", "--runtime", "helm").stdout
+    (version,) = banyan.asked[1].json["spec"]["versions"]
+    assert version == {
+        "name": "1.0.0",
+        "runtime": "helm",
+        "files": [{"path": chart.name, "sha256": digest, "size": chart.stat().st_size}],
+    }
+    # What is published once does not become something else.
+    api.replies[f"GET {models}/web"] = (200, {"metadata": {"name": "web"}, "spec": {"versions": [version]}})
+    assert "publish under a new --version" in banyan("model", "publish", "web", chart.name, "--version", "1.0.0", code=4).stderr
+    (banyan.folder / "Chart.yaml").write_text("name: web", encoding="utf-8")
+    asked = len(banyan.asked)
+    said = banyan("model", "publish", "web", "Chart.yaml", "--version", "2", "--runtime", "helm", code=4).stderr
+    assert "no chart archive" in said and "helm package" in said
+    said = banyan("model", "publish", "web", chart.name, "Chart.yaml", "--version", "2", "--runtime", "helm", code=4).stderr
+    assert "as one archive; 2 files were given" in said
+    with tarfile.open(chart, "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("Chart.yaml"))
+    assert (
+        "holds no Chart.yaml in one folder"
+        in banyan("model", "publish", "web", chart.name, "--version", "2", "--runtime", "helm", code=4).stderr
+    )
+    assert len(banyan.asked) == asked  # nothing of it was asked of the controller
 
 
 def test_delete_waits_until_it_is_gone(banyan: Banyan, api: Api) -> None:
