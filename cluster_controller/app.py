@@ -282,7 +282,8 @@ class Controller:
         store = f"{trouble.error} (for {clock.boottime() - trouble.since:.0f} s)" if trouble is not None else ""
         if self.shim is None:
             return {"store": store}
-        return {"store": store, "shim": "" if self.description is not None else "the cluster's shim has not answered yet"}
+        why = f": {self.reconciler.trouble}" if self.reconciler is not None and self.reconciler.trouble else ""
+        return {"store": store, "shim": "" if self.description is not None else f"the cluster's shim has not answered yet{why}"}
 
 
 class _Doors:

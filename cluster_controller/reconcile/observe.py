@@ -76,6 +76,23 @@ def lost(seen: contract.ObservedWork, why: str) -> contract.ObservedWork:
     )
 
 
+def lost_status(before: kinds.WorkStatus, why: str) -> kinds.WorkStatus:
+    """The same for what was written before this controller started, when the shim has not spoken since."""
+    status = before.status
+    components = [msgspec.structs.replace(item, ready=0, updated=0, reason="ShimLost", message=why) for item in status.components]
+    rows = [msgspec.structs.replace(row, ready=0, reason="ShimLost", message=why) for row in status.clusters]
+    return msgspec.structs.replace(before, status=msgspec.structs.replace(status, components=components, clusters=rows))
+
+
+def lost_pod(before: kinds.Pod, why: str) -> kinds.Pod:
+    """The same for an instance."""
+    status = before.status
+    conditions = [msgspec.structs.replace(item, status="Unknown") for item in status.conditions]
+    containers = [msgspec.structs.replace(item, ready=False) for item in status.container_statuses]
+    replaced = msgspec.structs.replace(status, reason="ShimLost", message=why, conditions=conditions, container_statuses=containers)
+    return msgspec.structs.replace(before, status=replaced)
+
+
 def pod(work: contract.ObservedWork, application: kinds.ApplicationReference, instance: contract.Instance) -> kinds.Pod:
     """One running instance as kubectl shows it."""
     running = instance.phase in {contract.Phase.RUNNING, contract.Phase.STOPPING}

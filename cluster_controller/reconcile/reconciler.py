@@ -94,6 +94,7 @@ class Reconciler:
         self._tasks = Tasks("reconcile")
         self._seen: dict[str, contract.ObservedWork] = {}
         self.nodes: tuple[contract.Node, ...] = ()
+        self.trouble = ""  # why the shim is lost; "" while it speaks
 
     def changed(self, events: Sequence[Event]) -> None:
         """Called after each commit; only marks."""
@@ -117,13 +118,15 @@ class Reconciler:
         self._load_pods()
         try:
             async for observed in self._shim.reconcile(self._desired()):
+                self.trouble = ""
                 await self._store.commit(lambda tx, observed=observed: self._write(tx, observed))  # type: ignore[misc]
                 self._sweep_when_current()
                 if observed.nodes is not None:
                     self.nodes = observed.nodes
                     self._nodes_changed(observed.nodes)
         except contract.ShimError as error:
-            await self._lost(str(error))
+            self.trouble = str(error)
+            await self._lost(self.trouble)
             raise
         finally:
             await self._tasks.close()
@@ -132,9 +135,23 @@ class Reconciler:
         """The shim no longer answers: what it last said is not taken for the present (ARCHITECTURE law 5). Nothing is stopped."""
         seen = [observe.lost(one, why) for one in self._seen.values()]
         nodes = tuple(msgspec.structs.replace(node, ready=False) for node in self.nodes)
-        await self._store.commit(lambda tx: self._write(tx, contract.Observed(works=tuple(seen), nodes=nodes)))
+
+        def write(tx: Tx) -> None:
+            self._write(tx, contract.Observed(works=tuple(seen), nodes=nodes if self.nodes else None))
+            self._write_unheard(tx, why)
+
+        await self._store.commit(write)
         self.nodes = nodes
         self._nodes_changed(nodes)
+
+    def _write_unheard(self, tx: Tx, why: str) -> None:
+        """What an earlier start of this controller wrote, and no shim has spoken of since, is not the present either."""
+        for stored in tx.list("observed", "WorkStatus"):
+            if stored.key.name not in self._seen:
+                put_changed(tx, stored.key, observe.lost_status(self._documents.read(stored, kinds.WorkStatus), why), stored.uid)
+                for key in self._pods.get(stored.key.name, set()):
+                    if (found := tx.get(key)) is not None:
+                        put_changed(tx, key, observe.lost_pod(self._documents.read(found, kinds.Pod), why), found.uid)
 
     def _remember(self, observed: contract.Observed) -> None:
         if observed.full:

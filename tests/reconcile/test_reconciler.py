@@ -1,17 +1,27 @@
 """The reconciler: what the shim is told of Works and the documents they name, and what is written of what it sees."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
+import pytest
 
+from cluster_controller.documents import decode
+from cluster_controller.reconcile.reconciler import Reconciler
 from cluster_controller.resources import kinds
 from cluster_controller.store import Key
 from cluster_shim.contract import (
+    ByteStream,
+    Description,
+    Desired,
     Instance,
     Node,
+    Observed,
     ObservedWork,
+    OpenTarget,
     Phase,
+    ShimError,
 )
 from tests.reconcile.bench import PASSWORD, SECONDS, FakeModels, command, component, play, running, saw, serve, until
 
@@ -313,5 +323,39 @@ def test_a_lost_shim_ends_the_run_and_the_next_one_tells_everything_again(tmp_pa
             bench.task = asyncio.create_task(bench.reconciler.run())
             again = await bench.told(3)
             assert again.full and [work.uid for work in again.works] == ["app"]
+
+    play(main)
+
+
+def test_a_shim_that_does_not_answer_after_a_restart_leaves_nothing_looking_fresh(tmp_path: Path) -> None:
+    class Away:
+        async def describe(self) -> Description:
+            raise ShimError("no answer")
+
+        async def open(self, target: OpenTarget) -> ByteStream:
+            raise ShimError("no answer")
+
+        async def reconcile(self, desired: AsyncIterator[Desired]) -> AsyncIterator[Observed]:
+            raise ShimError("no answer")
+            yield
+
+    async def main() -> None:
+        async with running(tmp_path, FakeModels()) as bench:
+            await bench.told(1)
+            await bench.work(1, command())
+            await bench.see(saw((await bench.told(2)).works[0], instances=1), full=True)
+            before = bench.status()
+            assert before is not None and before.components[0].ready == 1
+        async with running(tmp_path, FakeModels()) as bench:
+            again = Reconciler(bench.store, Away(), bench.models, uid="me", name="edge-1", nodes_changed=lambda nodes: None)
+            with pytest.raises(ShimError):
+                await again.run()
+            assert again.trouble == "no answer"
+            status = bench.status()
+            assert status is not None
+            assert (status.components[0].desired, status.components[0].ready, status.components[0].reason) == (1, 0, "ShimLost")
+            assert (status.clusters[0].ready, status.clusters[0].message) == (0, "no answer")
+            (pod,) = (decode(stored.document, kinds.Pod) for stored in bench.store.list("observed", "Pod"))
+            assert {condition.status for condition in pod.status.conditions} == {"Unknown"}
 
     play(main)
