@@ -209,17 +209,23 @@ class Session:
             async with self._slots:
                 task.again = False
                 done = await (self._remove(uid) if uid in self._leaving else self._apply(uid))
+        except Exception:
+            self._later(uid, task)  # a defect, which the guard of tasks tells; no reason to leave the Work as it is for ever
+            raise
         finally:
             task.running = False
         self.seen((uid,))
         if task.again:
             self._begin(uid, task)
         elif not done:
-            pause = REMOVE_SECONDS if uid in self._leaving and self._blind() is None else task.pause
-            task.pause = min(task.pause * 2, RETRY_SECONDS[1])
-            task.timer = asyncio.get_running_loop().call_later(pause, self._begin, uid, task)
+            self._later(uid, task)
         elif not (self._works and uid in self._works):
             self._todo.pop(uid, None)
+
+    def _later(self, uid: str, task: _Task) -> None:
+        pause = REMOVE_SECONDS if uid in self._leaving and self._blind() is None else task.pause
+        task.pause = min(task.pause * 2, RETRY_SECONDS[1])
+        task.timer = asyncio.get_running_loop().call_later(pause, self._begin, uid, task)
 
     async def _apply(self, uid: str) -> bool:
         work = (self._works or {}).get(uid)

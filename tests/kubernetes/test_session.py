@@ -1,0 +1,86 @@
+"""A session with a member, where it can be tried without one: what becomes of a Work whose applying fails."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+from msgspec import Struct
+
+from cluster_controller import tasks
+from cluster_shim.contract import Component, Desired, Work
+from cluster_shim.kubernetes import session
+from cluster_shim.kubernetes.api import Access, Api
+from cluster_shim.kubernetes.picture import Picture
+from cluster_shim.kubernetes.status import Trouble
+
+KUBECONFIG = {
+    "apiVersion": "v1",
+    "kind": "Config",
+    "clusters": [{"name": "it", "cluster": {"server": "https://127.0.0.1:1"}}],
+    "users": [{"name": "it", "user": {"token": "none"}}],
+    "contexts": [{"name": "it", "context": {"cluster": "it", "user": "it"}}],
+    "current-context": "it",
+}
+
+
+class Applied(Struct, frozen=True):
+    problems: dict[str, Trouble] = {}
+
+
+class Defective:
+    """An applier that breaks twice in a way that nobody has foreseen."""
+
+    def __init__(self) -> None:
+        self.tries = 0
+        self.done = asyncio.Event()
+
+    async def apply(self, work: Work) -> Applied:
+        self.tries += 1
+        if self.tries < 3:
+            raise KeyError("unforeseen")
+        self.done.set()
+        return Applied()
+
+    async def remove(self, uid: str) -> bool:
+        return True
+
+    def uids(self) -> set[str]:
+        return set()
+
+
+def test_a_defect_leaves_no_work_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "RETRY_SECONDS", (0.001, 0.002))
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.write_text(json.dumps(KUBECONFIG), encoding="utf-8")
+    work = Work(
+        uid="u1", name="web", namespace="default", origin="root", version=1, components=(Component(name="main", replicas=1, revision="r1"),)
+    )
+
+    async def run() -> None:
+        api = Api(Access(kubeconfig=str(kubeconfig)))
+        applier = Defective()
+        picture = Picture(api, lambda uids: None, lambda: None, {})  # never started: nobody answers there
+        it = session.Session(picture, applier, lambda: None)
+
+        async def desired():  # type: ignore[no-untyped-def]
+            yield Desired(works=(work,), full=True)
+            await asyncio.Event().wait()
+
+        news = it.run(desired())
+        asking = asyncio.ensure_future(anext(news))
+        try:
+            async with asyncio.timeout(30):
+                await applier.done.wait()
+        finally:
+            asking.cancel()
+            await asyncio.wait((asking,))
+            await news.aclose()
+            await picture.close()
+            await api.close()
+        assert applier.tries == 3
+
+    before = tasks.crashes["shim/kubernetes/session"]
+    asyncio.run(run())
+    assert tasks.crashes["shim/kubernetes/session"] == before + 2
+    tasks.crashes["shim/kubernetes/session"] = before  # foreseen here
