@@ -126,6 +126,27 @@ def below(endpoint: Endpoint, cluster: str, door: str = "banyan") -> Endpoint:
     return structs.replace(endpoint, server=f"{endpoint.server}/apis/banyan.dev/v1alpha1/clusters/{cluster}/{door}")
 
 
+def added(path: Path, endpoint: Endpoint, name: str, user: str) -> str:
+    """The text of a kubeconfig file with this endpoint as its context ``name``, everything else in it as it was.
+
+    InvalidInput for a file that is none: nothing of somebody's is replaced by mistake.
+    """
+    new = document(endpoint, name, user)
+    if not path.exists() or not path.stat().st_size:
+        return manifests.dumps(new)
+    if path.stat().st_size > FILE_LIMIT_BYTES:
+        raise InvalidInput(f"{path} is larger than {FILE_LIMIT_BYTES} bytes; that is no kubeconfig")
+    found = manifests.loads(path.read_text(encoding="utf-8"), str(path))
+    if len(found) != 1 or not isinstance(found[0], dict) or found[0].get("kind", "Config") != "Config":
+        raise InvalidInput(f"{path} is not a kubeconfig (kind: Config); name another file")
+    old: dict[str, Any] = found[0]
+    for table in ("clusters", "users", "contexts"):
+        (mine,) = new[table]
+        others = [each for each in old.get(table) or [] if not (isinstance(each, dict) and each.get("name") == mine["name"])]
+        old[table] = [*others, mine]
+    return manifests.dumps({"apiVersion": "v1", "kind": "Config"} | old | {"current-context": old.get("current-context") or name})
+
+
 def write_private(path: Path, text: str) -> None:
     """Write a file that only its owner may read, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -48,7 +48,7 @@ class Application(http.server.BaseHTTPRequestHandler):
                 self.server.left = True
             self.server.gone.set()
             self.close_connection = True
-        elif self.path == "/events":
+        elif self.path.startswith("/events"):
             self._events()
         elif self.path.startswith("/big"):
             self._big(int(self.path.partition("=")[2]))
