@@ -5,6 +5,7 @@ import json
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -91,8 +92,8 @@ async def eventually(what: str, check: Callable[[], Awaitable[Any]]) -> None:
 
 
 @asynccontextmanager
-async def bench(member: Member, charts: Charts | None = None) -> AsyncIterator[Bench]:
-    api = await Api.open(Access(kubeconfig=str(member.kubeconfig)))
+async def bench(member: Member, charts: Charts | None = None, kubeconfig: Path | None = None) -> AsyncIterator[Bench]:
+    api = await Api.open(Access(kubeconfig=str(kubeconfig or member.kubeconfig)))
     made = Bench(member, api, charts)
     try:
         await made.applier.start()

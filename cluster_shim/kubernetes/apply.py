@@ -237,19 +237,24 @@ class Applier:
                 await self._sets.include(namespace, resources, {item.key.namespace for item in items})
         for kind in (await self._sets.known(namespace)).kinds - {resource.group_kind for resource in resources}:
             await self._look_into(kind, (namespace,))
-        gone: set[Resource] = set()
-        for resource, place in {(run.resources[item.key], item.key.namespace) for item in items}:
+        dark: dict[tuple[Resource, str], Trouble] = {}
+        for resource, place in sorted({(run.resources[item.key], item.key.namespace) for item in items}, key=str):
             try:
                 await self._inventory.ready(resource, place)
             except ApiError as error:
-                if error.status != 404:
-                    raise
-                gone.add(resource)
+                why = refusals.judge(error.status, error.reason, str(error), error.details.causes)
+                dark[resource, place] = Trouble(why.reason, why.message)
+            except ShimError as error:
+                dark[resource, place] = Trouble(refusals.UNAVAILABLE, str(error))
+        lit: list[Item] = []
         for item in items:
-            if run.resources[item.key] in gone:
+            trouble = dark.get((run.resources[item.key], item.key.namespace))
+            if trouble is None:
+                lit.append(item)
+            else:
                 run.unsure.add(item.component)
-                run.blame(item.component, Trouble(refusals.UNKNOWN_KIND, f"{item.key}: the member knows no such kind any more"))
-        return [item for item in items if run.resources[item.key] not in gone]
+                run.blame(item.component, Trouble(trouble.reason, f"{item.key}: {trouble.message}"))
+        return lit
 
     async def _step(self, run: "_Run", step: Step) -> None:
         item = step.item

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import structlog
 from msgspec import Struct
 
+from cluster_controller import clock
 from cluster_controller.tasks import Tasks
 from cluster_shim.contract import ShimError
 from cluster_shim.kubernetes import names, seen
@@ -29,6 +30,7 @@ METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v
 MAX_WATCHES = 96
 MAX_OBJECTS = 100_000
 SYNC_SECONDS = 20.0
+AGAIN_SECONDS = 30.0  # after which it is asked again whether we may look somewhere
 
 Noticed = Callable[[Key, Seen, bool], None]  # the object, and whether it is gone
 Place = tuple[str, str, str]  # group, plural, namespace or "" for all
@@ -54,7 +56,7 @@ class Inventory:
         self._by_uid: dict[str, set[Key]] = {}
         self._by_namespace: dict[str, int] = {}
         self._watches: dict[Place, _Watch] = {}
-        self._everywhere: dict[tuple[str, str], bool] = {}  # whether we may look into all namespaces
+        self._may: dict[Place, float] = {}  # where we may not look, and when that was said
 
     async def close(self) -> None:
         await self._tasks.close()
@@ -80,23 +82,30 @@ class Inventory:
     def has_kind(self, group: str, kind: str) -> bool:
         return any(key.group == group and key.kind == kind for key in self._objects)
 
-    def kinds(self, namespace: str) -> set[Resource]:
-        return {resource for key, resource in self._resources.items() if key.namespace == namespace}
-
     # --- watching ---
 
     async def ready(self, resource: Resource, namespace: str) -> None:
         """Until everything of this kind is known. ApiError or ShimError when that is not to be had."""
-        await self._watch(resource, "" if await self._may_look_everywhere(resource) else namespace)
+        if await self._may_look(resource, ""):
+            await self._watch(resource, "")
+        elif resource.namespaced and namespace and await self._may_look(resource, namespace):
+            await self._watch(resource, namespace)
+        else:
+            where = f" in namespace {namespace}" if resource.namespaced and namespace else ""
+            raise ApiError(f"we may not list and watch {resource.plural}{where}; grant it to applications that bring such", status=403)
 
-    async def _may_look_everywhere(self, resource: Resource) -> bool:
-        if not resource.namespaced:
+    async def _may_look(self, resource: Resource, namespace: str) -> bool:
+        place = resource.group, resource.plural, namespace
+        if place in self._watches:
             return True
-        key = resource.group, resource.plural
-        if key not in self._everywhere:
-            found = [await self._api.allowed(verb, resource.group, resource.plural) for verb in ("list", "watch")]
-            self._everywhere[key] = all(found)
-        return self._everywhere[key]
+        if self._may.get(place, -AGAIN_SECONDS) + AGAIN_SECONDS > clock.boottime():
+            return False
+        for verb in ("list", "watch"):
+            if not await self._api.allowed(verb, resource.group, resource.plural, namespace):
+                self._may[place] = clock.boottime()
+                return False
+        self._may.pop(place, None)
+        return True
 
     async def _watch(self, resource: Resource, namespace: str) -> None:
         place = resource.group, resource.plural, namespace

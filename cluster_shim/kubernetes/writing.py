@@ -155,8 +155,8 @@ class Writer:
         changed = ", ".join(fields.missing(there.fields, item.body)[:MAX_NAMED])
         return Trouble(DRIFTED, f"{key}: {changed or 'it'} is changed again and again{who}; it is set right once more in {turn:.0f} s")
 
-    async def _report(self, step: Step, resource: Resource) -> Trouble:
-        """What somebody changed and when asked to is only told; asked of the server once per version of the object."""
+    async def _report(self, step: Step, resource: Resource) -> Trouble | None:
+        """What somebody changed, where that is only to be told; asked of the server once per version of the object. None: nobody did."""
         item, key, there = step.item, step.item.key, step.seen
         assert there is not None
         told = self._left.get(key)
@@ -170,6 +170,8 @@ class Writer:
             found = fields.conflicts(error.details.causes)
             if not found:
                 raise
+        if found and all(one.manager == names.MANAGER for one in found):
+            return None
         said = _said(found)
         if not said:
             who = f" by {there.hands[-1]}" if there.hands else ""
@@ -227,6 +229,8 @@ class Writer:
 
 
 def _may_take(one: Conflict, work: contract.Work, ours: bool) -> bool:
+    if one.manager == names.MANAGER:
+        return True  # what an admission webhook made of our own field when we applied it
     if one.by_hand and ours:
         return not work.report_drift
     return work.force_conflicts
