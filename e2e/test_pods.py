@@ -49,6 +49,8 @@ def grown(whole_member: Member, edge_image: Path, tmp_path_factory: pytest.TempP
         assert code == 201, answer
         until("it is ready in the member", lambda: root.status().get("ready") == 1)
         yield Grown(root, region, whole_member, controller)
+        if not whole_member.machine.runs("controller"):  # a test that failed has left it so
+            controller.run()
         root.banyan("delete", "application", "emotion")
         until("its objects are gone", lambda: objects(whole_member) == [])
         whole_member.machine.stop("controller")
@@ -62,8 +64,9 @@ def objects(member: Member) -> list[str]:
 def pod(member: Member) -> dict[str, Any]:
     """The one pod of the application that is not on its way out."""
     items = json.loads(member.kubectl("get", "pods", "-l", "banyan.dev/component=serve", "-o", "json"))["items"]
-    (found,) = [item for item in items if "deletionTimestamp" not in item["metadata"]]
-    return dict(found)
+    found = [item for item in items if "deletionTimestamp" not in item["metadata"]]
+    assert len(found) == 1, f"{len(found)} pods, not one"
+    return dict(found[0])
 
 
 def pod_is_ready(member: Member) -> bool:

@@ -133,6 +133,9 @@ def _plug_in(network: dict[str, str]) -> None:
 
     What this process starts counts pids in the member's namespace, where the inner process is 1.
     """
+    # After a power cut the kernel takes the last network namespace apart when it has time: its cable may still be there.
+    with contextlib.suppress(OSError):
+        run("ip", "link", "delete", network["link"])
     run("ip", "link", "add", network["link"], "type", "veth", "peer", "name", "uplink", "netns", "1")
     run("ip", "address", "add", f"{network['gateway']}/32", "peer", f"{network['address']}/32", "dev", network["link"])
     run("ip", "link", "set", network["link"], "up")
