@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,9 @@ class Defective:
     def uids(self) -> set[str]:
         return set()
 
+    def held(self, uid: str) -> dict[str, Trouble]:
+        return {}
+
 
 def test_a_defect_leaves_no_work_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "RETRY_SECONDS", (0.001, 0.002))
@@ -63,7 +67,7 @@ def test_a_defect_leaves_no_work_behind(tmp_path: Path, monkeypatch: pytest.Monk
         picture = Picture(api, lambda uids: None, lambda: None, {})  # never started: nobody answers there
         it = session.Session(picture, applier, lambda: None)
 
-        async def desired():  # type: ignore[no-untyped-def]
+        async def desired() -> AsyncIterator[Desired]:
             yield Desired(works=(work,), full=True)
             await asyncio.Event().wait()
 
