@@ -46,7 +46,7 @@ class Installed(NamedTuple):
         """A small web server, with something to read, in the namespace."""
         component = {
             "name": "web",
-            "container": {"image": "busybox:testbed", "command": ["sh", "-c", 'exec httpd -f -p "$PORT" -h /var/lib/banyan/work/www']},
+            "container": {"image": "busybox:testbed", "command": ["sh", "-c", 'exec httpd -f -p 8500 -h /var/lib/banyan/work/www']},
             "expose": {"port": PORT},
             "envFrom": [{"secretRef": {"name": "words"}}],
             "files": [{"path": "www/index.html", "configMap": {"name": "page", "key": "index.html"}}],
@@ -69,12 +69,11 @@ class Installed(NamedTuple):
         (uid,) = [each["metadata"]["uid"] for each in found if "deletionTimestamp" not in each["metadata"]]
         return str(uid)
 
-    def forget(self, name: str) -> None:
-        """Everything of this test, here and there."""
-        self.root.kubectl("delete", "applications", "--all", "-n", NAMESPACE, "--timeout=50s")
-        self.root.kubectl("delete", "applications", "--all", "-n", "default", "--timeout=50s")
+    def forget(self) -> None:
+        """Everything of a test, here and there."""
+        for namespace in (NAMESPACE, "default"):
+            self.root.kubectl("delete", "applications", "--all", "-n", namespace, "--wait=false")
         until("nothing of it is left", lambda: self.leftovers() == [])
-        self.root.banyan("cluster", "remove", name, "--yes", check=False)
 
     def leftovers(self) -> list[str]:
         return self.member.kubectl(
@@ -199,6 +198,7 @@ UNSEEN = {
     ("watch", "", "persistentvolumeclaims"): "the same",
     ("patch", "", "persistentvolumeclaims"): "the same",
     ("delete", "", "persistentvolumeclaims"): "the same",
+    ("list", "metrics.k8s.io", "pods"): "asked when there is a metrics server; the testbed has none, and nodes are asked for first",
     ("list", "", "events"): "asked when an instance does not become ready (e2e/test_kubernetes_shim.py)",
     ("get", "", "pods/portforward"): "a controller inside the cluster reaches pods itself, unless a network policy says no",
     ("create", "", "pods/portforward"): "from Kubernetes 1.35 on a WebSocket to a pod needs create besides",
@@ -225,20 +225,22 @@ def test_one_manifest_makes_the_cluster_a_member_and_its_rights_are_those_it_use
             "get", "services", "-n", NAMESPACE, "-l", "banyan.dev/component=web", "-o", "jsonpath={.items[0].spec.clusterIP}"
         )
         fetch = "import sys,urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=5).read().decode())"
-        assert member.machine.run([sys.executable, "-c", fetch, f"http://{address}:{PORT}/"]).strip() == "open"
+        ask = [sys.executable, "-c", fetch, f"http://{address}:{PORT}/"]
+        until("the site is answered", lambda: member.machine.run(ask).strip() == "open")
         assert root.banyan("invoke", "shop", "/", "-n", NAMESPACE).stdout.strip() == "open"
         assert_ours_alone(installed, "banyan-system")
         lose_the_controller(installed)
         # The same file once more: nothing to do, and no new join.
         before = installed.pod("banyan-system")["metadata"]["uid"]
         again = member.kubectl("apply", "-f", "-", stdin=made)
-        assert {line.rsplit(" ", 1)[1] for line in again.splitlines()} == {"unchanged"}, again
+        # kubectl has no way to see that a Secret's stringData is what it was.
+        assert {line.rsplit(" ", 1)[1] for line in again.splitlines() if "secret/" not in line} == {"unchanged"}, again
         assert installed.pod("banyan-system")["metadata"]["uid"] == before
         enter(installed)
         until(
             "usage was asked for", lambda: any(each.resource == "nodes/proxy" for each in asked_by(member, "banyan-system", "banyan-edge"))
         )
-        installed.forget("edge-k8s")
+        installed.forget()
         until("the namespace that was made is removed", lambda: "NotFound" in member.kubectl("get", "namespace", NAMESPACE, check=False))
         compare_with_the_audit_log(member)
     finally:
@@ -271,7 +273,6 @@ def lose_the_controller(installed: Installed) -> None:
     assert installed.uid("edge-k8s") == uid
     assert "lives in" in member.kubectl("logs", "deployment/banyan-edge", "-n", "banyan-system", "-c", "join")
     assert installed.running("web") == before
-    member.kubectl("create", "secret", "generic", "banyan-edge-join", "-n", "banyan-system", "--from-literal=token=used")
 
 
 def enter(installed: Installed) -> None:
@@ -355,7 +356,7 @@ def test_helm_installs_upgrades_and_removes_it_and_what_runs_runs_on(installed: 
         installed.until_runs("shop")
         assert (installed.running("web"), installed.running("serve")) == pods
         refused_elsewhere(installed)
-        installed.forget("edge-helm")
+        installed.forget()
         stays_within_its_namespaces(member)
     finally:
         helm(member, "uninstall", "edge", "-n", "site", "--ignore-not-found")
@@ -389,7 +390,7 @@ def refused_elsewhere(installed: Installed) -> None:
 
     until("it says that the site does not allow it", said)
     assert "NotFound" in member.kubectl("get", "namespace", "elsewhere", check=False)
-    root.kubectl("delete", "application", "shop", "-n", "elsewhere", "--timeout=50s")
+    root.kubectl("delete", "application", "shop", "-n", "elsewhere", "--wait=false")
     until("it is forgotten", partial(_absent, installed.root, f"{API}/namespaces/elsewhere/applications/shop"))
 
 
