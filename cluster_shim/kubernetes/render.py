@@ -26,6 +26,7 @@ FETCH_MOUNT = "/etc/banyan/fetch"
 FETCH_SUFFIX = "-fetch"  # of the Secret that is mounted there
 WORKER_USER = 65532  # of the worker image
 HTTP = "http"
+UNPROVEN_SECONDS = 10  # a version that has no probe, and ends soon after its start, does not take the place of the one that serves
 MODEL_PORT = 8080  # of a model that exposes none: requests that come through the tree still find it
 
 
@@ -175,6 +176,7 @@ def _workload(work: contract.Work, component: contract.Component, settings: Sett
             "spec": {
                 "replicas": component.replicas,
                 "revisionHistoryLimit": 2,
+                "minReadySeconds": 0 if component.readiness is not None or component.model is not None else UNPROVEN_SECONDS,
                 "selector": {"matchLabels": selector},
                 "strategy": _strategy(component),
                 "template": {"metadata": {"labels": labels, "annotations": _content(objects)}, "spec": pod},
