@@ -36,8 +36,9 @@ class Installed(NamedTuple):
     def pod(self, namespace: str) -> dict[str, Any]:
         """The controller's own, once there is exactly one."""
         found = json.loads(self.member.kubectl("get", "pods", "-n", namespace, "-l", "app.kubernetes.io/part-of=banyan", "-o", "json"))
-        (item,) = [each for each in found["items"] if "deletionTimestamp" not in each["metadata"]]
-        return dict(item)
+        items = [each for each in found["items"] if "deletionTimestamp" not in each["metadata"]]
+        assert len(items) == 1, [each["metadata"]["name"] for each in items]
+        return dict(items[0])
 
     def is_serving(self, namespace: str, *, but: str = "") -> bool:
         pod = self.pod(namespace)
