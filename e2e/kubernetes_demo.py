@@ -154,7 +154,7 @@ class KubernetesStory(Story):
                 raise Unreachable(f"{document['metadata']['name']} was not taken: {answer.decode(errors='replace')}")
         await self._until("the emotion application is ready", lambda: self._is_ready(1))
         await self._until("hello is ready", self._hello_is_ready)
-        self.screen.block(await self._kubectl("get", "deployments,services,pods", "-o", "wide"))
+        self.screen.block(await self._kubectl("get", "deployments,services,pods"))
         fetched = await self._kubectl("logs", await self._pod(), "-c", "fetch-model")
         self.screen.good(f"its init step: {fetched.splitlines()[0]}")
         self._row("a model published above, served in a pod two hops below", K8S, began)
