@@ -30,6 +30,7 @@ from kubernetes.client.rest import RESTClientObject
 from msgspec import Struct
 
 from cluster_shim.contract import ByteStream, ShimError
+from cluster_shim.kubernetes.tls import TlsStream
 from cluster_shim.process.streams import SocketStream
 
 log = structlog.get_logger()
@@ -362,7 +363,7 @@ class Api:
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 if not self._configuration.proxy:
-                    return SocketStream(*await asyncio.open_connection(host, port, ssl=context, server_hostname=name, limit=CHUNK))
+                    return await _secured(*await asyncio.open_connection(host, port, limit=CHUNK), context, name)
                 return await self._through_proxy(host, port, context, name)
         except TimeoutError:
             raise ApiError(f"{self.url} does not answer within {CONNECT_SECONDS:.0f} s") from None
@@ -387,9 +388,7 @@ class Api:
             writer.close()
             said = head.split(b"\r\n", 1)[0].decode("latin-1") or "it closed the connection"
             raise ApiError(f"proxy {proxy.hostname}:{proxy.port} does not lead to {authority}: {said}")
-        if context is not None:
-            await writer.start_tls(context, server_hostname=name)
-        return SocketStream(reader, writer)
+        return await _secured(reader, writer, context, name)
 
     async def close(self) -> None:
         """Ends watches in other threads too."""
@@ -435,6 +434,12 @@ def _context(configuration: Configuration) -> ssl.SSLContext:
         raise ShimError(f"the kubeconfig's certificates cannot be used: {error}") from None
     context.set_alpn_protocols(["http/1.1"])
     return context
+
+
+async def _secured(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, context: ssl.SSLContext | None, name: str | None
+) -> ByteStream:
+    return SocketStream(reader, writer) if context is None else await TlsStream.over(reader, writer, context, name)
 
 
 def _cause(error: BaseException) -> str:

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import msgspec
 import structlog
 
+from cluster_controller.tasks import Tasks
 from cluster_shim.contract import ByteStream, OpenTarget, ShimError
 from cluster_shim.kubernetes.api import Api, ApiError
 from cluster_shim.kubernetes.impersonation import (
@@ -56,6 +57,12 @@ class Door:
         self._api = api
         self._most = most
         self.open_streams = 0
+        self._tasks = Tasks("member")
+        self._renewing: asyncio.Task[None] | None = None
+
+    async def close(self) -> None:
+        """Streams that are open go on, until whoever opened them has had enough."""
+        await self._tasks.close()
 
     async def open(self, target: OpenTarget) -> ByteStream:
         """A stream for one request. ShimError when the API server is not reached, the person is none, or too many are here already."""
@@ -97,18 +104,14 @@ class Door:
 
     def credential_refused(self) -> None:
         """The API server answered 401 on a connection of ours: have the credential read again, off the request's way."""
-        task = asyncio.create_task(self._renew(), name="member/credential")
-        _renewals.add(task)
-        task.add_done_callback(_renewals.discard)
+        if self._renewing is None or self._renewing.done():
+            self._renewing = self._tasks.spawn("credential", self._renew())
 
     async def _renew(self) -> None:
         try:
             await self._api.request("GET", "/api")  # a 401 makes the client read its credential again
         except ApiError as error:
             log.warning("member.credential", reason=str(error))
-
-
-_renewals: set[asyncio.Task[None]] = set()
 
 
 class MemberStream:

@@ -109,6 +109,8 @@ class KubernetesShim:
         """Let go. Applications run on."""
         await self._tasks.close()
         picture, api, files = self._picture, self._api, self._files
+        if self._door is not None:
+            await self._door.close()
         self._picture = self._api = self._files = self._door = self._health = None
         if files is not None:
             await files.close()
