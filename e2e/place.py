@@ -45,14 +45,20 @@ class Place:
 
     def until_reason(self, name: str, reason: str, seconds: float = 60.0) -> str:
         """The message that comes with it."""
+        last: dict[str, Any] = {}
+
+        def says() -> bool:
+            last.clear()
+            last.update(self.row(name))
+            return bool(last.get("reason") == reason)
+
         try:
-            until(f"{name} says {reason}", lambda: self.row(name).get("reason") == reason, seconds)
+            until(f"{name} says {reason}", says, seconds)
         except BaseException:
             print(json.dumps(self.status(name), indent=1), self.edge.log(40), sep="\n")
             raise
-        row = self.row(name)
-        assert row["name"] == self.cluster, row
-        return str(row["message"])
+        assert last["name"] == self.cluster, last
+        return str(last["message"])
 
     def objects(self, kinds: str = "deployments,services,pods") -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = json.loads(self.member.kubectl("get", kinds, "-n", self.namespace, "-o", "json"))["items"]
