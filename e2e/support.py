@@ -24,6 +24,8 @@ SITE_PROGRAM = ROOT / "e2e" / "site_program.py"
 API = "/apis/banyan.dev/v1alpha1"
 APPS = f"{API}/namespaces/default/applications"
 WAIT_SECONDS = 60.0
+# Site ports are the same wherever a test runs: each worker of pytest-xdist has addresses of its own.
+NEIGHBOURHOOD = 10 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 
 
 def until(what: str, check: Callable[[], Any], seconds: float = WAIT_SECONDS) -> Any:
@@ -193,7 +195,7 @@ class Tree:
     def edge(self, name: str, parent: Site, *options: str, **environment: str) -> Site:
         """A leaf with a process cluster; site ports on a loopback address of its own."""
         number = 1 + len([site for site in self.sites.values() if "BANYAN_SITE_BIND" in site.environment])
-        given = {"BANYAN_SITE_BIND": f"127.0.1.{number}", "BANYAN_CAPACITY": "cpu=1,memory=1Gi"} | environment
+        given = {"BANYAN_SITE_BIND": f"127.0.{NEIGHBOURHOOD}.{number}", "BANYAN_CAPACITY": "cpu=1,memory=1Gi"} | environment
         site = self.site(name, **given)
         site.join(parent.token(), "--tunnel-listen", "", "--labels", f"tier=edge,site={name}", *options)
         return site.wait()

@@ -9,7 +9,7 @@ import pytest
 
 from banyanctl.client import Client
 from banyanctl.endpoint import ADMIN_KUBECONFIG, read
-from e2e.support import API, APPS, EMOTION, Site, Tree, infer, model_application, publish, until
+from e2e.support import API, APPS, EMOTION, NEIGHBOURHOOD, Site, Tree, infer, model_application, publish, until
 from e2e.test_workloads import change, create, pods
 
 MODELS = f"{API}/namespaces/default/models"
@@ -19,7 +19,7 @@ def test_what_is_no_onnx_never_replaces_what_serves(grove: Tree, tmp_path: Path)
     root, edge = grove.sites["root"], grove.sites["edge-1"]
     publish(root)
     name = create(root, model_application(port=18401, clusterName="edge-1"))
-    url = "http://127.0.1.1:18401/v2/models/emotion/infer"
+    url = f"http://127.0.{NEIGHBOURHOOD}.1:18401/v2/models/emotion/infer"
     assert infer(url)["version"] == "1"
     (tmp_path / "model.onnx").write_bytes(b"this is no model" * 1000)
     root.banyan("model", "publish", "emotion", str(tmp_path / "model.onnx"), "--version", "broken")
@@ -60,7 +60,7 @@ def test_a_model_may_be_pushed_to_any_controller_and_serves_below_it(grove: Tree
     site, port = grove.sites[where], 18403
     publish(site)
     name = create(site, model_application(port=port, clusterName="edge-2"))
-    assert infer(f"http://127.0.1.2:{port}/v2/models/emotion/infer")["label"] == "happy"
+    assert infer(f"http://127.0.{NEIGHBOURHOOD}.2:{port}/v2/models/emotion/infer")["label"] == "happy"
     site.banyan("delete", "application", name, "--wait")
     site.banyan("delete", "model", "emotion")
 
@@ -77,7 +77,7 @@ def test_versions_past_leave_nothing_laid_out(grove: Tree) -> None:
     (first,) = set(laid_out.glob("*")) - before
     change(root, name, model={"name": "emotion", "version": "2"})
     until("version 2 took its place", lambda: root.status(name).get("updated") == 1 and not first.exists())
-    assert infer("http://127.0.1.1:18402/v2/models/emotion/infer")["version"] == "2"
+    assert infer(f"http://127.0.{NEIGHBOURHOOD}.1:18402/v2/models/emotion/infer")["version"] == "2"
     root.banyan("delete", "application", name, "--wait")
     until("nothing is left", lambda: list(laid_out.glob("*")) == [])
 

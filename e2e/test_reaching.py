@@ -14,7 +14,7 @@ from websockets.asyncio.client import connect
 
 from banyanctl.client import Client, tls_context
 from banyanctl.endpoint import ADMIN_KUBECONFIG, read
-from e2e.support import APPS, Site, Tree, model_application, program, publish, until
+from e2e.support import APPS, NEIGHBOURHOOD, Site, Tree, model_application, program, publish, until
 from e2e.test_workloads import BOTH, create
 
 MEGABYTES = 5_000_000
@@ -86,7 +86,7 @@ def test_one_question_to_many_clusters_and_one_that_fails(grove: Tree) -> None:
     assert grove.sites["edge-1"].ask("GET", "/api/v1/pods")[0] == 200
     root.banyan("--at", "edge-1", "invoke", "two.root", "/sick", check=False)
     # Only edge-1's instance is sick: its own answer is told, the other's is not spoilt.
-    sick = subprocess.run(["curl", "-s", "http://127.0.1.1:18202/sick"], capture_output=True, timeout=10, check=False)
+    sick = subprocess.run(["curl", "-s", f"http://127.0.{NEIGHBOURHOOD}.1:18202/sick"], capture_output=True, timeout=10, check=False)
     assert sick.returncode == 0
     done = root.banyan("invoke", "--clusters", "tier=edge", "two", "/health", "-o", "json", check=False)
     rows = {row["cluster"]: row for row in json.loads(done.stdout)["items"]}

@@ -17,6 +17,8 @@ from tools import coverage_gate
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
+# One worker per core; the tests of one file stay together, so that what a module's fixture started is started once.
+WORKERS = ("-n", str(max(2, os.cpu_count() or 2)), "--dist", "loadfile")
 INSTALLATION = "tests/installation"  # builds and installs the wheel: minutes on a slow link, so only CI and those who ask
 STEP_SECONDS = 600  # no check may hang a CI run
 
@@ -63,18 +65,14 @@ def pytest(*arguments: str, environment: dict[str, str] | None = None) -> bool:
 
 
 def unit(arguments: Sequence[str] = ()) -> bool:
-    """Unit and property tests under branch coverage of the pure modules, then the gate on that coverage.
-
-    One worker per core; the tests of one file stay together, so that what a module's fixture started is started once.
-    """
+    """Unit and property tests under branch coverage of the pure modules, then the gate on that coverage."""
     settings = coverage_gate.write_settings(ROOT)
-    workers = ("-n", str(max(2, os.cpu_count() or 2)), "--dist", "loadfile")
-    passed = pytest("tests", f"--ignore={INSTALLATION}", *workers, "--cov", f"--cov-config={settings}", "--cov-report=", *arguments)
+    passed = pytest("tests", f"--ignore={INSTALLATION}", *WORKERS, "--cov", f"--cov-config={settings}", "--cov-report=", *arguments)
     return coverage_gate.judge(ROOT) and passed
 
 
 def e2e(arguments: Sequence[str] = ()) -> bool:
-    return pytest("e2e", *arguments)
+    return pytest("e2e", *WORKERS, *arguments)
 
 
 def installation(arguments: Sequence[str] = ()) -> bool:

@@ -357,15 +357,15 @@ def test_a_chart_is_published_as_its_archive_and_nothing_else_is(banyan: Banyan,
     assert "publish under a new --version" in banyan("model", "publish", "web", chart.name, "--version", "1.0.0", code=4).stderr
     (banyan.folder / "Chart.yaml").write_text("name: web", encoding="utf-8")
     asked = len(banyan.asked)
-    said = banyan("model", "publish", "web", "Chart.yaml", "--version", "2", "--runtime", "helm", code=4).stderr
+    said = banyan("model", "publish", "web", "Chart.yaml", "--version", "2", "--runtime", "helm", code=2).stderr
     assert "no chart archive" in said and "helm package" in said
-    said = banyan("model", "publish", "web", chart.name, "Chart.yaml", "--version", "2", "--runtime", "helm", code=4).stderr
+    said = banyan("model", "publish", "web", chart.name, "Chart.yaml", "--version", "2", "--runtime", "helm", code=2).stderr
     assert "as one archive; 2 files were given" in said
     with tarfile.open(chart, "w:gz") as tar:
         tar.addfile(tarfile.TarInfo("Chart.yaml"))
     assert (
         "holds no Chart.yaml in one folder"
-        in banyan("model", "publish", "web", chart.name, "--version", "2", "--runtime", "helm", code=4).stderr
+        in banyan("model", "publish", "web", chart.name, "--version", "2", "--runtime", "helm", code=2).stderr
     )
     assert len(banyan.asked) == asked  # nothing of it was asked of the controller
 

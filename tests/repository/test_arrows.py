@@ -12,7 +12,7 @@ import openapi
 
 FORBIDDEN = {"kubernetes", "grpc", "numpy", "onnxruntime", "alembic", "rich", "typer", "click", "yaml", "pytest"}
 # Rooms that a controller with the process shim never enters.
-NOT_ON_AN_EDGE = ("cluster_shim.grpc", "cluster_shim.kubernetes", "cluster_shim.verify")
+NOT_ON_AN_EDGE = ("cluster_shim.grpc", "cluster_shim.k3s", "cluster_shim.kubernetes", "cluster_shim.verify")
 
 LIST_ROOTS = """
 import importlib, json, sys
