@@ -21,7 +21,7 @@ from e2e.testbed import Member, Shape, Testbed, registry
 from e2e.testbed.build import KUBERNETES, default_version
 from e2e.testbed.components import APISERVER, SOCKET
 from e2e.testbed.fixtures import begin
-from e2e.testbed.machine import KEEPER
+from e2e.testbed.machine import KEEPER, MachineError
 from e2e.testbed.member import Ended
 from tools.needs import go, kubectl
 
@@ -122,13 +122,21 @@ def test_pods_run_and_can_be_reached(web: Member) -> None:
     assert web.kubectl("logs", "deploy/web").splitlines() == ["started"]
     assert web.kubectl("exec", "deploy/web", "--", "cat", "/www/index.html").startswith("web-")
     assert web.kubectl("exec", "-i", "deploy/web", "--", "sh", "-c", "read word; echo $word-$word", stdin="twice\n") == "twice-twice\n"
-    address = web.kubectl("get", "service", "web", "-o", "jsonpath={.spec.clusterIP}")
-    from_pod = web.kubectl("exec", "deploy/web", "--", "wget", "-q", "-O", "-", f"http://{address}/")
-    from_node = web.machine.run([sys.executable, "-c", FETCH, f"http://{address}/"])
-    assert from_pod.strip() == from_node.strip() == web.kubectl("get", "pods", "-l", "app=web", "-o", "jsonpath={.items[0].metadata.name}")
+    from_pod = web.kubectl("exec", "deploy/web", "--", "wget", "-q", "-O", "-", f"http://{service_address(web)}/")
+    assert from_pod.strip() == from_node(web) == web.kubectl("get", "pods", "-l", "app=web", "-o", "jsonpath={.items[0].metadata.name}")
 
 
 FETCH = "import sys,urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=5).read().decode())"
+CALL = "import socket,sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=3)"
+
+
+def service_address(web: Member) -> str:
+    return web.kubectl("get", "service", "web", "-o", "jsonpath={.spec.clusterIP}")
+
+
+def from_node(web: Member) -> str:
+    """What the Service answers a program of the node itself."""
+    return web.machine.run([sys.executable, "-c", FETCH, f"http://{service_address(web)}/"]).strip()
 
 
 def test_port_forward_goes_through(web: Member) -> None:
@@ -158,8 +166,12 @@ def test_a_site_calls_out_and_nothing_calls_in(web: Member) -> None:
         assert callers == [web.machine.wide_address]  # translated: neither the pod's address nor the node's
         web.cut_uplink()
         assert "heard" not in from_pod()
+        with pytest.raises(MachineError):  # nor from the node
+            web.machine.run([sys.executable, "-c", CALL, web.wan_host, str(port)])
+        assert from_node(web).startswith("web-")  # the site's own Services are on this side of the uplink
         web.heal_uplink()
         assert "heard" in from_pod()
+        web.machine.run([sys.executable, "-c", CALL, web.wan_host, str(port)])
     with pytest.raises(TimeoutError):  # not refused: dropped
         socket.create_connection((web.machine.wide_address, 6443), 1).close()
 

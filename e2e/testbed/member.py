@@ -27,10 +27,11 @@ from tools import needs
 
 READY_SECONDS = 300.0  # on a machine that does much else; alone it takes a thirtieth, and what ends instead is told at once
 POLL_SECONDS = 0.1
+# The way out is cut where it is known: until kube-proxy has translated it, what is for a Service looks as if it left through the uplink.
 CUT = """
 table inet cut {
   chain in { type filter hook input priority -300; iifname "uplink" drop; }
-  chain out { type filter hook output priority -300; oifname "uplink" drop; }
+  chain out { type filter hook postrouting priority -300; oifname "uplink" drop; }
   chain through { type filter hook forward priority -300; iifname "uplink" drop; oifname "uplink" drop; }
 }
 """
