@@ -17,6 +17,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlencode, urlsplit
 
@@ -24,11 +26,13 @@ import msgspec
 import structlog
 import urllib3
 import yaml
+from cryptography import x509
 from kubernetes import config as kube_config
 from kubernetes.client import Configuration
 from kubernetes.client.rest import RESTClientObject
 from msgspec import Struct
 
+from cluster_controller import clock
 from cluster_shim.contract import ByteStream, ShimError
 from cluster_shim.kubernetes.tls import TlsStream
 from cluster_shim.process.streams import SocketStream
@@ -266,7 +270,7 @@ class Api:
             answer.close()
             raise ApiError(f"{method} {target}: an answer of more than {MAX_ANSWER >> 20} MiB is not read", status=500)
         if answer.status >= 400:
-            raise refusal(answer.status, data, answer.headers.get("retry-after"))
+            raise self._refused(answer.status, data, answer.headers.get("retry-after"))
         if headers["accept"].startswith(JSON) and not (kind := answer.headers.get("content-type", "")).startswith(JSON):
             # A captive portal, or a balancer with a page of its own: nothing that was asked for has been done.
             raise ApiError(f"{self.url} answers, but not as a Kubernetes API server does: {kind or 'no content type'}", status=502)
@@ -291,6 +295,14 @@ class Api:
         except urllib3.exceptions.HTTPError as error:
             raise ApiError(f"{self.url} does not answer: {_cause(error)}") from None
         return answer
+
+    def _refused(self, status: int, body: bytes, retry_after: str | None) -> ApiError:
+        """A server says no more than Unauthorized; what is wrong with the credential is to be seen here."""
+        error = refusal(status, body, retry_after)
+        if status != 401:
+            return error
+        why = credential_trouble(self._configuration.cert_file, clock.wall())
+        return ApiError(f"{error}: {why}", status=status, reason=error.reason, details=error.details)
 
     def _open(self, method: str, target: str, headers: dict[str, str], body: bytes | None, read_timeout: float | None) -> Any:
         return self._rest.pool_manager.urlopen(
@@ -320,7 +332,7 @@ class Api:
             self._watches.add(answer)
         try:
             if answer.status >= 400:
-                raise refusal(answer.status, answer.read(MAX_ANSWER), answer.headers.get("retry-after"))
+                raise self._refused(answer.status, answer.read(MAX_ANSWER), answer.headers.get("retry-after"))
             pending = bytearray()
             while not stopped():
                 data = answer.read1(CHUNK)
@@ -419,6 +431,24 @@ def refusal(status: int, body: bytes, retry_after: str | None = None) -> ApiErro
         with contextlib.suppress(ValueError):
             patience = max(0.1, float(seconds))
     return ApiError(said.message or f"HTTP {status}", status=status, reason=said.reason, details=said.details, retry_after=patience)
+
+
+def credential_trouble(certificate: str | None, now: datetime) -> str:
+    """Why a server takes nobody for who shows this client certificate (a file; none: a token, or what a plugin gave), and the remedy."""
+    if not certificate:
+        return "the server does not accept the token of this kubeconfig or service account; does kubectl work with the same one?"
+    try:
+        shown = x509.load_pem_x509_certificate(Path(certificate).read_bytes())
+    except (OSError, ValueError):
+        return "the server does not accept the client certificate of this kubeconfig; does kubectl work with the same one?"
+    if shown.not_valid_after_utc < now:
+        return f"the client certificate of the kubeconfig expired at {shown.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}; give it a new one"
+    if shown.not_valid_before_utc > now:
+        return (
+            f"the client certificate of the kubeconfig is valid only from {shown.not_valid_before_utc:%Y-%m-%dT%H:%M:%SZ};"
+            " is the clock right?"
+        )
+    return "the server does not accept the client certificate of this kubeconfig; does kubectl work with the same one?"
 
 
 def _context(configuration: Configuration) -> ssl.SSLContext:
