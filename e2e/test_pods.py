@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from banyanctl.endpoint import ADMIN_KUBECONFIG, read
-from e2e.at_site import SiteController, load_worker, wait_ready
+from e2e.at_site import CONTROLLER, SiteController, load_worker, wait_ready
 from e2e.support import APPS, EMOTION, Site, growing, model_application, publish, until
 from e2e.testbed import Member
 from e2e.testbed.components import APISERVER
@@ -49,11 +49,16 @@ def grown(whole_member: Member, edge_image: Path, tmp_path_factory: pytest.TempP
         assert code == 201, answer
         until("it is ready in the member", lambda: root.status().get("ready") == 1)
         yield Grown(root, region, whole_member, controller)
-        if not whole_member.machine.runs("controller"):  # a test that failed has left it so
-            controller.run()
+        ensure_controller(controller)
         root.banyan("delete", "application", "emotion")
         until("its objects are gone", lambda: objects(whole_member) == [])
-        whole_member.machine.stop("controller")
+        whole_member.machine.stop(CONTROLLER)
+
+
+def ensure_controller(controller: SiteController) -> None:
+    """Run it if it does not: a test that fails must not take the next one with it."""
+    if not controller.member.machine.runs(CONTROLLER):
+        controller.run()
 
 
 def objects(member: Member) -> list[str]:
@@ -135,7 +140,7 @@ def test_a_site_without_parent_and_controller_serves_again_after_a_power_cut(gro
     member.reboot_node()  # and the uplink with it
     member.cut_uplink()
     try:
-        assert not member.machine.runs("controller")
+        assert not member.machine.runs(CONTROLLER)
         restarts = before["status"]["containerStatuses"][0]["restartCount"]
         until("its container runs again", lambda: pod(member)["status"]["containerStatuses"][0]["restartCount"] > restarts)
         until("it serves", lambda: is_happy(answer_on_site(member)))
@@ -150,6 +155,7 @@ def test_a_site_without_parent_and_controller_serves_again_after_a_power_cut(gro
         until("it serves", lambda: is_happy(answer_on_site(member)))
     finally:
         member.heal_uplink()
+        ensure_controller(grown.controller)
     until("the root sees it again", lambda: grown.root.clusters()[NAME]["phase"] == "Ready" and grown.root.status()["ready"] == 1)
 
 
