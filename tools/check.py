@@ -5,6 +5,7 @@
 `all` goes on after a failure, so that one run names everything that is wrong, and ends with the test runner's own summary.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -20,6 +21,8 @@ BIN = Path(sys.executable).parent
 # One worker per core; the tests of one file stay together, so that what a module's fixture started is started once.
 WORKERS = ("-n", str(max(2, os.cpu_count() or 2)), "--dist", "loadfile")
 INSTALLATION = "tests/installation"  # builds and installs the wheel: minutes on a slow link, so only CI and those who ask
+LAST_FAILED = ROOT / ".pytest_cache" / "v" / "cache" / "lastfailed"
+MOST_TRIED_AGAIN = 6
 STEP_SECONDS = 600  # no check may hang a CI run
 
 Step = tuple[str, list[str]]
@@ -64,15 +67,28 @@ def pytest(*arguments: str, environment: dict[str, str] | None = None) -> bool:
     return subprocess.run(argv, cwd=ROOT, env=os.environ | (environment or {}), check=False).returncode == 0
 
 
+def twice(*what: str, arguments: Sequence[str] = (), covered: Sequence[str] = ()) -> bool:
+    """Tests on every core. A few that fail are named and tried once more, one at a time: on a machine that does much else, a wait that is
+    bounded for the sake of CI may end too soon. What fails again has failed, and so have many that fail together."""
+    if pytest(*what, *WORKERS, "--cache-clear", *covered, *arguments):
+        return True
+    failed = sorted(json.loads(LAST_FAILED.read_bytes())) if LAST_FAILED.exists() else []
+    if not 0 < len(failed) <= MOST_TRIED_AGAIN:
+        return False
+    print(f"failed beside others, tried alone: {', '.join(failed)}", file=sys.stderr, flush=True)
+    return pytest(*what, "--last-failed", "--last-failed-no-failures=none", *arguments)
+
+
 def unit(arguments: Sequence[str] = ()) -> bool:
     """Unit and property tests under branch coverage of the pure modules, then the gate on that coverage."""
     settings = coverage_gate.write_settings(ROOT)
-    passed = pytest("tests", f"--ignore={INSTALLATION}", *WORKERS, "--cov", f"--cov-config={settings}", "--cov-report=", *arguments)
+    covered = ("--cov", f"--cov-config={settings}", "--cov-report=")
+    passed = twice("tests", f"--ignore={INSTALLATION}", covered=covered, arguments=arguments)
     return coverage_gate.judge(ROOT) and passed
 
 
 def e2e(arguments: Sequence[str] = ()) -> bool:
-    return pytest("e2e", *WORKERS, *arguments)
+    return twice("e2e", arguments=arguments)
 
 
 def installation(arguments: Sequence[str] = ()) -> bool:
