@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 import structlog
 from msgspec import Struct, structs
 
+from cluster_controller import clock
 from cluster_controller.tasks import Tasks, end_task
 from cluster_shim import contract
 from cluster_shim.contract import Desired, Instance, Observed, ObservedWork, ShimError
@@ -25,6 +26,8 @@ log = structlog.get_logger()
 AT_ONCE = 6  # Works being applied; the executor of `api` has a few threads more
 RETRY_SECONDS = (1.0, 60.0)
 REMOVE_SECONDS = 1.0  # between looks at what is being deleted
+PROVE_SECONDS = 1.0  # between looks at what has yet to prove itself
+HOLD_SECONDS = render.UNPROVEN_SECONDS + 5.0  # a next version waits no longer, whatever the ones before it do
 GATHER_SECONDS = 0.005  # changes that come together are told together
 NODES_SECONDS = 2.0  # between tellings of nodes whose figures alone have changed
 SYNC_SECONDS = 60.0
@@ -81,6 +84,7 @@ class Session:
         self._todo: dict[str, _Task] = {}
         self._troubles: dict[str, dict[str, Trouble]] = {}
         self._applied: dict[str, int] = {}  # version of each Work whose objects all were applied
+        self._held: dict[str, tuple[int, float]] = {}  # version that waits until what serves is proven, and since when
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._tell = asyncio.Event()
         self._dirty: set[str] = set()
@@ -223,14 +227,20 @@ class Session:
             self._todo.pop(uid, None)
 
     def _later(self, uid: str, task: _Task) -> None:
-        pause = REMOVE_SECONDS if uid in self._leaving and self._blind() is None else task.pause
-        task.pause = min(task.pause * 2, RETRY_SECONDS[1])
+        if uid in self._held:
+            pause = PROVE_SECONDS
+        else:
+            pause = REMOVE_SECONDS if uid in self._leaving and self._blind() is None else task.pause
+            task.pause = min(task.pause * 2, RETRY_SECONDS[1])
         task.timer = asyncio.get_running_loop().call_later(pause, self._begin, uid, task)
 
     async def _apply(self, uid: str) -> bool:
         work = (self._works or {}).get(uid)
         if work is None:
             return True
+        if self._applied.get(uid) != work.version and (waiting := self._unproven(work)):
+            self._troubles[uid] = waiting
+            return False
         try:
             troubles = dict((await self._applier.apply(work)).problems)
         except ShimError as error:
@@ -243,7 +253,24 @@ class Session:
             self._applied[uid] = work.version
         return not troubles
 
+    def _unproven(self, work: contract.Work) -> dict[str, Trouble]:
+        """Why this version is not applied yet: its rollout would take what serves for broken. For a while only."""
+        found, workloads = self._instances(work.uid), self._picture.workloads_of(work.uid)
+        waiting = {
+            item.name: Trouble(status.STARTING, f"waiting until what serves has been ready for {render.UNPROVEN_SECONDS} s")
+            for item in work.components
+            if status.unproven(item, found.get(item.name, ()), workloads.get(item.name, ()))
+        }
+        version, since = self._held.pop(work.uid, (work.version, clock.boottime()))
+        if version != work.version:
+            since = clock.boottime()
+        if not waiting or clock.boottime() - since > HOLD_SECONDS:
+            return {}
+        self._held[work.uid] = work.version, since
+        return waiting
+
     async def _remove(self, uid: str) -> bool:
+        self._held.pop(uid, None)
         self._troubles.pop(uid, None)
         self._applied.pop(uid, None)
         try:

@@ -356,6 +356,18 @@ def is_current(workload: narrow.Workload) -> bool:
     return status.ready_replicas >= wanted <= status.updated_replicas
 
 
+def unproven(component: contract.Component, instances: Iterable[Instance], workloads: Iterable[narrow.Workload]) -> bool:
+    """Whether applying this revision now would end what serves: two revisions are there, this is a third, and what is ready has not been
+    for long. To a rollout an instance that is not proven is as good as a broken one, and the oldest of these go first."""
+    if component.volumes or not component.replicas or contract.component_kind(component) not in OWN_KINDS:
+        return False
+    there = [one for one in instances if one.phase is not Phase.STOPPING]
+    revisions = {one.revision for one in there}
+    if len(revisions) < 2 or component.revision in revisions or not any(one.ready for one in there):
+        return False
+    return any(item.kind == "Deployment" and item.status.available_replicas < item.status.ready_replicas for item in workloads)
+
+
 def have(workload: narrow.Workload) -> str:
     status = workload.status
     if workload.kind == "DaemonSet":

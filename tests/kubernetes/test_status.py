@@ -4,10 +4,11 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec import structs
 
 from cluster_shim import contract
 from cluster_shim.contract import Phase
-from cluster_shim.kubernetes import narrow, status
+from cluster_shim.kubernetes import names, narrow, status
 from cluster_shim.kubernetes.status import Hints, Trouble
 from tests.kubernetes.documents import NOT_READY, container, ended, pod, waiting, workload
 
@@ -264,3 +265,18 @@ def test_out_of_sight_is_neither_ready_nor_dead() -> None:
 
 def test_times_that_are_none() -> None:
     assert status.unix("yesterday") == status.unix(None) == 0.0
+
+
+def test_a_third_revision_waits_while_what_serves_has_not_been_ready_for_long() -> None:
+    """A rollout ends the oldest instance that is not proven first, were it the only one that serves."""
+    none = [workload(readyReplicas=1, availableReplicas=0)]
+    one = contract.Component(name="main", replicas=1, revision="r3", command=("run",), port=80)
+    serves = status.instance(pod("a"), "main")
+    fails = status.instance(pod("b", labels={names.REVISION: "r2"}, conditions=[NOT_READY]), "main")
+    assert status.unproven(one, (serves, fails), none)
+    assert not status.unproven(one, (serves, fails), [workload(readyReplicas=1, availableReplicas=1)])
+    assert not status.unproven(one, (serves,), none)  # a rollout from one to the next ends nothing too early
+    assert not status.unproven(one, (fails,), none)  # nothing serves
+    assert not status.unproven(structs.replace(one, revision="r2"), (serves, fails), none)  # it is under way
+    assert not status.unproven(structs.replace(one, replicas=0), (serves, fails), none)
+    assert not status.unproven(structs.replace(one, volumes=(contract.Volume(name="d", path="d"),)), (serves, fails), none)
