@@ -64,7 +64,10 @@ def revoke(
 def keep(
     name: Name,
     instance: Annotated[
-        str, typer.Option("--instance", metavar="ID", help="The copy that shall be the cluster; `banyan status` there shows its id.")
+        str,
+        typer.Option(
+            "--instance", metavar="ID", help="The copy that shall be the cluster. The logs of both name the two ids; so does a wrong one."
+        ),
     ],
 ) -> None:
     """Decide between two copies of one data folder: the one named goes on, the other is refused."""

@@ -237,10 +237,14 @@ def test_one_manifest_makes_the_cluster_a_member_and_its_rights_are_those_it_use
         lose_the_controller(installed)
         # The same file once more: nothing to do, and no new join.
         before = installed.pod("banyan-system")["metadata"]["uid"]
+        generation = ("get", "deployment", "banyan-edge", "-n", "banyan-system", "-o", "jsonpath={.metadata.generation}")
+        deployed = member.kubectl(*generation)
         again = member.kubectl("apply", "-f", "-", stdin=made)
-        # kubectl writes a Secret's stringData and a budget's selector each time, whatever is there.
-        rest = [line for line in again.splitlines() if not line.startswith(("secret/", "poddisruptionbudget."))]
+        # kubectl sends some kinds each time, whatever is there; whether that changed the Deployment says its generation.
+        sent = ("secret/", "poddisruptionbudget.", "deployment.")
+        rest = [line for line in again.splitlines() if not line.startswith(sent)]
         assert {line.rsplit(" ", 1)[1] for line in rest} == {"unchanged"}, again
+        assert member.kubectl(*generation) == deployed
         assert installed.pod("banyan-system")["metadata"]["uid"] == before
         enter(installed)
         until(

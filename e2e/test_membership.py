@@ -1,6 +1,7 @@
 """Who is let in, as a new site meets it: each failure with its own message and exit code, nothing left behind half made."""
 
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -44,11 +45,26 @@ def test_each_bad_token_has_its_own_error(tree: Tree, root: Site) -> None:
     time.sleep(1.1)  # by the parent's own clock
     codes["expired"] = refused(tree, "edge-4", expiring)
     other = tree.root("other")
+    port = re.findall(r"children join at port (\d+)", root.log(500))[0]
     codes["unreachable"] = _unreachable(tree, other)
+    revoked = root.token()
+    root.banyan("token", "revoke", newest_token(root))
+    codes["revoked"] = refused(tree, "edge-6", revoked)
+    gone = root.token()
+    root.stop()
+    shutil.rmtree(root.folder)
+    root.banyan("init", "root", "--api-listen", "127.0.0.1:0", "--tunnel-listen", f"127.0.0.1:{port}", "--shim", "none")
+    root.run()
+    codes["wrong CA"] = refused(tree, "edge-7", gone)
     assert len({code for code, _ in codes.values()}) == len(codes), codes
     for name, (code, said) in codes.items():
         assert 20 <= code <= 29, (name, code, said)
         assert said.strip(), name
+
+
+def newest_token(root: Site) -> str:
+    items = root.get(f"{API}/jointokens")["items"]
+    return str(max(items, key=lambda item: (item["metadata"]["creationTimestamp"], item["status"]["phase"] == "Open"))["metadata"]["name"])
 
 
 def _unreachable(tree: Tree, other: Site) -> tuple[int, str]:
@@ -88,7 +104,13 @@ def test_a_copied_data_folder_is_held_and_both_are_told(tree: Tree, root: Site) 
     copy.launch("run", "--data", str(copy.folder))
     until("the copy is held", lambda: root.clusters()["edge-1"]["phase"] == "Held")
     until("both are told", lambda: "held" in site.log(200).lower() and "held" in copy.log(200).lower())
-    assert "two instances" in root.log(200) or "held" in root.log(200)
+    told = re.search(r"two instances run as edge-1: (\w+) is connected, (\w+) is held", copy.log(200))
+    assert told is not None
+    wrong = root.banyan("cluster", "keep", "edge-1", "--instance", "neither", check=False)
+    assert (wrong.returncode, told[1] in wrong.stderr, told[2] in wrong.stderr) == (3, True, True)
+    root.banyan("cluster", "keep", "edge-1", "--instance", told[2])
+    until("the one that was kept is in", lambda: root.clusters()["edge-1"]["phase"] == "Ready")
+    until("the other is told that it stays out", lambda: f"instance {told[2]} of edge-1 was kept" in site.log(200) + copy.log(200))
 
 
 def test_people_have_the_rights_that_they_were_given(tree: Tree, root: Site) -> None:
