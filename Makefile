@@ -8,7 +8,7 @@ LOCK    := uv pip compile --quiet pyproject.toml --universal --python-version 3.
            --custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-kubernetes test unit e2e testbed testbed-compat lint installation format bench proto docs lock clean
+.PHONY: help setup demo demo-kubernetes test test-kubernetes unit e2e testbed testbed-compat lint installation format bench proto docs lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9%-]+):.*## /  make \1\t/' | expand -t 20
@@ -29,6 +29,9 @@ unit: $(VENV)/.ready-dev ## Unit and property tests, with the coverage of the pu
 
 e2e: $(VENV)/.ready-dev ## End-to-end tests: real processes, real TLS, the real kubectl
 	@$(BIN)/python -m tools.check e2e
+
+test-kubernetes: testbed ## End-to-end tests on real Kubernetes clusters (as root)
+	@$(BIN)/python -m tools.check kubernetes
 
 testbed: $(VENV)/.ready-dev ## Build a real Kubernetes, etcd, kwok and kine once, into ~/.cache; install what they need (as root)
 	@$(BIN)/python -m e2e.testbed build

@@ -1,8 +1,9 @@
-"""`make lint|unit|e2e|test`: every check, in one order, with one line each and all output of those that fail.
+"""`make lint|unit|e2e|test|test-kubernetes`: every check, in one order, with one line each and all output of those that fail.
 
-    python -m tools.check lint|unit|e2e|installation|all
+    python -m tools.check lint|unit|e2e|kubernetes|installation|all
 
-`all` goes on after a failure, so that one run names everything that is wrong, and ends with the test runner's own summary.
+`all` is what needs no Kubernetes cluster and takes minutes. It goes on after a failure, so that one run names everything that is wrong,
+and ends with the test runner's own summary.
 """
 
 import json
@@ -21,6 +22,13 @@ BIN = Path(sys.executable).parent
 # One worker per core; the tests of one file stay together, so that what a module's fixture started is started once.
 WORKERS = ("-n", str(max(2, os.cpu_count() or 2)), "--dist", "loadfile")
 INSTALLATION = "tests/installation"  # builds and installs the wheel: minutes on a slow link, so only CI and those who ask
+ON_KUBERNETES = tuple(
+    f"e2e/test_{name}.py"
+    for name in (
+        *("apply", "apply_faults", "benchmarks", "demo_kubernetes", "install_kubernetes", "kubernetes_contract", "kubernetes_shim"),
+        *("member_api", "member_kubectl", "pods", "testbed"),
+    )
+)
 LAST_FAILED = ROOT / ".pytest_cache" / "v" / "cache" / "lastfailed"
 MOST_TRIED_AGAIN = 6
 STEP_SECONDS = 600  # no check may hang a CI run
@@ -88,7 +96,13 @@ def unit(arguments: Sequence[str] = ()) -> bool:
 
 
 def e2e(arguments: Sequence[str] = ()) -> bool:
-    return twice("e2e", arguments=arguments)
+    """Real processes, TLS and kubectl; what needs a Kubernetes cluster is `kubernetes`."""
+    return twice("e2e", *(f"--ignore={path}" for path in ON_KUBERNETES), arguments=arguments)
+
+
+def kubernetes(arguments: Sequence[str] = ()) -> bool:
+    """On real Kubernetes clusters of the testbed, started in seconds once `make testbed` has built them."""
+    return twice(*ON_KUBERNETES, arguments=arguments)
 
 
 def installation(arguments: Sequence[str] = ()) -> bool:
@@ -105,7 +119,14 @@ def everything(arguments: Sequence[str] = ()) -> bool:
 
 
 def main() -> int:
-    commands = {"lint": lambda _: lint(), "unit": unit, "e2e": e2e, "installation": installation, "all": everything}
+    commands = {
+        "lint": lambda _: lint(),
+        "unit": unit,
+        "e2e": e2e,
+        "kubernetes": kubernetes,
+        "installation": installation,
+        "all": everything,
+    }
     if len(sys.argv) < 2 or sys.argv[1] not in commands:
         print(__doc__, file=sys.stderr)
         return 2

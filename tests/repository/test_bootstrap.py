@@ -1,11 +1,14 @@
 """`make setup` on machines that lack something: it says what, and how to get it, and leaves nothing behind."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tools import check
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -68,3 +71,11 @@ def test_ci_runs_what_the_makefile_offers() -> None:
     for line in script.splitlines():
         if line.startswith("make "):
             assert f"\n{line.removeprefix('make ')}:" in makefile
+
+
+def test_what_needs_a_cluster_is_known_by_name() -> None:
+    """Each end-to-end test runs in exactly one of `make test` and `make test-kubernetes`."""
+    fixtures = ("control_plane", "kwok_member", "k3s_member", "whole_member", "testbed_members", "edge_image")
+    words = re.compile(rf"from e2e\.testbed|from e2e\.at_site|\b({'|'.join(fixtures)}): ")
+    needing = {f"e2e/{path.name}" for path in (ROOT / "e2e").glob("test_*.py") if words.search(path.read_text(encoding="utf-8"))}
+    assert needing == set(check.ON_KUBERNETES)
