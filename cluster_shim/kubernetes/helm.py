@@ -8,6 +8,7 @@ template draws a random password.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import re
@@ -156,7 +157,8 @@ async def _run(helm: str, arguments: list[str], room: Path, chart: str) -> bytes
         raise ShimError(f"{helm} cannot be started: {error.strerror or error}") from None
     assert process.stdout is not None and process.stderr is not None
     try:
-        resource.prlimit(process.pid, resource.RLIMIT_DATA, (MAX_MEMORY, MAX_MEMORY))
+        with contextlib.suppress(ProcessLookupError):  # so quick that it has ended
+            resource.prlimit(process.pid, resource.RLIMIT_DATA, (MAX_MEMORY, MAX_MEMORY))
         async with asyncio.timeout(RENDER_SECONDS):
             output, words = await asyncio.gather(_read(process.stdout, MAX_OUTPUT), _read(process.stderr, MAX_WORDS))
             if len(output) > MAX_OUTPUT:
@@ -166,7 +168,8 @@ async def _run(helm: str, arguments: list[str], room: Path, chart: str) -> bytes
         raise ShimError(f"chart {chart} is not rendered within {RENDER_SECONDS:g} s; it is not applied") from None
     finally:
         if process.returncode is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has ended, and the loop has not heard of it yet
+                os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
     if process.returncode:
         said = _words(words, room) or f"helm ended with {process.returncode}"
