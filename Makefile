@@ -11,7 +11,7 @@ LOCK    := uv pip compile --quiet pyproject.toml --universal --python-version 3.
 .PHONY: help setup demo demo-kubernetes test test-kubernetes unit e2e testbed testbed-compat lint installation format bench proto docs lock clean
 
 help: ## List the targets
-	@grep -hE '^[a-z0-9%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9%-]+):.*## /  make \1\t/' | expand -t 20
+	@grep -hE '^[a-z0-9%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9%-]+):.*## /  make \1\t/' | expand -t 24
 
 setup: $(VENV)/.ready-dev ## Install everything a developer needs into .venv, with hashes
 
@@ -21,7 +21,7 @@ demo: $(VENV)/.ready-demo ## A living tree on this machine that serves a real mo
 demo-kubernetes: testbed ## The same with a real Kubernetes and a k3s-style cluster in the tree (as root); KEEP=1 leaves it running
 	@$(BIN)/python -m e2e.kubernetes_demo $(if $(KEEP),--keep)
 
-test: $(VENV)/.ready-dev ## Everything that CI asks of a change: lint, types, arrows, proto, unit, property and end-to-end tests
+test: $(VENV)/.ready-dev ## Lint, types, arrows, proto, unit, property and end-to-end tests; CI adds test-kubernetes
 	@$(BIN)/python -m tools.check all
 
 unit: $(VENV)/.ready-dev ## Unit and property tests, with the coverage of the pure modules

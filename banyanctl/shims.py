@@ -1,6 +1,7 @@
 """The adapter of a controller's own cluster, made from its settings. Each is loaded only where it is asked for."""
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -15,6 +16,27 @@ if TYPE_CHECKING:
 
 KUBERNETES = ("kubernetes", "k3s")
 SHIM_CREDENTIALS = ("ca.pem", "certificate.pem", "key.pem")  # in DATA/shim, for a shim that is spoken to over TCP
+
+
+def check(settings: Config) -> None:
+    """What can be known before anything is made and a token is spent: InvalidInput when `of` would refuse these settings for ever."""
+    if settings.shim in KUBERNETES:
+        kubernetes(settings)
+        if settings.member_kubeconfig and not Path(settings.member_kubeconfig).is_file():
+            raise InvalidInput(f"--kubeconfig {settings.member_kubeconfig}: there is no such file", "member_kubeconfig")
+        return
+    if settings.member_kubeconfig or settings.member_context or settings.kubernetes:
+        raise InvalidInput("--kubeconfig, --context and --kubernetes go with --shim kubernetes or k3s", "shim")
+    if settings.shim not in ("process", "none"):
+        _check_address(settings.shim)
+
+
+def _check_address(shim: str) -> None:
+    if not shim.startswith("unix:/"):
+        try:
+            config.split_address(shim, "shim")
+        except InvalidInput:
+            raise InvalidInput(f"shim {shim!r}: it is process, kubernetes, k3s, none, unix:/PATH or HOST:PORT", "shim") from None
 
 
 def of(settings: Config) -> "Shim | None":
@@ -43,11 +65,7 @@ def of(settings: Config) -> "Shim | None":
 
 def _outside(settings: Config) -> "Shim":
     """A shim in another process, ``unix:PATH`` or ``HOST:PORT``. gRPC is loaded for it alone."""
-    if not settings.shim.startswith("unix:/"):
-        try:
-            config.split_address(settings.shim, "shim")
-        except InvalidInput:
-            raise InvalidInput(f"shim {settings.shim!r}: it is process, none, unix:/PATH or HOST:PORT", "shim") from None
+    _check_address(settings.shim)
     try:
         from cluster_shim.grpc.client import GrpcShim, credentials
     except ImportError as error:
@@ -87,7 +105,7 @@ def kubernetes(settings: Config) -> "KubernetesShim":
     if unknown:
         known = ", ".join(info.name for info in msgspec.structs.fields(Settings))
         raise InvalidInput(f"kubernetes: there is no {unknown[0]}; it has {known}", "kubernetes")
-    access = Access(kubeconfig=settings.kubeconfig, context=settings.context)
+    access = Access(kubeconfig=settings.member_kubeconfig, context=settings.member_context)
     if settings.shim == "k3s":
         return K3sShim(access, chosen, settings.kubernetes_folder, service_type_chosen="service_type" in settings.kubernetes)
     return KubernetesShim(access, chosen, settings.kubernetes_folder)

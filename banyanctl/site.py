@@ -8,7 +8,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from banyanctl import arguments, output, service, systemd
+from banyanctl import arguments, output, service, shims, systemd
 from banyanctl.cli import examples, settings
 from banyanctl.places import default_data
 from cluster_controller import config
@@ -57,15 +57,17 @@ def configuration(name: str, given: dict[str, Any]) -> Config:
     for field in ("api_listen", "tunnel_listen"):
         if chosen.get(field):
             config.split_address(chosen[field], f"--{field.replace('_', '-')}")
-    return config.load(data_folder(), overrides={"name": arguments.cluster_name(name, "--name"), **chosen})
+    wanted = config.load(data_folder(), overrides={"name": arguments.cluster_name(name, "--name"), **chosen})
+    shims.check(wanted)
+    return wanted
 
 
 def own_cluster(shim: str | None, kubeconfig: str | None, context: str | None, kubernetes: list[str] | None) -> dict[str, Any]:
     """Settings of the cluster that this controller is for. A path means the same wherever the controller is started later."""
     return {
         "shim": shim,
-        "kubeconfig": str(Path(kubeconfig).absolute()) if kubeconfig else None,
-        "context": context,
+        "member_kubeconfig": str(Path(kubeconfig).absolute()) if kubeconfig else None,
+        "member_context": context,
         "kubernetes": arguments.labels(kubernetes) if kubernetes else None,
     }
 

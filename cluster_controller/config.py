@@ -42,10 +42,10 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     shim: str = "process"
     """process: run applications as processes here. kubernetes, k3s: in an existing cluster, through its API server. none: no cluster of
     its own. unix:PATH or HOST:PORT: a shim that speaks gRPC. Over TCP DATA/shim holds ca.pem, certificate.pem and key.pem."""
-    kubeconfig: str = ""
+    member_kubeconfig: str = ""
     """With shim kubernetes or k3s: how its API server is reached. Default: KUBECONFIG and ~/.kube/config, in a pod its service account,
     with k3s /etc/rancher/k3s/k3s.yaml."""
-    context: str = ""
+    member_context: str = ""
     """Which context of the kubeconfig. Default: the current one."""
     kubernetes: dict[str, str] = field(default_factory=dict)
     """With shim kubernetes or k3s: worker_image runs models and commands; pull_policy; service_type is ClusterIP, NodePort or
