@@ -95,8 +95,10 @@ def write_certificates(folder: Path) -> None:
 
 @pytest.mark.parametrize("given", ["docker", "unix:relative.sock", "host-without-port"])
 def test_an_address_that_is_none(tmp_path: Path, given: str) -> None:
-    site = Site(tmp_path / "root", {"BANYAN_SHIM": given})
-    site.banyan("init", "root", "--api-listen", "127.0.0.1:0", "--tunnel-listen", "")
-    done = site.banyan("run", check=False)
+    refused = Site(tmp_path / "refused", {"BANYAN_SHIM": given}).banyan("init", "root", check=False)
+    assert refused.returncode == 2, refused.stderr
+    assert "unix:/PATH or HOST:PORT" in refused.stderr
+    Site(tmp_path / "root", {}).banyan("init", "root", "--api-listen", "127.0.0.1:0", "--tunnel-listen", "")
+    done = Site(tmp_path / "root", {"BANYAN_SHIM": given}).banyan("run", check=False)
     assert done.returncode == 2, done.stderr
     assert "unix:/PATH or HOST:PORT" in done.stderr

@@ -46,7 +46,7 @@ def test_a_mistyped_shim_leaves_nothing_behind(tmp_path: Path, arguments: tuple[
 
 def test_the_kubeconfig_of_a_person_is_not_that_of_a_member(tmp_path: Path) -> None:
     """BANYAN_KUBECONFIG says whom `banyan` asks; a controller that is made in the same shell must not take it for its cluster's."""
-    found = config.load(tmp_path, {"BANYAN_KUBECONFIG": "/home/ann/tree"}, {"name": "edge-1", "shim": "kubernetes"})
+    found = config.load(tmp_path, {"BANYAN_KUBECONFIG": "/kubeconfigs/tree"}, {"name": "edge-1", "shim": "kubernetes"})
     assert found.member_kubeconfig == ""
     found = config.load(tmp_path, {"BANYAN_MEMBER_KUBECONFIG": "/etc/site"}, {"name": "edge-1", "shim": "kubernetes"})
     assert found.member_kubeconfig == "/etc/site"

@@ -4,10 +4,12 @@ import asyncio
 import hashlib
 import http.server
 import json
+import shutil
 import socketserver
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -222,7 +224,9 @@ class Services:
         self.refuse_first = 0  # opens that fail
         self.answers_once_more = False
         self.name = "root"
-        self.audit = AuditLog(Path(tempfile.mkdtemp(prefix="banyan-audit-")) / "audit.log")
+        folder = tempfile.mkdtemp(prefix="banyan-audit-")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self.audit = AuditLog(Path(folder) / "audit.log")
 
     def entry(self) -> Entry:
         return DEFAULT_ENTRY

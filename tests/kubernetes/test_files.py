@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import random
 import socket
 import ssl
 import subprocess
@@ -59,9 +60,12 @@ async def tell(server: FileServer, *changes: Desired) -> None:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port below those that the system hands out: no other test takes it before the server does, or while that restarts."""
+    for port in random.sample(range(20_000, 32_000), 50):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 async def ask(source: Source, head: str) -> bytes:
