@@ -207,6 +207,7 @@ class Controller:
             version=self.version,
             labels=labels,
             can_parent=self.identity().may_issue,
+            shim_trouble=self.reconciler.trouble if self.reconciler is not None else "",
         )
         if self.shim is None or (self._nodes_told and self.description is not None):
             return fresh
@@ -214,7 +215,14 @@ class Controller:
         if stored is None:
             return fresh
         before = self.documents.read(stored, kinds.Cluster).status.facts
-        return msgspec.structs.replace(before, version=self.version, labels=labels, can_parent=fresh.can_parent, conflicts=fresh.conflicts)
+        return msgspec.structs.replace(
+            before,
+            version=self.version,
+            labels=labels,
+            can_parent=fresh.can_parent,
+            conflicts=fresh.conflicts,
+            shim_trouble=fresh.shim_trouble,
+        )
 
     def _link_changed(self, child: str, last_heard: float | None) -> None:
         """A link to a direct child came up (None) or was lost: all that is shown of what is below it changes."""

@@ -14,6 +14,8 @@ from cluster_controller.store import Key, Store
 from cluster_controller.sync.conflicts import undecided
 from cluster_shim.contract import Description, Node
 
+MAX_TROUBLE = 1000  # characters of why a shim is lost: every controller above keeps them
+
 
 class Requested:
     """What all Works of the own cluster ask for. Each Work's part is added up once for as long as the Work stays what it is."""
@@ -63,6 +65,7 @@ def cluster_facts(
     version: str,
     labels: Mapping[str, str],
     can_parent: bool,
+    shim_trouble: str = "",
 ) -> kinds.ClusterFacts:
     requested = requested_by.sums()
     # A Work names its node or means any; on a cluster of one node both are that node.
@@ -71,6 +74,7 @@ def cluster_facts(
         version=version,
         shim=description.kind if description is not None else "",
         component_kinds=list(description.component_kinds) if description is not None else [],
+        shim_trouble=shim_trouble[:MAX_TROUBLE],
         labels=dict(labels),
         can_parent=can_parent,
         nodes=len(nodes),

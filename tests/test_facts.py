@@ -70,3 +70,15 @@ def test_nodes_are_summed_and_counted(tmp_path: Path) -> None:
         await store.close()
 
     asyncio.run(main())
+
+
+def test_why_the_shim_is_lost_is_said_and_bounded(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = await Store.open(tmp_path)
+        found = cluster_facts(
+            store, Requested(store), nodes=(), description=None, version="1", labels={}, can_parent=False, shim_trouble="x" * 5000
+        )
+        assert found.shim_trouble == "x" * 1000
+        await store.close()
+
+    asyncio.run(main())

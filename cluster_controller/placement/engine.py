@@ -461,6 +461,7 @@ def _placing_facts(cluster: kinds.Cluster) -> tuple[object, ...]:
         status.unschedulable,
         status.facts.shim,
         status.facts.component_kinds,
+        status.facts.shim_trouble,
         classes,
         cluster.metadata.name,
     )

@@ -82,6 +82,12 @@ def refuse(demand: Demand, component: ComponentDemand, cluster: ClusterRecord) -
                 f"has the taint {taint.key}={taint.value}:{taint.effect} that the application does not tolerate",
                 f"add a toleration for {taint.key} to placement.tolerations, or remove the taint from cluster {name}",
             )
+    if cluster.shim_trouble and cluster.reachable:  # before its kinds and nodes: a shim that never answered has told of none
+        return no(
+            "ShimLost",
+            f"has a cluster that its controller cannot use: {cluster.shim_trouble}",
+            f"mend that at {name}; what runs there goes on",
+        )
     if component.kind not in cluster.component_kinds:
         return no(
             "ComponentKind",

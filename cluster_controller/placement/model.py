@@ -71,6 +71,7 @@ class ClusterRecord(Struct, frozen=True, kw_only=True):
     broken_hop: str = ""
     runs_applications: bool = True  # False: a controller without a shim
     component_kinds: tuple[str, ...] = ("model", "command")
+    shim_trouble: str = ""  # why its controller cannot use it at the moment
     nodes: tuple[NodeRecord, ...] = ()
     running: dict[str, int] = field(default_factory=dict)
     own: bool = False

@@ -16,7 +16,7 @@ from cluster_controller.placement.filters import capacity_refusal, refuse, unkno
 from cluster_controller.placement.model import ClusterRecord, ComponentDemand, Demand, Given, Placement, Refusal, Request
 
 Shares = dict[str, dict[str, int]]
-STAYS = frozenset({"Cordoned", "NoScheduleTaint", "Unreachable", "NoNode"})
+STAYS = frozenset({"Cordoned", "NoScheduleTaint", "Unreachable", "ShimLost", "NoNode"})
 
 
 class Decision(Struct, frozen=True):

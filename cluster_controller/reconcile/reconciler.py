@@ -118,12 +118,12 @@ class Reconciler:
         self._load_pods()
         try:
             async for observed in self._shim.reconcile(self._desired()):
-                self.trouble = ""
+                again, self.trouble = bool(self.trouble), ""
                 await self._store.commit(lambda tx, observed=observed: self._write(tx, observed))  # type: ignore[misc]
                 self._sweep_when_current()
-                if observed.nodes is not None:
-                    self.nodes = observed.nodes
-                    self._nodes_changed(observed.nodes)
+                if observed.nodes is not None or again:
+                    self.nodes = observed.nodes if observed.nodes is not None else self.nodes
+                    self._nodes_changed(self.nodes)
         except contract.ShimError as error:
             self.trouble = str(error)
             await self._lost(self.trouble)

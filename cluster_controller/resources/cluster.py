@@ -53,6 +53,7 @@ class ClusterFacts(Document, frozen=True, kw_only=True):
     version: str = ""  # of its controller
     shim: str = ""  # process, kubernetes, k3s; empty: no cluster of its own
     component_kinds: list[str] = field(default_factory=list)  # what its shim can run
+    shim_trouble: str = ""  # why its controller cannot use the cluster at the moment; empty: it can
     labels: Labels = field(default_factory=dict)  # set at the site
     can_parent: bool = False  # others may join under it
     nodes: int = 0  # machines

@@ -115,6 +115,9 @@ def test_refusals_name_what_was_asked_and_what_is_there() -> None:
     cut = why(component(), cluster(node(), reachable=False, broken_hop="root → region"))
     assert cut == ("Unreachable", "is out of reach behind root → region: gets nothing new until it is back")
     assert why(component(), cluster(node(), reachable=False))[1] == "is out of reach: gets nothing new until it is back"
+    lost = cluster(shim_trouble="the kubeconfig expired")
+    assert why(component(kind="container"), lost) == ("ShimLost", "has a cluster that its controller cannot use: the kubeconfig expired")
+    assert why(component(), cluster(reachable=False, shim_trouble="whatever it was"))[0] == "Unreachable"
     wanted = component(node="one", node_labels={"disk": "ssd"})
     named = Demand(application="app", components=(wanted,), cluster_names=("c",))
     assert refuse(named, wanted, there) is None

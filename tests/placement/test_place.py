@@ -115,7 +115,7 @@ def test_a_cordoned_cluster_keeps_what_it_has() -> None:
 def test_what_runs_stays_when_a_link_or_a_node_is_silent_and_goes_when_a_person_says_so() -> None:
     stands = {"a": {"serve": Given(share=1, ceiling=1)}}
     running = {"serve": 1}
-    for still in ({"reachable": False}, {"nodes": ()}, {"taints": (Taint("x", "y", "NoSchedule"),)}):
+    for still in ({"reachable": False}, {"shim_trouble": "expired"}, {"nodes": ()}, {"taints": (Taint("x", "y", "NoSchedule"),)}):
         assert place(demand(), [cluster("a", running=running, **still)], stands).shares == {"a": {"serve": 1}}
     changes: list[dict[str, object]] = [{"taints": (Taint("x", "y", "NoExecute"),)}, {"labels": {}}]
     for change in changes:

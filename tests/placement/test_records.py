@@ -96,6 +96,12 @@ def test_a_cluster_becomes_a_record() -> None:
     assert (node.name, node.count, node.free_cpu_millis, node.free_accelerators, node.ready) == ("box", 1, 1000, {"gpu": 2}, True)
 
 
+def test_a_cluster_whose_shim_never_answered_is_no_controller_without_one() -> None:
+    silent = records.cluster(document(facts=kinds.ClusterFacts(shim_trouble="the kubeconfig expired")), "u", {})
+    assert (silent.runs_applications, silent.shim_trouble) == (True, "the kubeconfig expired")
+    assert not records.cluster(document(facts=kinds.ClusterFacts()), "u", {}).runs_applications
+
+
 @pytest.mark.parametrize("phase", ["Unknown", "Pending", "Held", "Revoked", "NotReady", ""])
 def test_only_ready_is_in_reach(phase: str) -> None:
     record = records.cluster(document(phase=phase, broken_hop="root → edge-1"), "u", {})

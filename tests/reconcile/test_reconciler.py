@@ -327,6 +327,21 @@ def test_a_lost_shim_ends_the_run_and_the_next_one_tells_everything_again(tmp_pa
     play(main)
 
 
+def test_who_asks_is_told_when_the_shim_speaks_again_though_it_says_nothing_of_nodes(tmp_path: Path) -> None:
+    """What the cluster says of itself carries the trouble: it has to be said anew."""
+
+    async def main() -> None:
+        async with running(tmp_path, FakeModels()) as bench:
+            await bench.told(1)
+            bench.reconciler.trouble = "no answer"
+            before = len(bench.nodes)
+            await bench.see(full=True)
+            assert bench.reconciler.trouble == ""
+            assert len(bench.nodes) == before + 1
+
+    play(main)
+
+
 def test_a_shim_that_does_not_answer_after_a_restart_leaves_nothing_looking_fresh(tmp_path: Path) -> None:
     class Away:
         async def describe(self) -> Description:
