@@ -8,9 +8,12 @@ verified at every start of a pod, because what a disk has spoiled is mended here
     CACHE/sha256/DIGEST         a whole, verified file, 0644; its name is given by one rename
     CACHE/sha256/DIGEST.part    one that is being fetched; who writes it holds its lock (flock), and the next goes on where the last stopped
     CACHE/FOLDER/PATH           hard links to the former: what a server reads
+    CACHE/in-use/FOLDER         its time says when a server last had that folder; the one place of the cache that servers write to
 
 Several steps on one node at once wait for each other's downloads instead of repeating them. What a server reads is not removed: it holds a
-shared lock on its folder. Other folders go, longest unused first, when the disk gets full, and files that are in no folder with them.
+shared lock on its folder. A lock ends with its process, and this step does not run again when a container is restarted: so the server
+(`edge_ai.serve --in-use`) also sets the time of its mark, at its start and every few minutes, and what was in use within the last hour
+stays too. Other folders go, longest unused first, when the disk gets full; files that are in no folder go before them.
 
 ``--source`` is a folder with the files `url`, `token` and `ca.pem`. It is read anew at every attempt: a pod that waits sees the changes
 that the kubelet brings. The step gives up after a while, so that its last words stand in the pod's status; the kubelet starts it again.
@@ -34,11 +37,12 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 CHUNK = 1 << 20
+IN_USE = "in-use"
 PATIENCE_SECONDS = 120.0
 PAUSE_SECONDS = (0.5, 10.0)
 SILENCE_SECONDS = 30.0  # without a byte from the controller
 SPARE = 0.15  # of the disk; with less left a kubelet begins to evict pods
-UNUSED_SECONDS = 3600.0  # a folder that was asked for since is not removed: its server may be about to start
+UNUSED_SECONDS = 3600.0  # what was used since stays: its server may be about to start; a kubelet waits 5 minutes at most to restart one
 STALE_PART_SECONDS = 86400.0
 NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME: a site's clock may be wrong, its model is wanted all the same
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -63,6 +67,7 @@ class Cache:
     def __init__(self, root: Path, say: Callable[[str], None]) -> None:
         self.root = root
         self.blobs = root / "sha256"
+        self.marks = root / IN_USE
         self._say = say
 
     def provide(self, file: Wanted, source: Path | None) -> None:
@@ -84,6 +89,7 @@ class Cache:
                     self._link(self.blobs / file.sha256, folder / file.path, folder)
                 os.utime(folder)  # used just now
                 _sync(folder)
+                self._mark(folder)
         except OSError as error:
             raise Failed(f"{folder}: {error.strerror or error} ({error.filename})") from error
 
@@ -93,7 +99,10 @@ class Cache:
         path = self.blobs / file.sha256
         if not path.exists():
             return False
-        if path.stat().st_size == file.size and _digest(path) == file.sha256:
+        found = path.stat()
+        if found.st_size == file.size and _digest(path) == file.sha256:
+            if found.st_nlink == 1:
+                os.utime(path)  # wanted just now: it is not to go as unused before it is linked
             return True
         self._say(f"{file.path}: the copy in the cache is spoiled; it is fetched again")
         path.unlink(missing_ok=True)
@@ -153,35 +162,61 @@ class Cache:
         fresh.replace(target)
         _sync(target.parent)
 
+    def _mark(self, folder: Path) -> None:
+        """A server is another user, often, and may write just this."""
+        self.marks.mkdir(mode=0o755, exist_ok=True)
+        descriptor = os.open(self.marks / folder.name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            if os.fstat(descriptor).st_uid == os.geteuid():
+                os.fchmod(descriptor, 0o666)  # whatever the umask
+            os.utime(descriptor)
+        finally:
+            os.close(descriptor)
+
     # --- room ---
 
     def _make_room(self, needed: int) -> None:
         """Failed when ``needed`` bytes do not fit, whatever goes."""
-        if self._free() - needed >= self._spare():
+        if self._has_room(needed):
             return
         with self._locked():
-            for folder in sorted(self._unused(), key=lambda path: path.stat().st_mtime):
-                if self._free() - needed >= self._spare():
+            self._drop_unlinked()
+            for folder in self._unused():
+                if self._has_room(needed):
                     break
-                self._say(f"the disk is full: the model folder {folder.name} goes, which no pod reads")
-                shutil.rmtree(folder)
-                self._drop_unlinked()
+                self._remove(folder)
         if self._free() < needed:
             raise Failed(f"the disk of {self.root} has {self._free()} bytes left, and {needed} are needed; free some on this node")
 
-    def _unused(self) -> Iterator[Path]:
-        """Model folders that no server holds and nobody has asked for lately."""
+    def _has_room(self, needed: int) -> bool:
+        return self._free() - needed >= self._spare()
+
+    def _unused(self) -> list[Path]:
+        """Model folders that nobody has used lately, the longest unused first."""
         now = time.time()
-        for folder in self.root.iterdir():
-            if folder.is_dir() and folder != self.blobs and now - folder.stat().st_mtime > UNUSED_SECONDS:
-                descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    yield folder
-                except BlockingIOError:
-                    continue
-                finally:
-                    os.close(descriptor)
+        used = {folder: self._used(folder) for folder in self.root.iterdir() if folder.is_dir() and folder not in (self.blobs, self.marks)}
+        return sorted((folder for folder in used if now - used[folder] > UNUSED_SECONDS), key=lambda folder: used[folder])
+
+    def _used(self, folder: Path) -> float:
+        """When it was put there, or its server last said that it has it."""
+        try:
+            return max(folder.stat().st_mtime, (self.marks / folder.name).stat().st_mtime)
+        except FileNotFoundError:  # of a server that makes no mark
+            return folder.stat().st_mtime
+
+    def _remove(self, folder: Path) -> None:
+        """Unless a server holds it. None gets hold of it while it goes: the lock is kept until then."""
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._say(f"the disk is full: the model folder {folder.name} goes, which no pod reads")
+            shutil.rmtree(folder)
+            (self.marks / folder.name).unlink(missing_ok=True)
+            self._drop_unlinked()
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(descriptor)
 
     def _drop_unlinked(self) -> None:
         """Files in no folder, and beginnings of files that nobody goes on with."""
@@ -202,7 +237,7 @@ class Cache:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """For what takes milliseconds: links and removals."""
+        """For links and removals: milliseconds, but as long as it takes to copy a model where a volume has no hard links."""
         with (self.root / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield

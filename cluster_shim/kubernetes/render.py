@@ -21,6 +21,8 @@ from cluster_shim.kubernetes import names
 Object = dict[str, Any]
 
 CACHE_MOUNT = "/var/cache/banyan/models"
+IN_USE_MOUNT = "/var/cache/banyan/in-use"
+IN_USE = "in-use"  # the part of the cache that servers write to (`edge_ai.fetch`)
 WORK_FOLDER = "/var/lib/banyan/work"  # where relative paths of a component begin
 FETCH_MOUNT = "/etc/banyan/fetch"
 FETCH_SUFFIX = "-fetch"  # of the Secret that is mounted there
@@ -321,7 +323,8 @@ def _serve_model(  # noqa: PLR0917  what a pod is made of, filled in one place
         raise ShimError(
             f"component {component.name} serves a model, and this site has no image for the worker; set kubernetes.worker_image"
         )
-    folder = f"{CACHE_MOUNT}/{_folder(model)}"
+    files = _folder(model)
+    folder = f"{CACHE_MOUNT}/{files}"
     fetch: Object = {
         "name": "fetch-model",
         "image": settings.worker_image,
@@ -347,6 +350,7 @@ def _serve_model(  # noqa: PLR0917  what a pod is made of, filled in one place
     else:
         pod["securityContext"] |= {"fsGroup": WORKER_USER, "fsGroupChangePolicy": "OnRootMismatch"}
     mounts.append({"name": "models", "mountPath": CACHE_MOUNT, "readOnly": True})
+    mounts.append({"name": "models", "mountPath": IN_USE_MOUNT, "subPath": IN_USE})
     pod["initContainers"] = [fetch]
     port = port_of(component)
     container |= {
@@ -355,6 +359,7 @@ def _serve_model(  # noqa: PLR0917  what a pod is made of, filled in one place
         "command": ["python3", "-m", "edge_ai.serve"],
         "args": [
             *("--name", work.name, "--version", model.version, "--model-folder", folder, "--listen", f"0.0.0.0:{port}"),
+            *("--in-use", f"{IN_USE_MOUNT}/{files}"),
             *(f"--digest={file.path}={file.sha256}" for file in model.files),
         ],
         "ports": [{"name": HTTP, "containerPort": port, "protocol": "TCP"}],

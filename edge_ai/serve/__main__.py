@@ -4,6 +4,7 @@ Exit codes: 0 after SIGTERM, 2 wrong usage, 3 the model cannot be loaded, 4 the 
 """
 
 import argparse
+import asyncio
 import contextlib
 import fcntl
 import os
@@ -20,6 +21,7 @@ from edge_ai.serve.worker import BACKLOG, Settings, Worker
 
 LISTEN_FDS_START = 3  # sd_listen_fds(3)
 MAX_UNIX_PATH = 107
+IN_USE_SECONDS = 300.0  # far below what `edge_ai.fetch` takes for unused
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,17 +48,35 @@ def main(arguments: list[str] | None = None) -> int:
         limits=Limits(body=options.max_request_bytes, bodies=4 * options.max_request_bytes, idle_drain_seconds=options.idle_drain_seconds),
     )
     _hold(settings.folder)
-    return uvloop.run(_run(settings, listening, inherited))
+    return uvloop.run(_run(settings, listening, inherited, options.in_use))
 
 
 def _hold(folder: Path) -> None:
-    """Until this process ends, who clears a cache of models (`edge_ai.fetch`) leaves the folder alone."""
+    """Until this process ends, who clears a cache of models (`edge_ai.fetch`) leaves the folder alone; afterwards the mark has to do."""
     with contextlib.suppress(OSError):  # it is not there: the worker will say so
         fcntl.flock(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
-async def _run(settings: Settings, listening: socket.socket | None, inherited: bool) -> int:
-    return await Worker(settings, listening, inherited).run()
+async def _run(settings: Settings, listening: socket.socket | None, inherited: bool, mark: Path | None) -> int:
+    using = asyncio.create_task(_use(mark), name="in-use") if mark is not None else None
+    try:
+        return await Worker(settings, listening, inherited).run()
+    finally:
+        if using is not None:
+            using.cancel()
+
+
+async def _use(mark: Path) -> None:
+    """Say again and again, where it stays when this process does not, that the folder is in use."""
+    told = False
+    while True:
+        try:
+            await asyncio.to_thread(os.utime, mark)
+        except OSError as error:  # served all the same: who clears the cache goes by the lock alone
+            if not told:
+                events.warning("worker.mark_not_set", mark=str(mark), error=error.strerror or str(error))
+                told = True
+        await asyncio.sleep(IN_USE_SECONDS)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--name", required=True, help="name of the model in the protocol's paths")
     add("--version", required=True, help="version of the model")
     add("--model-folder", required=True, type=Path, help="folder that holds model.onnx")
+    add("--in-use", type=Path, metavar="FILE", help="set this file's time at the start and every few minutes: the model folder is in use")
     add("--digest", action="append", default=[], type=_digest, metavar="PATH=SHA256", help="verify this file before it is loaded")
     add("--listen", metavar="HOST:PORT", help="address to listen on; without it the socket is inherited as LISTEN_FDS says")
     add("--control", type=_control, metavar="unix:PATH", help="socket for readiness, metrics and loading another version")

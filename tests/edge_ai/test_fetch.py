@@ -17,6 +17,7 @@ from edge_ai.fetch import Cache, Failed, Wanted
 
 MIB = 1 << 20
 DISK = 10 * MIB
+LONG_AGO = (time.time() - 7 * 86400,) * 2
 EMOTION = Path(__file__).parents[2] / "examples" / "emotion" / "model-1"
 
 
@@ -50,12 +51,12 @@ class Node:
         self.cache.provide(file, self.root)
         self.cache.link([file], self.root / name)
         if old:
-            for path in (self.root / name, self.cache.blobs / file.sha256):
-                os.utime(path, (time.time() - 7 * 86400,) * 2)
+            for path in (self.root / name, self.root / fetch.IN_USE / name, self.cache.blobs / file.sha256):
+                os.utime(path, LONG_AGO)
         return self.root / name
 
     def folders(self) -> set[str]:
-        return {path.name for path in self.root.iterdir() if path.is_dir()} - {"sha256"}
+        return {path.name for path in self.root.iterdir() if path.is_dir()} - {"sha256", fetch.IN_USE}
 
 
 @pytest.fixture
@@ -66,7 +67,8 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
 def test_the_longest_unused_goes_when_the_disk_is_full_and_only_then(node: Node) -> None:
     for number in range(3):
         folder = node.model(f"old-{number}", 2 * MIB, old=True)
-        os.utime(folder, (time.time() - (9 - number) * 86400,) * 2)
+        for path in (folder, node.root / fetch.IN_USE / folder.name):
+            os.utime(path, (time.time() - (9 - number) * 86400,) * 2)
     node.model("fits", 2 * MIB)
     assert node.folders() == {"old-0", "old-1", "old-2", "fits"}
     node.model("more", 2 * MIB)
@@ -97,9 +99,8 @@ def test_a_file_that_two_models_share_stays_as_long_as_one_of_them(node: Node) -
     node.cache.provide(file, node.root)
     for name in ("one", "two"):
         node.cache.link([file], node.root / name)
-    old = time.time() - 7 * 86400
-    for path in (node.root / "one", node.cache.blobs / file.sha256):
-        os.utime(path, (old, old))
+    for path in (node.root / "one", node.root / fetch.IN_USE / "one", node.cache.blobs / file.sha256):
+        os.utime(path, LONG_AGO)
     with pytest.raises(Failed, match="are needed"):
         node.model("big", 8 * MIB)
     assert node.folders() == {"two"}
@@ -112,10 +113,73 @@ def test_a_beginning_that_nobody_goes_on_with_is_cleared_and_a_young_one_is_not(
     stale, young = (node.cache.blobs / f"{digit * 64}.part" for digit in "ab")
     for path in (stale, young):
         path.write_bytes(b"begun")
-    os.utime(stale, (time.time() - 7 * 86400,) * 2)
+    os.utime(stale, LONG_AGO)
     node.model("next", 6 * MIB)
     assert not stale.exists()
     assert young.exists()
+
+
+def test_what_is_in_no_folder_goes_although_every_folder_is_used(node: Node) -> None:
+    node.model("used", 4 * MIB)
+    stale, unlinked = node.cache.blobs / f"{'a' * 64}.part", node.cache.blobs / ("b" * 64)
+    for path in (stale, unlinked):
+        path.write_bytes(bytes(2 * MIB))
+        os.utime(path, LONG_AGO)
+    node.model("next", 4 * MIB)
+    assert node.folders() == {"used", "next"}
+    assert not stale.exists() and not unlinked.exists()
+    assert not any("goes" in line for line in node.said)
+
+
+def test_a_file_that_was_wanted_just_now_waits_for_the_others_of_its_model(node: Node) -> None:
+    content = bytes(2 * MIB)
+    first = wanted(content)
+    node.contents[first.sha256] = content
+    node.cache.provide(first, node.root)
+    os.utime(node.cache.blobs / first.sha256, LONG_AGO)  # of a pod that was given up before it had everything
+    node.cache.provide(first, node.root)
+    with pytest.raises(Failed, match="are needed"):
+        node.model("big", 9 * MIB)
+    assert node.cache._has(first)
+
+
+def test_a_server_that_is_being_restarted_keeps_its_model(node: Node) -> None:
+    """No lock is held at that moment, and the init step of its pod does not run again."""
+    folder = node.model("served", 4 * MIB, old=True)
+    os.utime(node.root / fetch.IN_USE / folder.name)  # as `edge_ai.serve` did some minutes ago
+    with pytest.raises(Failed, match="are needed"):
+        node.model("big", 8 * MIB)
+    assert node.folders() == {"served"}
+    os.utime(node.root / fetch.IN_USE / folder.name, LONG_AGO)
+    node.model("big", 8 * MIB)
+    assert node.folders() == {"big"}
+    assert [path.name for path in (node.root / fetch.IN_USE).iterdir()] == ["big"]
+
+
+def test_a_folder_of_a_server_that_makes_no_mark_goes_by_its_own_time(node: Node) -> None:
+    node.model("before", 4 * MIB, old=True)
+    (node.root / fetch.IN_USE / "before").unlink()
+    node.model("big", 8 * MIB)
+    assert node.folders() == {"big"}
+
+
+def test_a_folder_is_locked_until_it_is_gone(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = node.model("old", 4 * MIB, old=True)
+    remove, seen = shutil.rmtree, []
+
+    def while_it_goes(path: Path) -> None:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        finally:
+            os.close(descriptor)
+        seen.append(path)
+        remove(path)
+
+    monkeypatch.setattr(shutil, "rmtree", while_it_goes)
+    node.model("big", 8 * MIB)
+    assert seen == [folder]
 
 
 def test_a_folder_of_several_files_below_it(tmp_path: Path, node: Node) -> None:
@@ -156,6 +220,9 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def server(tmp_path: Path) -> Iterator[tuple[Path, "subprocess.Popen[bytes]"]]:
     folder = tmp_path / "served"
     shutil.copytree(EMOTION, folder)
+    mark = tmp_path / "mark"
+    mark.touch()
+    os.utime(mark, LONG_AGO)
     argv = [
         sys.executable,
         "-m",
@@ -168,6 +235,8 @@ def server(tmp_path: Path) -> Iterator[tuple[Path, "subprocess.Popen[bytes]"]]:
         str(folder),
         "--listen",
         "127.0.0.1:0",
+        "--in-use",
+        str(mark),
     ]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         assert process.stdout is not None
@@ -189,3 +258,8 @@ def test_the_worker_holds_the_folder_that_it_serves(server: tuple[Path, "subproc
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     finally:
         os.close(descriptor)
+
+
+def test_the_worker_says_that_the_folder_is_in_use_where_it_stays(server: tuple[Path, "subprocess.Popen[bytes]"]) -> None:
+    folder, _ = server
+    assert (folder.parent / "mark").stat().st_mtime > time.time() - fetch.UNUSED_SECONDS / 2

@@ -18,6 +18,7 @@ from cluster_shim.contract import Component, Desired, ModelFile, ModelRef, ShimE
 from cluster_shim.kubernetes import files, render, trust
 from cluster_shim.kubernetes.files import FileServer
 from cluster_shim.kubernetes.render import Settings, Source
+from edge_ai import fetch as edge_fetch
 
 CONTENT = bytes(range(256)) * 3000  # several pieces
 
@@ -252,7 +253,7 @@ async def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 
 def model_folders(cache: Path) -> list[Path]:
-    return [path for path in cache.iterdir() if path.is_dir() and path.name != "sha256"]
+    return [path for path in cache.iterdir() if path.is_dir() and path.name not in ("sha256", edge_fetch.IN_USE)]
 
 
 def test_a_pod_gets_its_model_once_and_starts_again_without_any_controller(tmp_path: Path) -> None:

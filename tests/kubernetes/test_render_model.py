@@ -9,6 +9,7 @@ import pytest
 from cluster_shim.contract import Component, ModelFile, ModelRef, Resources, ShimError, Work
 from cluster_shim.kubernetes import render
 from cluster_shim.kubernetes.render import Settings, Source
+from edge_ai import fetch as edge_fetch
 
 FILES = (ModelFile("model.onnx", "a" * 64, 243), ModelFile("data/weights.bin", "b" * 64, 7))
 SOURCE = Source("https://192.168.1.5:8444", "uid.mac", "-----BEGIN CERTIFICATE-----")
@@ -38,8 +39,11 @@ def test_the_init_step_fetches_what_the_server_verifies_and_only_it_writes() -> 
     assert f"--file=model.onnx={'a' * 64}:243" in fetch["args"] and f"--file=data/weights.bin={'b' * 64}:7" in fetch["args"]
     assert server["args"][server["args"].index("--model-folder") + 1] == folder
     assert f"--digest=model.onnx={'a' * 64}" in server["args"]
-    (mount,) = server["volumeMounts"]
+    mount, mark = server["volumeMounts"]
     assert mount["readOnly"] and folder.startswith(mount["mountPath"] + "/")
+    # What a server may write: that it uses the folder.
+    assert mark == {"name": "models", "mountPath": render.IN_USE_MOUNT, "subPath": edge_fetch.IN_USE}
+    assert server["args"][server["args"].index("--in-use") + 1] == f"{render.IN_USE_MOUNT}/{folder.rpartition('/')[2]}"
     assert "readOnly" not in fetch["volumeMounts"][0]
     assert fetch["terminationMessagePolicy"] == "FallbackToLogsOnError"
     assert pod["automountServiceAccountToken"] is False
@@ -51,7 +55,7 @@ def test_the_token_is_in_a_secret_for_the_init_step_alone() -> None:
     assert data == {"url": SOURCE.url, "token": SOURCE.token, "ca.pem": SOURCE.ca}
     pod = made["Deployment"]["spec"]["template"]["spec"]
     assert SOURCE.token not in msgspec.json.encode(made["Deployment"]).decode()
-    assert [mount["name"] for mount in pod["containers"][0]["volumeMounts"]] == ["models"]
+    assert [mount["name"] for mount in pod["containers"][0]["volumeMounts"]] == ["models", "models"]
     assert [mount["name"] for mount in pod["initContainers"][0]["volumeMounts"]] == ["models", "fetch"]
 
 
