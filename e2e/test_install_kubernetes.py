@@ -260,8 +260,8 @@ def test_one_manifest_makes_the_cluster_a_member_and_its_rights_are_those_it_use
 
 def assert_ours_alone(installed: Installed, namespace: str) -> None:
     """The pod is nobody, in a namespace where only such may run; its files are the group's alone."""
+    until("its probe finds it ready", lambda: [each["ready"] for each in installed.pod(namespace)["status"]["containerStatuses"]] == [True])
     pod = installed.pod(namespace)
-    assert [each["ready"] for each in pod["status"]["containerStatuses"]] == [True]
     assert pod["spec"]["securityContext"]["runAsUser"] == 65532
     said = installed.member.kubectl("exec", "-n", namespace, pod["metadata"]["name"], "-c", "controller", "--", "banyan", "tree")
     assert "edge-k8s" in said
