@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 import structlog
 
-from cluster_controller import clock
+from cluster_controller import clock, reports
 from cluster_controller.config import Config, split_address
 from cluster_controller.documents import Documents
 from cluster_controller.errors import Conflict, NotFound, Unreachable
@@ -35,6 +35,7 @@ from cluster_controller.tasks import Tasks
 from cluster_controller.tree.census import Census, Heard
 from cluster_controller.tree.child import IdentityHolder, Settings
 from cluster_controller.tree.membership import Membership
+from cluster_controller.tree.news import News
 from cluster_controller.tree.upward import Upward
 from cluster_controller.tunnel.limits import Limits as TunnelLimits
 from cluster_controller.tunnel.link import Link
@@ -116,8 +117,10 @@ class Controller:
         self.membership.bind(self.tunnel, config.proxy or None)
         blobs = await BlobStore.open(config.blob_folder, quantity.units(config.blob_budget, "blob_budget"))
         self.library = Library(blobs, config.model_folder, None if self.identity().is_root else self._open_blobs_above)
+        reporter = await reports.begin(store, self.uid, clock.wall())
         self.census = Census(
             store,
+            reporter,
             uid=self.uid,
             name=self.name,
             parent=lambda: (self.identity().parent_uid, self.identity().saved.parent_name),
@@ -129,14 +132,14 @@ class Controller:
         )
         self.links = Links(store, self.tunnel, self.uid, self._link_changed)
         self.tunnel.handle(BLOB, self._serve_blob)
-        self.engine = Engine(store, self.uid, self.name, self.census.silent, clock.timestamp)
-        self.upward = Upward(store, uid=self.uid, name=self.name, silent=self.census.silent, timestamp=clock.timestamp)
+        self.engine = Engine(store, reporter, uid=self.uid, name=self.name, silent=self.census.silent, timestamp=clock.timestamp)
+        self.upward = Upward(store, reporter, uid=self.uid, name=self.name, silent=self.census.silent, timestamp=clock.timestamp)
         if self.shim is not None:
             self.reconciler = Reconciler(store, self.shim, self.library, uid=self.uid, name=self.name, nodes_changed=self._nodes_changed)
             store.subscribe(self.reconciler.changed)
             self._tasks.keep("reconcile", self.reconciler.run)
         self.shelf = Shelf(store, blobs)
-        for room in (self.census, self.engine, self.upward, self.shelf):
+        for room in (self.census, self.engine, self.upward, News(store, reporter, name=self.name), self.shelf):
             room.load()
             store.subscribe(room.changed)
             self._tasks.keep(type(room).__name__.lower(), room.run)

@@ -5,6 +5,7 @@ that come between two looks) the ones heard of longest ago go, a block at a time
 """
 
 import hashlib
+from collections import Counter
 from typing import Literal
 
 import msgspec
@@ -17,6 +18,8 @@ KEPT = 1000
 BLOCK = 100
 NAMESPACE = "default"  # of Events about objects that have none, as in Kubernetes
 MESSAGE_LIMIT = 1024
+
+dropped: Counter[str] = Counter()  # by namespace, for /metrics
 
 
 def record(
@@ -39,7 +42,7 @@ def record(
         tx.put(key, encode(msgspec.structs.replace(before, count=before.count + 1, last_timestamp=timestamp)), uid=stored.uid)
         return
     if digest[0] == "0":  # one new Event in sixteen looks whether there is room: counting is dearer than writing
-        _make_room(tx)
+        make_room(tx)
     event = kinds.Event(
         metadata=kinds.Metadata(name=key.name, namespace=key.namespace, uid=f"event-{digest}", creation_timestamp=timestamp),
         involved_object=about,
@@ -55,10 +58,12 @@ def record(
     tx.put(key, encode(event), uid=event.metadata.uid)
 
 
-def _make_room(tx: Tx) -> None:
+def make_room(tx: Tx) -> None:
+    """Drop a block of those heard of longest ago, and count them, once there are too many."""
     there = tx.list("own", "Event")
     if len(there) < KEPT:
         return
     there.sort(key=lambda stored: (decode(stored.document, kinds.Event).last_timestamp or "", stored.revision))
     for stored in there[:BLOCK]:
         tx.delete(stored.key)
+        dropped[stored.key.namespace] += 1

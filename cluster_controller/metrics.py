@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from cluster_controller import clock, tasks
+from cluster_controller import clock, events, tasks
 from cluster_controller.app import Controller
 from cluster_controller.tunnel.link import Link
 
@@ -57,6 +57,13 @@ class _Collector(Collector):
             crashes.add_metric([owner], count)
         yield crashes
         yield CounterMetricFamily("banyan_placements", "Placement decisions taken.", value=controller.engine.settled)
+        yield CounterMetricFamily(
+            "banyan_reports_unknown", "Reports about applications that are not known here, dropped.", value=controller.engine.unknown
+        )
+        dropped = CounterMetricFamily("banyan_events_dropped", "Events that made room for newer ones.", labels=["namespace"])
+        for namespace, count in events.dropped.items():
+            dropped.add_metric([namespace], count)
+        yield dropped
         if self._front is not None:
             yield from self._requests(self._front)
 

@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 from cluster_controller.documents import decode
-from cluster_controller.events import KEPT, record
+from cluster_controller.events import KEPT, dropped, record
 from cluster_controller.resources import kinds
 from cluster_controller.store import Key, Store, Tx
 
@@ -37,9 +37,11 @@ def test_the_same_again_is_counted_and_the_oldest_go(tmp_path: Path) -> None:
             for number in range(KEPT + 400):
                 happened(tx, "edge-2", f"cut {number}", 10 + number)
 
+        before = sum(dropped.values())
         await store.commit(many)
         left = store.list("own", "Event")
         assert len(left) <= KEPT + 100
+        assert sum(dropped.values()) - before == 1 + KEPT + 400 - len(left)
         assert store.get(Key("own", "Event", "default", found[0].key.name)) is None  # the one heard of longest ago
         assert any(b"cut 1399" in stored.document for stored in left)
         await store.close()

@@ -24,6 +24,7 @@ from cluster_controller.placement.place import place
 from cluster_controller.placement.refused import Refused
 from cluster_controller.placement.status import application_status, withdraw_application, write_application_status, write_work_status
 from cluster_controller.placement.works import Reader, Works
+from cluster_controller.reports import Reporter
 from cluster_controller.resources import kinds
 from cluster_controller.settling import Settler
 from cluster_controller.store import Event, Key, Store, Stored, Tx
@@ -54,8 +55,18 @@ class Explained(NamedTuple):
 class Engine:
     """The placement of one controller. ``silent`` names, per direct child out of reach, the broken hop."""
 
-    def __init__(self, store: Store, uid: str, name: str, silent: Callable[[], Mapping[str, str]], timestamp: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        reporter: Reporter,
+        *,
+        uid: str,
+        name: str,
+        silent: Callable[[], Mapping[str, str]],
+        timestamp: Callable[[], str],
+    ) -> None:
         self._store = store
+        self._reporter = reporter
         self._uid = uid
         self._name = name
         self._silent = silent
@@ -76,6 +87,7 @@ class Engine:
         self._bases: list[ClusterRecord] = []  # their records, without what any application runs there
         self._ran = False
         self.settled = 0  # placements decided, for /metrics
+        self.unknown = 0  # reports about applications that nobody here knows, dropped
 
     # --- what changed ---
 
@@ -105,11 +117,18 @@ class Engine:
             elif space == "desired" and kind == "Work":
                 self._know(event, event.stored.key.name)
             elif kind == "WorkStatus" and space != "report":
-                self._settler.mark(event.stored.key.name)
+                self._reported(event)
             elif kind == "Cluster" and space == "own":
                 self._cluster_changed(event)
             elif kind in REFERENCED and space in {"own", "desired"}:
                 self._reference_changed(event.stored)
+
+    def _reported(self, event: Event) -> None:
+        application = event.stored.key.name
+        if event.kind_of == "put" and application not in self._keys and not self._works.targets(application):
+            self.unknown += 1
+        else:
+            self._settler.mark(application)
 
     def _know(self, event: Event, application: str) -> None:
         if event.kind_of == "put":
@@ -351,7 +370,7 @@ class Engine:
                 now = self._timestamp()
                 write_application_status(tx, stored, application_status(before, folded, allotment.missing, now, allotment.held_by), now)
             return
-        write_work_status(tx, allotment, folded, self._uid)
+        write_work_status(tx, self._reporter, allotment, folded, self._uid)
 
     def _target_report(self, tx: Tx, target: str, work: kinds.WorkSpec | None, status: kinds.WorkStatusStatus | None) -> TargetReport:
         return TargetReport(

@@ -9,9 +9,9 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from cluster_controller.documents import encode
 from cluster_controller.events import record
 from cluster_controller.placement.allotment import Allotment
+from cluster_controller.reports import Reporter
 from cluster_controller.resources import kinds
 from cluster_controller.resources.registry import FINALIZER_WITHDRAW
 from cluster_controller.store import Key, Stored, Tx
@@ -167,7 +167,7 @@ def withdraw_application(
         tx.put(stored.key, msgspec.json.encode(document), uid=stored.uid)
 
 
-def write_work_status(tx: Tx, allotment: Allotment, status: kinds.WorkStatusStatus, me: str) -> None:
+def write_work_status(tx: Tx, reporter: Reporter, allotment: Allotment, status: kinds.WorkStatusStatus, me: str) -> None:
     """The answer to a Work from above, coalesced: one object per application in the outbox."""
     application = allotment.application
     document = kinds.WorkStatus(
@@ -175,8 +175,4 @@ def write_work_status(tx: Tx, allotment: Allotment, status: kinds.WorkStatusStat
         spec=kinds.WorkStatusSpec(application=application, cluster=me),
         status=status,
     )
-    key = Key("report", "WorkStatus", "", application.uid)
-    encoded = encode(document)
-    there = tx.get(key)
-    if there is None or there.document != encoded:
-        tx.put(key, encoded, uid=application.uid)
+    reporter.put(tx, Key("report", "WorkStatus", "", application.uid), document, application.uid)

@@ -3,7 +3,8 @@
 Pure. A space has one writer and its journal one order, so within one history the later revision is the truth, whatever was
 lost, repeated or reordered on the way. Two histories (the sender was restored from a backup, or is another store) have no
 common order: there the receiver of desired state keeps what it runs and asks a person (`CONFLICT`), while the receiver of
-reports follows, for what is observed now is true whoever remembers it.
+reports follows, for what is observed now is true whoever remembers it. A report that its own observer has since replaced is
+never believed again, whatever the histories of those who pass it on.
 """
 
 from collections.abc import Callable
@@ -29,9 +30,10 @@ def on_put(held: Stored | None, item: Item, contains: Contains, *, follow: bool)
         return Verdict.APPLY
     if held.uid == item.uid and held.version == item.version and held.document == item.document:
         return Verdict.SAME
+    if reported_before(held, item):
+        return Verdict.STALE
     if held.delivered is not None and contains(held.delivered):
-        older = item.delivered[1] < held.delivered[1] or reported_before(held, item)
-        return Verdict.STALE if older else Verdict.APPLY
+        return Verdict.STALE if item.delivered[1] < held.delivered[1] else Verdict.APPLY
     if follow or (held.delivered is None and held.uid == item.uid and held.version < item.version):
         return Verdict.APPLY
     return Verdict.CONFLICT

@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from cluster_controller.documents import Documents, encode, put_changed
 from cluster_controller.events import record
+from cluster_controller.reports import Reporter
 from cluster_controller.resources import kinds
 from cluster_controller.settling import Settler
 from cluster_controller.store import Event, Key, Store, Stored, Tx
@@ -48,6 +49,7 @@ class Known(Struct, frozen=True, kw_only=True):
     since: str = ""
     children: int = 0
     withdrawing: list[str]
+    relayed: Stored | None = None  # the report that this is word for word
 
 
 class Census:
@@ -61,6 +63,7 @@ class Census:
     def __init__(
         self,
         store: Store,
+        reporter: Reporter,
         *,
         uid: str,
         name: str,
@@ -72,6 +75,7 @@ class Census:
         path: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         self._store = store
+        self._reporter = reporter
         self._uid = uid
         self._name = name
         self._parent = parent
@@ -246,6 +250,7 @@ class Census:
             since=status.since,
             children=status.children,
             withdrawing=self._withdrawing(tx, uid, via) if silent else status.withdrawing,
+            relayed=None if silent else report,
         )
 
     def _unheard(self, tx: Tx, uid: str, silent: bool) -> Known | None:
@@ -436,7 +441,7 @@ class Census:
                 children=known.children,
             ),
         )
-        put_changed(tx, key, document, known.uid)
+        self._reporter.put(tx, key, document, known.uid, relayed=known.relayed)
 
     # --- overlays ---
 

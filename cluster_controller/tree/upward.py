@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from cluster_controller.documents import Documents, put_changed
+from cluster_controller.reports import Reporter
 from cluster_controller.resources import kinds
 from cluster_controller.settling import Settler
 from cluster_controller.store import Event, Key, Store, Tx
@@ -20,8 +21,18 @@ KIND = "SubtreeApplication"
 class Upward:
     """``silent`` names, per direct child out of reach, the broken hop."""
 
-    def __init__(self, store: Store, *, uid: str, name: str, silent: Callable[[], Mapping[str, str]], timestamp: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        reporter: Reporter,
+        *,
+        uid: str,
+        name: str,
+        silent: Callable[[], Mapping[str, str]],
+        timestamp: Callable[[], str],
+    ) -> None:
         self._store = store
+        self._reporter = reporter
         self._silent = silent
         self._timestamp = timestamp
         self._uid = uid
@@ -80,7 +91,8 @@ class Upward:
             if there is not None:
                 tx.delete(there.key)
             return
-        put_changed(tx, report, summary, application)
+        relayed = tx.get(Key(space, KIND, "", application)) if space.removeprefix("up/") not in self._silent() else None
+        self._reporter.put(tx, report, summary, application, relayed=relayed)
         if space != "own":
             reference = summary.spec.application
             name = self._name_of(tx, reference)

@@ -12,9 +12,11 @@ from cluster_controller.placement.capacity import add
 from cluster_controller.placement.engine import Engine
 from cluster_controller.placement.model import Request
 from cluster_controller.placement.records import request
+from cluster_controller.reports import Reporter
 from cluster_controller.resources import kinds
 from cluster_controller.store import Key, Store, Stored, Tx
 from cluster_controller.tree.census import Census
+from cluster_controller.tree.news import News
 from cluster_controller.tree.upward import Upward
 
 MEBI = 1024**2
@@ -35,13 +37,17 @@ class Site:
         self.running: dict[str, dict[str, int]] = {}  # application → component → instances
         self.asked: dict[str, Request] = {}  # application → what its instances take
         self.tasks: list[asyncio.Task[None]] = []
+        self.starts = 0
         self.furnish()
 
     def furnish(self) -> None:
         """The rooms of one life of the controller, over the store as it is."""
         parent = self.parent
+        self.starts += 1
+        reporter = Reporter(self.uid, self.starts)
         self.census = Census(
             self.store,
+            reporter,
             uid=self.uid,
             name=self.name,
             parent=lambda: (parent.uid, parent.name) if parent else ("", ""),
@@ -50,8 +56,11 @@ class Site:
             now=lambda: 0.0,
             timestamp=lambda: "2026-01-01T00:00:00Z",
         )
-        self.engine = Engine(self.store, self.uid, self.name, self.census.silent, lambda: "2026-01-01T00:00:00Z")
-        self.upward = Upward(self.store, uid=self.uid, name=self.name, silent=self.census.silent, timestamp=lambda: "2026-01-01T00:00:00Z")
+        who = {"uid": self.uid, "name": self.name}
+        silent = self.census.silent
+        self.engine = Engine(self.store, reporter, **who, silent=silent, timestamp=lambda: "2026-01-01T00:00:00Z")
+        self.upward = Upward(self.store, reporter, **who, silent=silent, timestamp=lambda: "2026-01-01T00:00:00Z")
+        self.news = News(self.store, reporter, name=self.name)
 
     def facts(self) -> kinds.ClusterFacts:
         if not self.cpu_millis:
@@ -75,7 +84,8 @@ class Site:
         self.census.load()
         self.upward.load()
         self.engine.load()
-        for room in (self.census, self.upward, self.engine):
+        self.news.load()
+        for room in (self.census, self.upward, self.engine, self.news):
             self.store.subscribe(room.changed)
             self.tasks.append(asyncio.create_task(room.run()))
 
@@ -89,6 +99,9 @@ class Site:
     async def crash(self, folder: Path) -> None:
         """The controller dies, with all that it only had in memory, and comes back; what it runs, runs on."""
         await self.stop()
+        await self.revive(folder)
+
+    async def revive(self, folder: Path) -> None:
         self.store = await Store.open(folder)
         self.furnish()
         self.start()
@@ -146,7 +159,7 @@ async def copy(source: Store, source_space: str, target: Store, target_space: st
                 seen.add(key)
                 there = tx.get(key)
                 if there is None or there.document != stored.document:
-                    tx.put(key, stored.document, uid=stored.uid)
+                    tx.put(key, stored.document, uid=stored.uid, source=stored.source, start=stored.start, sequence=stored.sequence)
         for kind in target.kinds(target_space):
             for stored in target.list(target_space, kind):
                 if stored.key not in seen:

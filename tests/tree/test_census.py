@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from cluster_controller.documents import decode, encode
+from cluster_controller.reports import Reporter
 from cluster_controller.resources import kinds
 from cluster_controller.store import Key, Store
 from cluster_controller.tree.admission import Member
@@ -28,6 +29,7 @@ class Bench:
         self.own = kinds.ClusterFacts(shim="process")
         self.census = Census(
             store,
+            Reporter("me", 1),
             uid="me",
             name="region",
             parent=lambda: ("top", "root"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from cluster_controller.documents import decode, encode
+from cluster_controller.reports import Reporter
 from cluster_controller.resources import kinds
 from cluster_controller.store import Key, Store
 from cluster_controller.tree.upward import KIND, Upward
@@ -17,7 +18,9 @@ class Bench:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.silent: dict[str, str] = {}
-        self.upward = Upward(store, uid="me", name="region", silent=lambda: self.silent, timestamp=lambda: "2026-01-01T00:00:00Z")
+        self.upward = Upward(
+            store, Reporter("me", 1), uid="me", name="region", silent=lambda: self.silent, timestamp=lambda: "2026-01-01T00:00:00Z"
+        )
         self.upward.load()
         store.subscribe(self.upward.changed)
         self.task = asyncio.create_task(self.upward.run())

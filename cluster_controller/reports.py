@@ -1,0 +1,45 @@
+"""Under which identity a report travels: who observed it, in which of its starts, as the how manieth.
+
+The identity stays with a report on its whole way up, so that every store on it can tell an older report from a newer one, also
+when a controller in between was restored from a backup and sends again what it once knew (`sync.rules.reported_before`). What a
+controller makes of its children's words (a sum, or "out of reach") is a report of its own; what it only passes on keeps theirs.
+"""
+
+from datetime import datetime
+
+import msgspec
+
+from cluster_controller.documents import encode
+from cluster_controller.store import Key, Store, Stored, Tx
+
+START = "reports/start"  # fact: the number of this start
+
+
+class Reporter:
+    """Writes the space `report` of one controller, in one of its starts."""
+
+    def __init__(self, source: str, start: int) -> None:
+        self._source = source
+        self._start = start
+
+    def put(self, tx: Tx, key: Key, document: msgspec.Struct, uid: str, *, relayed: Stored | None = None) -> None:
+        """Write what differs. ``relayed``: a child's report that this is passed on from."""
+        encoded = encode(document)
+        there = tx.get(key)
+        if there is not None and there.document == encoded:
+            return
+        if relayed is not None and relayed.source:
+            tx.put(key, encoded, uid=uid, source=relayed.source, start=relayed.start, sequence=relayed.sequence)
+        else:
+            tx.put(key, encoded, uid=uid, source=self._source, start=self._start, sequence=tx.revision + 1)
+
+
+async def begin(store: Store, source: str, now: datetime) -> Reporter:
+    """The reporter of a new start.
+
+    Starts are numbered by the wall clock in milliseconds, and never backwards within one data folder whatever the clock does. The
+    clock is what lifts a folder that was restored from a backup above the starts that its backup does not know.
+    """
+    number = max(int(store.fact(START) or b"0") + 1, int(now.timestamp() * 1000))
+    await store.commit(lambda tx: tx.set_fact(START, str(number).encode()))
+    return Reporter(source, number)
