@@ -1,10 +1,10 @@
 """How many 256-byte frames a controller relays a second, on one core, over TLS.
 
-Three processes: a source (the parent of the relay), the relay (a tunnel as every controller has it, pinned to one core) and a sink
-that holds all children (pinned with the source to the other cores). The source fills its messages by hand, so that it costs
-little and can put one frame for each child in turn; it obeys credit like any peer. The sink compares every byte with what it
-must be at that place, so a frame lost, doubled or out of order is an error, and counts frames. Beside it, in the same run,
-the bare `websockets` library forwards the same payloads, one message each.
+The relay is the shipped `banyan run`, joined to its parent and pinned to one core. Around it, pinned to the other cores, two programs
+that are whole controllers too, with their stores, sync and signed routes: a source in the place of the parent, which fills its
+messages by hand, so that it costs little and can put one frame for each child in turn, and obeys credit like any peer; and a sink
+that holds all children. The sink compares every byte with what it must be at that place, so a frame lost, doubled or out of order is
+an error, and counts frames. Beside it, in the same run, the bare `websockets` library forwards the same payloads, one message each.
 
     python benchmarks/relay.py [--seconds 5] [--children 100] [--skip-peer]        the same alone, while working on the tunnel
 """
@@ -19,10 +19,8 @@ import os
 import ssl
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Coroutine
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,29 +30,14 @@ sys.path[0] = str(HERE.parent)  # not this folder: its modules have names of the
 import structlog  # noqa: E402
 import uvloop  # noqa: E402
 
-from benchmarks import records  # noqa: E402
+from banyanctl import service  # noqa: E402
+from benchmarks import gauges, records  # noqa: E402
+from benchmarks.harness import AT_ONCE, Site, Tree, all_ready, growing, token  # noqa: E402
 from benchmarks.records import Options, Row  # noqa: E402
-from cluster_controller.identity import Identity, PeerCertificate, create_root, keys, load, save  # noqa: E402
-from cluster_controller.identity.certificates import request  # noqa: E402
-from cluster_controller.identity.folder import create  # noqa: E402
-from cluster_controller.identity.holder import member  # noqa: E402
-from cluster_controller.tunnel import (  # noqa: E402
-    AttachRecord,
-    ControlMessage,
-    Hello,
-    JoinReply,
-    JoinRequest,
-    Lane,
-    Link,
-    Refusal,
-    RenewReply,
-    RenewRequest,
-    Router,
-    Routes,
-    Stream,
-    Tunnel,
-    Welcome,
-)
+from cluster_controller import config  # noqa: E402
+from cluster_controller.app import Controller  # noqa: E402
+from cluster_controller.identity import Identity, load  # noqa: E402
+from cluster_controller.tunnel import Lane, Link, Stream  # noqa: E402
 from cluster_controller.tunnel.protocol import frames  # noqa: E402
 
 PAYLOAD = 256
@@ -62,46 +45,6 @@ CYCLE = 241  # distinct payloads; a prime, so that no cycle of messages or child
 PATTERN = b"".join(number.to_bytes(4, "big") * (PAYLOAD // 4) for number in range(CYCLE))
 DOUBLED = PATTERN * 10
 WARM_UP = 1.0
-
-
-class Open:
-    """A membership that lets in whoever belongs to the tree; routes are believed (signatures are not what is measured here)."""
-
-    def __init__(self, identity: Identity) -> None:
-        self.identity = identity
-        self.router = Router(identity.uid, lambda record: True)
-        self.tunnel = Tunnel(lambda: identity, self, self.router)
-        self.attach = 0
-
-    def hello(self) -> Hello:
-        self.attach += 1
-        record = AttachRecord(uid=self.identity.uid, parent_uid=self.identity.parent_uid, attach=self.attach)
-        return Hello(name=self.identity.name, attach=record)
-
-    async def welcome(self, hello: Hello, peer: PeerCertificate) -> Welcome | Refusal:
-        return Welcome(path=(self.identity.uid,))
-
-    async def join(self, request: JoinRequest, address: str) -> JoinReply:
-        raise NotImplementedError
-
-    async def renew(self, request: RenewRequest, peer: PeerCertificate) -> RenewReply:
-        raise NotImplementedError
-
-    def link_up(self, link: Link) -> None:
-        if link.is_parent:
-            link.send_control(self.router.announcement())
-        elif link.hello is not None and link.hello.attach is not None:
-            self.tell(self.router.attach(link.hello.attach))
-
-    def link_down(self, link: Link, reason: str) -> None: ...
-
-    def control(self, link: Link, message: ControlMessage) -> None:
-        if isinstance(message, Routes):
-            self.tell(self.router.apply(link.peer_uid, message).onward)
-
-    def tell(self, routes: Routes | None) -> None:
-        if routes is not None and self.tunnel.parent is not None:
-            self.tunnel.parent.send_control(routes)
 
 
 class Source:
@@ -181,58 +124,43 @@ async def told() -> dict[str, Any]:
     return found
 
 
+async def started(folder: Path) -> Controller:
+    found = Controller(config.load(folder, {}), None, version="benchmark")
+    await found.start()
+    return found
+
+
 async def source(folder: Path, children: int) -> None:
-    me = Open(load(folder / "root"))
-    say(port=await me.tunnel.serve("127.0.0.1", 0))
-    await told()  # all children are up
-    uids = [load(folder / f"child-{number}").uid for number in range(children)]
-    while any(me.router.next_hop(uid) is None for uid in uids):
+    me = await started(folder / "root")
+    uids = [identity(folder, child(number)).uid for number in range(children)]
+    while any(me.membership.router.next_hop(uid) is None for uid in uids):
         await asyncio.sleep(0.05)
     streams = [await me.tunnel.open(uid, "sink", lane=Lane.SYNC) for uid in uids]
     filling = Source(next(iter(me.tunnel.links.values())), streams)
+    say(up=True)
     await told()
     filling.stopped = True
-    say(sent=sum(filling.sent), message=filling.states[0].window)
+    say(sent=sum(filling.sent))
     await told()
-    await me.tunnel.close()
+    await me.stop()
 
 
-async def relay(folder: Path, port: int) -> None:
-    me = Open(load(folder / "relay"))
-    dialling = asyncio.create_task(me.tunnel.dial([f"127.0.0.1:{port}"], ""))
-    say(port=await me.tunnel.serve("127.0.0.1", 0))
-    while not (order := await told()).get("stop"):
-        assert order["stats"]
-        assert me.tunnel.parent is not None
-        parent = me.tunnel.parent.stats
-        below = [link.stats for link in me.tunnel.links.values()]
-        say(
-            at=time.monotonic(), cpu=time.process_time(), relayed=parent.relayed,
-            messages_in=parent.messages_in, frames_in=parent.frames_in,
-            messages_out=sum(one.messages_out for one in below), frames_out=sum(one.frames_out for one in below),
-        )  # fmt: skip
-    dialling.cancel()
-    await me.tunnel.close()
-
-
-async def sink(folder: Path, port: int, children: int) -> None:
-    members, sinks, tasks = [], [], []
+async def sink(folder: Path, children: int) -> None:
+    members, sinks = [], []
     for number in range(children):
-        child, drain = Open(load(folder / f"child-{number}")), Sink()
-        child.tunnel.handle("sink", drain.drain)
-        tasks.append(asyncio.create_task(child.tunnel.dial([f"127.0.0.1:{port}"], "")))
-        members.append(child)
+        drain = Sink()
+        one = await started(folder / child(number))
+        one.tunnel.handle("sink", drain.drain)
+        members.append(one)
         sinks.append(drain)
-    while any(child.tunnel.parent is None for child in members):
+    while any(one.tunnel.parent is None for one in members):
         await asyncio.sleep(0.05)
     say(up=True)
     while not (await told()).get("stop"):
         received = [one.received for one in sinks]
-        say(at=time.monotonic(), frames=sum(received) / PAYLOAD, wrong=sum(one.wrong for one in sinks), least=min(received) / PAYLOAD)
-    for task in tasks:
-        task.cancel()
-    for child in members:
-        await child.tunnel.close()
+        say(at=time.monotonic(), frames=sum(received) / PAYLOAD, wrong=sum(one.wrong for one in sinks))
+    for one in members:
+        await one.stop()
 
 
 # -- the peer: the bare library ---------------------------------------------------------------------------------------------
@@ -243,7 +171,7 @@ async def peer_relay(folder: Path, children: int) -> None:
     from websockets.asyncio.server import ServerConnection, serve
     from websockets.exceptions import ConnectionClosed
 
-    context = load(folder / "relay").server_context()
+    context = identity(folder, "relay").server_context()
     connected: list[ServerConnection] = []
     forwarded = 0
 
@@ -270,7 +198,7 @@ async def peer_relay(folder: Path, children: int) -> None:
 async def peer_ends(folder: Path, port: int, children: int) -> None:
     from websockets.asyncio.client import ClientConnection, connect
 
-    context: ssl.SSLContext = load(folder / "root").client_context()
+    context: ssl.SSLContext = identity(folder, "root").client_context()
     options: dict[str, Any] = {
         "ssl": context,
         "server_hostname": "x",
@@ -345,60 +273,76 @@ class Process:
         self.process.wait()
 
 
-def make_tree(folder: Path, children: int) -> None:
-    now = datetime.now(UTC)
-    root = create_root(folder / "root", "root", now)
-
-    def below(above: Identity, name: str) -> Identity:
-        assert above.authority is not None
-        key, issuing = keys.generate(), keys.generate()
-        issued = above.authority.issue(name=name, identity_request=request(key), issuing_request=request(issuing), home=above.uid, now=now)
-        made = member(
-            name=name, key=key, issuing_key=issuing if issued.issuing else None, issued=issued, tree_ca=root.tree_ca,
-            parent_uid=above.uid, parent_name=above.name, parent_addresses=(), token_id="", labels={}, now=now,
-        )  # fmt: skip
-        create(folder / name)
-        save(folder / name, made)
-        return made
-
-    middle = below(root, "relay")
-    for number in range(children):
-        below(middle, f"child-{number}")
+def child(number: int) -> str:
+    return f"child-{number}"
 
 
-def relayed(folder: Path, children: int, seconds: float, cores: list[int]) -> dict[str, float]:
+def identity(folder: Path, name: str) -> Identity:
+    return load(config.load(folder / name, {}).identity_folder)
+
+
+def pin(pid: int, core: int) -> None:
+    """All threads; those to come follow whoever starts them."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setaffinity(int(task.name), {core})
+
+
+async def joined(tree: Tree, relay: Site, children: int) -> None:
+    """Children that have joined and are not running."""
+    turn = asyncio.Semaphore(AT_ONCE)
+
+    async def one(name: str) -> None:
+        async with turn:
+            chosen = {"name": name, "api_listen": "127.0.0.1:0", "tunnel_listen": "", "shim": "none"}
+            settings = config.load(tree.folder / name, {}, chosen)
+            await asyncio.to_thread(service.join, settings, await token(relay), lambda _: None)
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(children):
+            group.create_task(one(child(number)))
+
+
+async def counted(relay: Site) -> dict[str, float]:
+    """What the relay's own /metrics say of its links, with the time that it has spent."""
+    text = (await relay.pool.request("GET", "/metrics")).decode()
+    found = {"at": time.monotonic(), "cpu": gauges.cpu_seconds(relay.pid)}
+    for name, sign in (("in", "received"), ("out", "sent")):
+        for unit in ("messages", "frames"):
+            lines = [line for line in text.splitlines() if line.startswith(f"banyan_link_{sign}_{unit}_total{{")]
+            found[f"{unit}_{name}"] = sum(float(line.rpartition(" ")[2]) for line in lines if ('"root"' in line) == (name == "in"))
+    return found
+
+
+async def relayed(folder: Path, relay: Site, children: int, seconds: float, cores: list[int]) -> dict[str, float]:
     processes: list[Process] = []
     try:
+        bottom = Process(cores[-1], "sink", folder, children)
+        processes.append(bottom)
+        await asyncio.to_thread(bottom.read)
         top = Process(cores[-1], "source", folder, children)
         processes.append(top)
-        middle = Process(cores[0], "relay", folder, top.read()["port"])
-        processes.append(middle)
-        bottom = Process(cores[-1], "sink", folder, middle.read()["port"], children)
-        processes.append(bottom)
-        bottom.read()
-        top.tell(go=True)
-        time.sleep(WARM_UP)
-        relay_before, sink_before = middle.ask(stats=True), bottom.ask(stats=True)
-        time.sleep(seconds)
-        relay_after, sink_after = middle.ask(stats=True), bottom.ask(stats=True)
+        await asyncio.to_thread(top.read)
+        await asyncio.sleep(WARM_UP)
+        relay_before, sink_before = await counted(relay), bottom.ask(stats=True)
+        await asyncio.sleep(seconds)
+        relay_after, sink_after = await counted(relay), bottom.ask(stats=True)
         sent = top.ask(stop=True)["sent"]
         deadline = time.monotonic() + 10
         while (final := bottom.ask(stats=True))["frames"] < sent and time.monotonic() < deadline:
-            time.sleep(0.1)
+            await asyncio.sleep(0.1)
         if final["frames"] != sent or final["wrong"]:
             raise SystemExit(f"lost or out of order: sent {sent}, received {final['frames']}, wrong {final['wrong']}")
-        span = relay_after["at"] - relay_before["at"]
         change = {name: relay_after[name] - relay_before[name] for name in relay_after}
         return {
             "rate": (sink_after["frames"] - sink_before["frames"]) / (sink_after["at"] - sink_before["at"]),
-            "cpu": change["cpu"] / span,
+            "cpu": change["cpu"] / change["at"],
             "in": change["frames_in"] / max(1, change["messages_in"]),
             "out": change["frames_out"] / max(1, change["messages_out"]),
             "sent": sent,
         }
     finally:
         for process in processes:
-            process.stop()
+            await asyncio.to_thread(process.stop)
 
 
 def measure_peer(folder: Path, children: int, seconds: float, cores: list[int]) -> float:
@@ -420,20 +364,24 @@ def measure_peer(folder: Path, children: int, seconds: float, cores: list[int]) 
             process.kill()  # in the middle of a flood, behind which no goodbye comes through
 
 
-def conduct(seconds: float, many: int, skip_peer: bool) -> list[Row]:
+async def conduct(place: Path, seconds: float, many: int, skip_peer: bool) -> list[Row]:
     cores = sorted(os.sched_getaffinity(0))
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        make_tree(folder, many)
+    async with growing(place) as tree:
+        root = await tree.root()
+        relay = await tree.region("relay", root)
+        await all_ready(root, 2)
+        await joined(tree, relay, many)
+        await root.stop()  # the source takes its place: the same identity, store and port
+        pin(relay.pid, cores[0])
         for children, target in ((1, 200_000), (many, 80_000)):
-            found = relayed(folder, children, seconds, cores)
-            peer = None if skip_peer else measure_peer(folder, children, seconds, cores)
+            found = await relayed(tree.folder, relay, children, seconds, cores)
+            peer = None if skip_peer else await asyncio.to_thread(measure_peer, tree.folder, children, seconds, cores)
             whom = "1 child" if children == 1 else f"{children} children in turn"
             what = f"relay of {PAYLOAD}-byte frames to {whom}"
             note = (
                 f"{whom}: {found['sent']:,.0f} frames sent, every byte compared, none lost, order kept;"
-                f" the relay took {found['cpu']:.0%} of its core"
+                f" the relay, a `banyan run`, took {found['cpu']:.0%} of its core"
             )
             rows += [
                 Row(what=f"{what}, one core, TLS", target=target, measured=round(found["rate"]), unit="frames/s", least=True, note=note,
@@ -446,12 +394,11 @@ def conduct(seconds: float, many: int, skip_peer: bool) -> list[Row]:
 
 async def measure(options: Options) -> list[Row]:
     seconds, children = (0.5, 3) if options.quick else (10.0, 100)
-    return await asyncio.to_thread(conduct, seconds, children, False)
+    return await conduct(options.folder, seconds, children, False)
 
 
 ROLES: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {
     "source": source,
-    "relay": relay,
     "sink": sink,
     "peer-relay": peer_relay,
     "peer-ends": peer_ends,
@@ -470,7 +417,7 @@ def main() -> None:
     parser.add_argument("--children", type=int, default=100)
     parser.add_argument("--skip-peer", action="store_true")
     options = parser.parse_args()
-    rows = conduct(options.seconds, options.children, options.skip_peer)
+    rows = asyncio.run(conduct(Path("/var/tmp"), options.seconds, options.children, options.skip_peer))
     sys.stdout.write("\n".join([records.table(rows), *records.notes(rows), ""]))
 
 

@@ -85,6 +85,8 @@ class _Collector(Collector):
         sent = CounterMetricFamily("banyan_link_sent_bytes", "Bytes sent, before TLS.", labels=["peer"])
         frames_in = CounterMetricFamily("banyan_link_received_frames", "Frames received.", labels=["peer"])
         frames_out = CounterMetricFamily("banyan_link_sent_frames", "Frames sent.", labels=["peer"])
+        messages_in = CounterMetricFamily("banyan_link_received_messages", "WebSocket messages received, of frames.", labels=["peer"])
+        messages_out = CounterMetricFamily("banyan_link_sent_messages", "WebSocket messages sent.", labels=["peer"])
         rtt = GaugeMetricFamily("banyan_link_round_trip_seconds", "Measured round trip.", labels=["peer"])
         heard = GaugeMetricFamily("banyan_link_heard_seconds", "Since the last byte was heard.", labels=["peer"])
         now = clock.boottime()
@@ -94,10 +96,12 @@ class _Collector(Collector):
             sent.add_metric(peer, link.stats.bytes_out)
             frames_in.add_metric(peer, link.stats.frames_in)
             frames_out.add_metric(peer, link.stats.frames_out)
+            messages_in.add_metric(peer, link.stats.messages_in)
+            messages_out.add_metric(peer, link.stats.messages_out)
             heard.add_metric(peer, now - link.last_heard)
             if link.rtt is not None:
                 rtt.add_metric(peer, link.rtt)
-        yield from (received, sent, frames_in, frames_out, rtt, heard)
+        yield from (received, sent, frames_in, frames_out, messages_in, messages_out, rtt, heard)
         streams = GaugeMetricFamily("banyan_link_streams", "Streams that are open on a link, those passed on included.", labels=["peer"])
         for link in links:
             streams.add_metric([link.peer_name or link.peer_uid], link.streams)
