@@ -1,66 +1,51 @@
-"""The way to a member's API server: whom to ask, as whom, and one request at a time.
+"""A member's API server, asked one thing at a time, by the way that `way` found to it.
 
-The official client does what is full of corners: kubeconfig files, exec plugins, OIDC, tokens and certificates that rotate on disk,
-proxies, and urllib3's transport under it. Its models are never touched: bodies are bytes here, and their readers decode the few
-fields that they need. Nothing else imports `kubernetes`.
+The official client's models are never touched: bodies are bytes here, and their readers decode the few fields that they need.
 
 Requests run in a few threads of an executor (urllib3 blocks); a watch runs in its caller's thread; a raw connection (`connect`) is
 asyncio's own. A credential that stopped working (401, a certificate that the server no longer accepts) is read again from disk and
-tried once more.
+tried once more; whom the configuration names by then is asked for nothing before it has proved to be the cluster that was joined.
 """
 
 import asyncio
 import contextlib
 import random
-import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
-from urllib.parse import urlencode, urlsplit
+from typing import Any
+from urllib.parse import urlencode
 
 import msgspec
 import structlog
 import urllib3
-import yaml
 from cryptography import x509
-from kubernetes import config as kube_config
-from kubernetes.client import Configuration
-from kubernetes.client.rest import RESTClientObject
 from msgspec import Struct
 
 from cluster_controller import clock
 from cluster_shim.contract import ByteStream, ShimError
-from cluster_shim.kubernetes.tls import TlsStream
-from cluster_shim.process.streams import SocketStream
+from cluster_shim.kubernetes.dial import CHUNK, dial
+from cluster_shim.kubernetes.way import Access, Way, read
 
 log = structlog.get_logger()
-T = TypeVar("T")
+
+__all__ = ["Access", "Api", "ApiError", "Cut", "Details", "Query", "another", "credential_trouble", "refusal"]
 
 REQUEST_SECONDS = 30.0
 CONNECT_SECONDS = 10.0
 JSON = "application/json"
 MAX_ANSWER = 64 << 20  # bytes of one answer; lists are asked for in pages, so nothing honest comes near
 MAX_LINE = 16 << 20  # bytes of one watch event; an object of etcd is at most 1.5 MiB
-CHUNK = 64 << 10
 THREADS = 8
-CONNECTIONS = 32  # kept: the executor's and one per watch
 RELOAD_SECONDS = 2.0  # a credential is read again at most this often
 MAX_RETRY_AFTER = 30.0
-WATCH_SECONDS = 660.0  # of silence; a server ends a watch sooner by itself
+SILENCE_SECONDS = 150.0  # of a watch; a server that has nothing to tell sends a bookmark about once a minute
 PATIENCE_SECONDS = 60.0  # spent on a server that asks for some
 
 Query = Sequence[tuple[str, str]]
-
-
-class Access(Struct, frozen=True):
-    """Where the kubeconfig is and which of its contexts counts. Both empty in a pod: its service account."""
-
-    kubeconfig: str = ""
-    context: str = ""
 
 
 class Details(Struct, frozen=True, rename="camel"):
@@ -92,10 +77,37 @@ class ApiError(ShimError):
         self.details = details or Details()
         self.retry_after = retry_after
 
-    @property
-    def passing(self) -> bool:
-        """Whether the same request may succeed later, without anybody changing anything."""
-        return self.status in (0, 429, 500, 502, 503, 504)
+
+class Cut:
+    """Ends the watch that is under way, from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._answer: Any = None
+        self.stopped = False
+
+    def now(self) -> None:
+        """Whoever reads it reads its end."""
+        with self._lock:
+            if self._answer is not None:
+                with contextlib.suppress(ValueError, OSError, RuntimeError):
+                    self._answer.shutdown()
+
+    def stop(self) -> None:
+        """And begins no other."""
+        self.stopped = True
+        self.now()
+
+    @contextlib.contextmanager
+    def over(self, answer: Any) -> Iterator[None]:
+        with self._lock:
+            self._answer = answer
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._answer = None
+            answer.close()
 
 
 class Api:
@@ -109,12 +121,12 @@ class Api:
         self._stranger = ""  # why the configuration as it is now is not used
         self._executor = ThreadPoolExecutor(THREADS, "kube-api")
         self._probing = ThreadPoolExecutor(1, "kube-probe")  # a probe behind other people's slow requests would prove nothing
-        self._watches: set[Any] = set()  # answers that a thread reads from; shut down by `close`
+        self._cuts: set[Cut] = set()  # of watches under way; `close` ends them
         self._closed = False
         self.version = ""  # as the server says it: v1.34.2
         self.cluster_uid = ""  # of the namespace kube-system: a cluster's only identity
-        self.inside = False  # whether this runs in a pod of the cluster itself
-        self._load()
+        self._way = read(access)
+        self._loaded = time.monotonic()
 
     @classmethod
     async def open(cls, access: Access) -> "Api":
@@ -135,37 +147,11 @@ class Api:
 
     # --- configuration and credentials ---
 
-    def _load(self) -> None:
-        """In any thread. Replaces configuration and connections as a whole."""
-        configuration = Configuration()
-        access = self._access
-        inside = False
-        try:
-            if access.kubeconfig or access.context:
-                kube_config.load_kube_config(access.kubeconfig or None, access.context or None, configuration, persist_config=False)
-            else:
-                try:
-                    kube_config.load_incluster_config(configuration)
-                    inside = True
-                except kube_config.ConfigException:
-                    kube_config.load_kube_config(client_configuration=configuration, persist_config=False)
-        except kube_config.ConfigException as error:
-            place = access.kubeconfig or "no --kubeconfig, $KUBECONFIG, ~/.kube/config or service account"
-            raise ShimError(f"{place}: {error}; name a kubeconfig that kubectl accepts with --kubeconfig and --context") from None
-        except (OSError, ValueError, TypeError, AttributeError, KeyError, yaml.YAMLError) as error:
-            said = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ShimError(f"{access.kubeconfig or 'the kubeconfig'} cannot be read as a kubeconfig: {said}") from None
-        configuration.retries = False
-        configuration.connection_pool_maxsize = CONNECTIONS
-        rest = RESTClientObject(configuration)
-        context = _context(configuration)
-        self._configuration, self._rest, self._context, self.inside = configuration, rest, context, inside
-        self._loaded = time.monotonic()
-
     def _reload(self, asked: float) -> bool:
         """Read the credential again, unless that was done just now. Whether it is worth another try: it was read since ``asked``.
 
-        Raises ApiError when the configuration leads to another cluster than before: it is not asked for anything.
+        Raises ApiError when the configuration leads to another cluster than before: it is not asked for anything. One that cannot say
+        which cluster it is is not asked for anything either; it is looked at again.
         """
         with self._loading:
             if self._loaded > asked:
@@ -174,52 +160,47 @@ class Api:
                 if self._stranger:
                     raise ApiError(self._stranger)
                 return False
-            before = self._configuration, self._rest, self._context, self.inside, self._loaded
-            self._tried, self._stranger = time.monotonic(), ""
+            self._stranger = ""
             try:
-                self._load()
-                self._stranger = self._another()
+                fresh = read(self._access)
+                uid = self._uid(fresh) if self.cluster_uid else ""
             except ShimError as error:
                 log.warning("member.credential", reason=str(error))
                 return False
-            if self._stranger:
-                self._configuration, self._rest, self._context, self.inside, self._loaded = before
+            finally:
+                self._tried = time.monotonic()
+            if uid != self.cluster_uid:
+                self._stranger = another(self.cluster_uid, uid, fresh.url)
                 raise ApiError(self._stranger)
+            self._way, self._loaded = fresh, time.monotonic()
             return True
 
-    def _another(self) -> str:
-        """Says so when whom we would ask now is another cluster; "" when not, or when that is not to be learnt."""
-        if not self.cluster_uid:
-            return ""
+    def _uid(self, way: Way) -> str:
+        """Which cluster answers there. ShimError when that is not to be learnt now."""
         try:
-            answer = self._open("GET", "/api/v1/namespaces/kube-system", {"accept": JSON}, None, CONNECT_SECONDS)
-            uid = str(msgspec.json.decode(answer.read(MAX_ANSWER))["metadata"]["uid"]) if answer.status == 200 else ""
+            answer = self._open(way, "GET", "/api/v1/namespaces/kube-system", {"accept": JSON}, silence=CONNECT_SECONDS)
+            data = answer.read(MAX_ANSWER)
             answer.release_conn()
-        except (urllib3.exceptions.HTTPError, msgspec.DecodeError, KeyError, TypeError):
-            return ""
-        return another(self.cluster_uid, uid, self.url) if uid not in ("", self.cluster_uid) else ""
+            if answer.status >= 400:
+                raise refusal(answer.status, data)
+            return str(msgspec.json.decode(data)["metadata"]["uid"])
+        except urllib3.exceptions.HTTPError as error:
+            raise ApiError(f"{way.url} does not answer: {_cause(error)}") from None
+        except (msgspec.DecodeError, KeyError, TypeError):
+            raise ApiError(f"{way.url} answers, but not as a Kubernetes API server does") from None
 
     @property
     def url(self) -> str:
-        return str(self._configuration.host)
+        return self._way.url
 
-    def _headers(self) -> dict[str, str]:
-        """What authenticates a request, refreshed by the official client's own hook."""
-        try:
-            settings: dict[str, Any] = dict(self._configuration.auth_settings())
-        except Exception as error:  # exec plugins and OIDC raise whatever they like
-            raise ApiError(
-                f"no credential: {type(error).__name__}: {error}; does kubectl work with the same kubeconfig?", status=401
-            ) from None
-        headers = {"user-agent": "banyan"}
-        for setting in settings.values():
-            if setting.get("in") == "header" and setting.get("value"):
-                headers[str(setting["key"]).lower()] = str(setting["value"])
-        return headers
+    @property
+    def inside(self) -> bool:
+        """Whether this runs in a pod of the cluster itself."""
+        return self._way.inside
 
     async def credential_headers(self) -> list[tuple[bytes, bytes]]:
         """``Authorization`` for a raw connection; empty where the connection's certificate says who we are."""
-        headers = await asyncio.get_running_loop().run_in_executor(self._executor, self._headers)
+        headers = await asyncio.get_running_loop().run_in_executor(self._executor, _headers, self._way)
         return [(name.encode(), value.encode()) for name, value in headers.items() if name == "authorization"]
 
     # --- requests ---
@@ -276,20 +257,19 @@ class Api:
             raise ApiError(f"{self.url} answers, but not as a Kubernetes API server does: {kind or 'no content type'}", status=502)
         return data
 
-    def _answer(self, method: str, target: str, headers: dict[str, str], body: bytes | None, read_timeout: float | None) -> Any:
+    def _answer(self, method: str, target: str, headers: dict[str, str], body: bytes | None, silence: float) -> Any:
         """An answer whose body is not read yet; a 401 or a failed handshake has had its second try."""
-
         asked = time.monotonic()
         try:
-            answer = self._open(method, target, headers, body, read_timeout)
+            answer = self._open(self._way, method, target, headers, body=body, silence=silence)
             if answer.status == 401 and self._reload(asked):
                 answer.drain_conn()
-                answer = self._open(method, target, headers, body, read_timeout)
+                answer = self._open(self._way, method, target, headers, body=body, silence=silence)
         except urllib3.exceptions.SSLError as error:
             if not self._reload(asked):
                 raise ApiError(f"{self.url}: TLS: {_cause(error)}; does the kubeconfig's certificate-authority fit this server?") from None
             try:
-                answer = self._open(method, target, headers, body, read_timeout)
+                answer = self._open(self._way, method, target, headers, body=body, silence=silence)
             except urllib3.exceptions.HTTPError as again:
                 raise ApiError(f"{self.url}: {_cause(again)}") from None
         except urllib3.exceptions.HTTPError as error:
@@ -301,57 +281,61 @@ class Api:
         error = refusal(status, body, retry_after)
         if status != 401:
             return error
-        why = credential_trouble(self._configuration.cert_file, clock.wall())
+        why = credential_trouble(self._way.configuration.cert_file, clock.wall())
         return ApiError(f"{error}: {why}", status=status, reason=error.reason, details=error.details)
 
-    def _open(self, method: str, target: str, headers: dict[str, str], body: bytes | None, read_timeout: float | None) -> Any:
-        return self._rest.pool_manager.urlopen(
+    @staticmethod
+    def _open(way: Way, method: str, target: str, headers: dict[str, str], *, body: bytes | None = None, silence: float) -> Any:
+        """``silence``: seconds without a word after which it is given up."""
+        return way.pool.urlopen(
             method,
-            self.url.rstrip("/") + target,
+            way.url.rstrip("/") + target,
             body=body,
-            headers=headers | self._headers(),
+            headers=headers | _headers(way),
             preload_content=False,
             redirect=False,
             retries=False,
-            timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=read_timeout),
+            timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=silence),
         )
 
     def get(self, path: str, query: Query, accept: str = "application/json", timeout: float = REQUEST_SECONDS) -> bytes:
         """The same as `request("GET", …)`, in the caller's thread and with one try."""
         return self._ask("GET", f"{path}?{urlencode(query)}", {"accept": accept}, None, timeout)
 
-    def batches(
-        self, path: str, query: Query, stopped: Callable[[], bool], accept: str = "application/json", timeout: float = WATCH_SECONDS
-    ) -> Iterator[list[bytes]]:
-        """The lines of a watch as they come, in the caller's thread, until the server ends it, ``stopped()`` or `close`."""
-        answer = self._answer("GET", f"{path}?{urlencode(query)}", {"accept": accept}, None, timeout)
+    def batches(self, path: str, query: Query, cut: Cut, accept: str = JSON) -> Iterator[list[bytes]]:
+        """The lines of a watch as they come, in the caller's thread, until the server ends it, ``cut`` does, or `close`.
+
+        None at first, once the server has begun to answer. ApiError with status 0 when the connection does not last.
+        """
+        answer = self._answer("GET", f"{path}?{urlencode(query)}", {"accept": accept}, None, SILENCE_SECONDS)
         with self._lock:
             if self._closed:
                 answer.close()
                 return
-            self._watches.add(answer)
+            self._cuts.add(cut)
         try:
-            if answer.status >= 400:
-                raise self._refused(answer.status, answer.read(MAX_ANSWER), answer.headers.get("retry-after"))
-            pending = bytearray()
-            while not stopped():
-                data = answer.read1(CHUNK)
-                if not data:
-                    return
-                pending += data
-                end = pending.rfind(b"\n")
-                if end >= 0:
-                    whole, pending = bytes(pending[:end]), pending[end + 1 :]
-                    yield [line for line in whole.split(b"\n") if line]
-                if len(pending) > MAX_LINE:
-                    raise ApiError(f"{path}: a watch event of more than {MAX_LINE >> 20} MiB is not read", status=500)
+            with cut.over(answer):
+                if answer.status >= 400:
+                    raise self._refused(answer.status, answer.read(MAX_ANSWER), answer.headers.get("retry-after"))
+                yield []
+                pending = bytearray()
+                while not cut.stopped:
+                    data = answer.read1(CHUNK)
+                    if not data:
+                        return
+                    pending += data
+                    end = pending.rfind(b"\n")
+                    if end >= 0:
+                        whole, pending = bytes(pending[:end]), pending[end + 1 :]
+                        yield [line for line in whole.split(b"\n") if line]
+                    if len(pending) > MAX_LINE:
+                        raise ApiError(f"{path}: a watch event of more than {MAX_LINE >> 20} MiB is not read", status=500)
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            if not stopped() and not self._closed:
+            if not cut.stopped:
                 raise ApiError(f"{path}: the watch broke off: {_cause(error)}") from None
         finally:
             with self._lock:
-                self._watches.discard(answer)
-            answer.close()
+                self._cuts.discard(cut)
 
     async def allowed(self, verb: str, group: str, resource: str, namespace: str = "", *, subresource: str = "", name: str = "") -> bool:
         """Whether the member lets us do that (SelfSubjectAccessReview)."""
@@ -364,55 +348,27 @@ class Api:
         answer = await self.request("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body=msgspec.json.encode(review))
         return bool(msgspec.json.decode(answer)["status"].get("allowed", False))
 
-    # --- raw connections ---
-
     async def connect(self) -> ByteStream:
-        """A TLS connection to the API server, through the kubeconfig's proxy where it names one; nothing is sent on it yet."""
-        server = urlsplit(self.url)
-        host, port = server.hostname or "", server.port or (443 if server.scheme == "https" else 80)
-        context = self._context if server.scheme == "https" else None
-        name = (self._configuration.tls_server_name or host) if context is not None else None
+        """A raw connection to the API server, through the kubeconfig's proxy where it names one; nothing is sent on it yet."""
+        route = self._way.route
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                if not self._configuration.proxy:
-                    return await _secured(*await asyncio.open_connection(host, port, limit=CHUNK), context, name)
-                return await self._through_proxy(host, port, context, name)
+                return await dial(route)
         except TimeoutError:
-            raise ApiError(f"{self.url} does not answer within {CONNECT_SECONDS:.0f} s") from None
+            raise ApiError(f"{route.url} does not answer within {CONNECT_SECONDS:.0f} s") from None
         except OSError as error:
-            raise ApiError(f"{self.url} cannot be reached: {error.strerror or error}") from None
-
-    async def _through_proxy(self, host: str, port: int, context: ssl.SSLContext | None, name: str | None) -> ByteStream:
-        proxy = urlsplit(str(self._configuration.proxy))
-        reader, writer = await asyncio.open_connection(
-            proxy.hostname or "", proxy.port or 3128, ssl=True if proxy.scheme == "https" else None, limit=CHUNK
-        )
-        authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        lines = [f"CONNECT {authority} HTTP/1.1", f"Host: {authority}"]
-        for key, value in (self._configuration.proxy_headers or {}).items():
-            lines.append(f"{key}: {value}")
-        writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
-        try:
-            head = await reader.readuntil(b"\r\n\r\n")
-        except (asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            head = b""
-        if head.split(b" ", 2)[1:2] != [b"200"]:
-            writer.close()
-            said = head.split(b"\r\n", 1)[0].decode("latin-1") or "it closed the connection"
-            raise ApiError(f"proxy {proxy.hostname}:{proxy.port} does not lead to {authority}: {said}")
-        return await _secured(reader, writer, context, name)
+            raise ApiError(f"{route.url} cannot be reached: {error.strerror or error}") from None
 
     async def close(self) -> None:
         """Ends watches in other threads too."""
         with self._lock:
             self._closed = True
-            watches = list(self._watches)
-        for answer in watches:
-            with contextlib.suppress(ValueError, OSError, RuntimeError):
-                answer.shutdown()
+            cuts = list(self._cuts)
+        for cut in cuts:
+            cut.stop()
         self._executor.shutdown(wait=False, cancel_futures=True)
         self._probing.shutdown(wait=False, cancel_futures=True)
-        self._rest.pool_manager.clear()
+        self._way.pool.clear()
 
 
 def another(mine: str, found: str, url: str) -> str:
@@ -451,25 +407,17 @@ def credential_trouble(certificate: str | None, now: datetime) -> str:
     return "the server does not accept the client certificate of this kubeconfig; does kubectl work with the same one?"
 
 
-def _context(configuration: Configuration) -> ssl.SSLContext:
-    """The same trust and certificate as the official client's connections have."""
+def _headers(way: Way) -> dict[str, str]:
+    """What authenticates a request, refreshed by the official client's own hook."""
     try:
-        context = ssl.create_default_context(cafile=configuration.ssl_ca_cert or None)
-        if not configuration.verify_ssl:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        if configuration.cert_file:
-            context.load_cert_chain(configuration.cert_file, configuration.key_file)
-    except (OSError, ssl.SSLError) as error:
-        raise ShimError(f"the kubeconfig's certificates cannot be used: {error}") from None
-    context.set_alpn_protocols(["http/1.1"])
-    return context
-
-
-async def _secured(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, context: ssl.SSLContext | None, name: str | None
-) -> ByteStream:
-    return SocketStream(reader, writer) if context is None else await TlsStream.over(reader, writer, context, name)
+        settings: dict[str, Any] = dict(way.configuration.auth_settings())
+    except Exception as error:  # exec plugins and OIDC raise whatever they like
+        raise ApiError(f"no credential: {type(error).__name__}: {error}; does kubectl work with the same kubeconfig?", status=401) from None
+    headers = {"user-agent": "banyan"}
+    for setting in settings.values():
+        if setting.get("in") == "header" and setting.get("value"):
+            headers[str(setting["key"]).lower()] = str(setting["value"])
+    return headers
 
 
 def _cause(error: BaseException) -> str:

@@ -109,6 +109,10 @@ class Applier:
     async def close(self) -> None:
         await self._inventory.close()
 
+    def hurry(self) -> None:
+        """The API server answers again."""
+        self._inventory.hurry()
+
     def uids(self) -> set[str]:
         """Applications of which something is in the member."""
         return self._inventory.uids()

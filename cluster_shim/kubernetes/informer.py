@@ -1,7 +1,8 @@
 """All objects of one resource of the member, kept up to date: `listwatch` carried out by a thread of its own.
 
 urllib3 blocks, so each watched resource has a thread that reads, decodes into narrow structs, and hands batches to the loop; the loop
-alone changes `items`. What was known stays readable while the server is away: `failing_since` says for how long it is.
+alone changes `items`. What was known stays readable while the server is away: `failing_since` says for how long it is. It is not
+away as soon as it answers a watch; a connection that breaks after that is only begun anew.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from msgspec import Struct
 
 from cluster_controller import clock
 from cluster_shim.kubernetes import narrow
-from cluster_shim.kubernetes.api import Api, ApiError
+from cluster_shim.kubernetes.api import Api, ApiError, Cut
 from cluster_shim.kubernetes.listwatch import ListWatch
 
 log = structlog.get_logger()
@@ -67,7 +68,7 @@ class Informer(Generic[T]):
         self._keep = keep
         self._items: dict[str, T] = {}
         self._subscribers: list[Changed[T]] = []
-        self._stopped = threading.Event()
+        self._cut = Cut()
         self._now = threading.Event()  # a pause that is under way is cut short
         self._room = threading.Semaphore(QUEUED)
         self._random = random.Random()
@@ -87,9 +88,10 @@ class Informer(Generic[T]):
         return lambda: self._subscribers.remove(callback)
 
     def hurry(self) -> None:
-        """The server is known to answer again: whatever waits for another try has waited long enough. Without effect while it watches."""
-        if self.failing_since is not None:
-            self._now.set()
+        """The server is known to answer again after it did not. Whatever waits for another try has waited long enough; and a watch that
+        is under way may be one that nobody has at the other end any more, so it is begun anew from where it was."""
+        self._now.set()
+        self._cut.now()
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -100,7 +102,7 @@ class Informer(Generic[T]):
         try:
             await ended
         finally:
-            self._stopped.set()
+            self._cut.stop()
             self._now.set()
 
     # --- in the thread ---
@@ -108,15 +110,15 @@ class Informer(Generic[T]):
     def _thread(self, loop: asyncio.AbstractEventLoop, ended: "asyncio.Future[None]") -> None:
         def tell(call: Callable[..., None], *arguments: object) -> None:
             """On the loop; a loop that has ended wants to hear nothing."""
-            if not self._stopped.is_set():
+            if not self._cut.stopped:
                 try:
                     loop.call_soon_threadsafe(call, *arguments)
                 except RuntimeError:
-                    self._stopped.set()
+                    self._cut.stop()
 
         defect: BaseException | None = None
         try:
-            while not self._stopped.is_set():
+            while not self._cut.stopped:
                 self._once(tell)
         except BaseException as error:  # the loop raises it where `run` is awaited
             defect = error
@@ -131,9 +133,9 @@ class Informer(Generic[T]):
         step = self._plan.next(self._random.random())
         if step.pause:
             self._now.wait(step.pause)
-            if self._stopped.is_set():
+            if self._cut.stopped:
                 return
-            self._now.clear()
+        self._now.clear()
         try:
             if step.action == "list":
                 self._list(step.query, tell)
@@ -145,7 +147,7 @@ class Informer(Generic[T]):
                 return
             if error.status == NOT_FOUND and self._ends_when_gone:
                 raise
-            self._plan.failed()
+            self._plan.failed(error.retry_after)
             tell(self._failed, str(error))
         except msgspec.DecodeError as error:
             self._plan.failed()
@@ -162,32 +164,43 @@ class Informer(Generic[T]):
             tell(self._end)
 
     def _watch(self, query: tuple[tuple[str, str], ...], tell: Callable[..., None]) -> None:
-        quiet = True
-        for lines in self._api.batches(self.path, query, self._stopped.is_set, self._accept[1]):
-            changes: list[Change[T]] = []
-            for line in lines:
-                event = _EVENT.decode(line)
-                if event.type == "ERROR":
-                    self._hand(tell, changes, False)
-                    said = msgspec.json.decode(event.object, type=narrow.ErrorObject)
-                    raise ApiError(f"{self.path}: {said.message}", status=said.code, reason=said.reason)
-                quiet = False
-                if event.type == "BOOKMARK":
-                    self._plan.moved(msgspec.json.decode(event.object, type=narrow.VersionOnly).metadata.resource_version)
-                    continue
-                found = self._decode(event.object)
-                self._plan.moved(found.metadata.resource_version)
-                changes.append(Change("delete" if event.type == "DELETED" else "put", found))
-            self._hand(tell, changes, False)
-        self._plan.ended(quiet=quiet)
-        if not quiet:
-            tell(self._well)
+        begun = clock.boottime()
+        answered, quiet = False, True
+        try:
+            for lines in self._api.batches(self.path, query, self._cut, self._accept[1]):
+                if not answered:
+                    answered = True
+                    tell(self._well)
+                if lines:
+                    self._events(lines, tell)
+                    quiet = False
+        except ApiError as error:
+            if error.status or not answered:
+                raise
+            log.debug("member.watch_broke_off", path=self.path, reason=str(error))
+        self._plan.ended(quiet=quiet, lasted=clock.boottime() - begun)
+
+    def _events(self, lines: list[bytes], tell: Callable[..., None]) -> None:
+        changes: list[Change[T]] = []
+        for line in lines:
+            event = _EVENT.decode(line)
+            if event.type == "ERROR":
+                self._hand(tell, changes, False)
+                said = msgspec.json.decode(event.object, type=narrow.ErrorObject)
+                raise ApiError(f"{self.path}: {said.message}", status=said.code, reason=said.reason)
+            if event.type == "BOOKMARK":
+                self._plan.moved(msgspec.json.decode(event.object, type=narrow.VersionOnly).metadata.resource_version)
+                continue
+            found = self._decode(event.object)
+            self._plan.moved(found.metadata.resource_version)
+            changes.append(Change("delete" if event.type == "DELETED" else "put", found))
+        self._hand(tell, changes, False)
 
     def _hand(self, tell: Callable[..., None], changes: list[Change[T]], listing: bool) -> None:
         if not changes:
             return
         while not self._room.acquire(timeout=1.0):
-            if self._stopped.is_set():
+            if self._cut.stopped:
                 return
         tell(self._take, changes, listing)
 

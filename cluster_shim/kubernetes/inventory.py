@@ -84,6 +84,11 @@ class Inventory:
 
     # --- watching ---
 
+    def hurry(self) -> None:
+        """The API server answers again."""
+        for watch in self._watches.values():
+            watch.informer.hurry()
+
     async def ready(self, resource: Resource, namespace: str) -> None:
         """Until everything of this kind is known. ApiError or ShimError when that is not to be had."""
         if await self._may_look(resource, ""):

@@ -2,8 +2,8 @@
 
 The protocol is that of client-go's reflector (KEP-1904, KEP-365): a list in pages ends with a resourceVersion; a watch goes on from
 there; bookmarks carry it forward over quiet times; 410 means that the version is too old, and the list starts again. While it runs,
-everything known stays known; objects that the new list does not name are gone. Waiting is told, never done: `now` and `draw`
-(uniform 0…1) are arguments.
+everything known stays known; objects that the new list does not name are gone. Waiting is told, never done; its `draw` (uniform
+0…1) is an argument.
 """
 
 from typing import Literal
@@ -14,6 +14,8 @@ PAGE = 500  # objects in one answer
 WATCH_SECONDS = 300  # after which the server ends a watch by itself; up to twice that, so that watches do not end together
 FIRST_PAUSE = 0.8  # after a failure; doubled each time, as client-go does
 LONGEST_PAUSE = 30.0
+LONG_SECONDS = 10.0  # a watch that lasted so long was one, though nothing happened
+MOST = 16  # failures that count
 
 
 class Step(Struct, frozen=True):
@@ -32,11 +34,13 @@ class ListWatch:
         self._page = page
         self._continue = ""
         self._failures = 0
+        self._expired = 0  # watches that were refused as too old, since one has brought something
+        self._asked = 0.0  # seconds that the server wants to be left alone
         self.version = ""  # everything up to here is known; "" before the first list has ended
         self.listing = True
 
     def next(self, draw: float) -> Step:
-        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (self._failures - 1)) * (0.5 + draw / 2) if self._failures else 0.0
+        pause = self._pause(draw)
         if self.listing:
             query = (*self._base, ("limit", str(self._page)))
             if self._continue:
@@ -52,9 +56,17 @@ class ListWatch:
         )
         return Step("watch", query, pause)
 
+    def _pause(self, draw: float) -> float:
+        """A list after a watch that expired begins at once, for that happens; the next one, if nothing came of it, does not."""
+        count = self._failures
+        if self.listing and not self._continue:
+            count = max(count, self._expired - 1)
+        own = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (count - 1)) * (0.5 + draw / 2) if count > 0 else 0.0
+        return max(own, self._asked * (1 + draw / 2))
+
     def listed(self, version: str, onward: str) -> bool:
         """A page arrived. True: it was the last; whatever no page named is gone."""
-        self._failures = 0
+        self._failures, self._asked = 0, 0.0
         self._continue = onward
         if onward:
             return False
@@ -64,23 +76,33 @@ class ListWatch:
 
     def moved(self, version: str) -> None:
         """The watch brought an object or a bookmark of this version: the server is well."""
-        self._failures = 0
+        self._failures, self._expired, self._asked = 0, 0, 0.0
         if version:
             self.version = version
 
-    def ended(self, *, quiet: bool) -> None:
-        """The watch ended in order. One that ended at once and brought nothing counts as a failure, so that nobody spins."""
-        if quiet:
-            self._failures = min(self._failures + 1, 16)
+    def ended(self, *, quiet: bool, lasted: float) -> None:
+        """The watch was answered, and is over after so many seconds, whoever ended it. One that ended at once and brought nothing
+        counts as a failure, so that nobody spins."""
+        if quiet and lasted < LONG_SECONDS:
+            self._failures = min(self._failures + 1, MOST)
+        else:
+            self._failures, self._expired = 0, 0
+        self._asked = 0.0
 
     def expired(self) -> None:
         """410: this version, or the list's continuation, is too old. The list starts again at its first page."""
         if self.listing:
-            self._failures = min(self._failures + 1, 16)
+            self._failures = min(self._failures + 1, MOST)
+        else:
+            self._expired = min(self._expired + 1, MOST)
         self.listing = True
         self._continue = ""
         self.version = ""
 
-    def failed(self) -> None:
-        """Whatever was asked was not answered, or not to the end. A list goes on at its page, a watch from its version."""
-        self._failures = min(self._failures + 1, 16)
+    def failed(self, retry_after: float | None = None) -> None:
+        """Whatever was asked was not answered, or not to the end. A list goes on at its page, a watch from its version.
+
+        ``retry_after``: seconds that the server asks for; what it asks beyond `LONGEST_PAUSE` is not heard.
+        """
+        self._failures = min(self._failures + 1, MOST)
+        self._asked = min(retry_after or 0.0, LONGEST_PAUSE)

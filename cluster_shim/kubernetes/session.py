@@ -53,6 +53,10 @@ class Applier(Protocol):
 
     def uids(self) -> set[str]: ...
 
+    def hurry(self) -> None:
+        """The API server answers again."""
+        ...
+
 
 class _Task(Struct):
     """Where one Work stands."""
@@ -187,9 +191,11 @@ class Session:
                 self._leave(uid)
 
     def sight_changed(self) -> None:
-        """The member is out of sight: it is said. It is back: whatever waits for another try has waited long enough."""
+        """The member is out of sight: it is said. It is back: whatever waits for another try has waited long enough, and what is watched
+        is watched anew, for the other end of a connection may have forgotten it."""
         if self._blind() is None:
             self._picture.hurry()
+            self._applier.hurry()
             for uid, task in self._todo.items():
                 if task.timer is not None:
                     task.pause = RETRY_SECONDS[0]

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster_shim.kubernetes.listwatch import LONGEST_PAUSE, ListWatch
+from cluster_shim.kubernetes.listwatch import LONG_SECONDS, LONGEST_PAUSE, ListWatch
 
 
 def query(step_query: tuple[tuple[str, str], ...]) -> dict[str, str]:
@@ -25,7 +25,7 @@ def test_the_ordinary_course() -> None:
     assert query(step.query) == wanted
     plan.moved("12")
     plan.moved("")
-    plan.ended(quiet=False)
+    plan.ended(quiet=False, lasted=1.0)
     assert query(plan.next(0.0).query)["resourceVersion"] == "12"
 
 
@@ -61,10 +61,47 @@ def test_pauses_grow_are_bounded_and_end_with_the_first_word() -> None:
     assert pauses[-1] == LONGEST_PAUSE
     plan.listed("5", "")
     assert plan.next(1.0).pause == 0.0
-    plan.ended(quiet=True)
+    plan.ended(quiet=True, lasted=0.1)
     assert plan.next(1.0).pause > 0, "a watch that ends at once and brings nothing must not spin"
     plan.moved("6")
     assert plan.next(1.0).pause == 0.0
+    plan.ended(quiet=True, lasted=0.1)
+    plan.ended(quiet=True, lasted=LONG_SECONDS)
+    assert plan.next(1.0).pause == 0.0, "a watch that lasted was one, though nothing happened"
+
+
+def test_a_server_that_calls_every_watch_too_old_is_asked_less_and_less_until_a_watch_brings_something() -> None:
+    plan = ListWatch()
+    plan.listed("10", "")
+    pauses = []
+    for _ in range(12):
+        plan.expired()
+        step = plan.next(1.0)
+        assert step.action == "list"
+        pauses.append(step.pause)
+        plan.listed("", "more")
+        assert plan.next(1.0).pause == 0.0, "only before a list begins"
+        plan.listed("10", "")
+        assert plan.next(1.0).pause == 0.0
+    assert pauses[0] == 0.0
+    assert 0 < pauses[1] < pauses[2] < pauses[-1] == LONGEST_PAUSE
+    plan.moved("11")
+    plan.expired()
+    assert plan.next(1.0).pause == 0.0
+
+
+def test_what_a_server_asks_for_is_heeded_within_reason_and_forgotten_with_its_next_answer() -> None:
+    plan = ListWatch()
+    plan.failed(12.0)
+    assert plan.next(0.0).pause == 12.0
+    assert 12.0 < plan.next(1.0).pause <= 18.0
+    plan.failed(86_400.0)
+    assert plan.next(0.0).pause == LONGEST_PAUSE
+    plan.failed()
+    assert plan.next(0.0).pause < 12.0
+    plan.failed(12.0)
+    plan.listed("10", "")
+    assert plan.next(0.0).pause == 0.0
 
 
 STEPS = st.lists(st.sampled_from(["write", "delete", "compact", "lose", "look", "end"]), max_size=60)
@@ -126,7 +163,7 @@ def test_the_follower_ends_with_what_the_server_has(steps: list[str], page: int)
                 if what == "write":
                     held[key] = version
                 plan.moved(str(version))
-            plan.ended(quiet=len(history) == since)
+            plan.ended(quiet=len(history) == since, lasted=1.0)
 
     for step in steps:
         if step in ("write", "delete"):
@@ -134,7 +171,7 @@ def test_the_follower_ends_with_what_the_server_has(steps: list[str], page: int)
         elif step == "compact":
             oldest = len(history)
         elif step == "end":
-            plan.ended(quiet=False)
+            plan.ended(quiet=False, lasted=1.0)
         else:
             look(step == "lose")
     for _ in range(12):

@@ -49,6 +49,9 @@ class Defective:
     def uids(self) -> set[str]:
         return set()
 
+    def hurry(self) -> None:
+        return
+
     def held(self, uid: str) -> dict[str, Trouble]:
         return {}
 
