@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import pytest
 from banyanctl.client import Client
 from banyanctl.endpoint import ADMIN_KUBECONFIG, read
 from cluster_controller.errors import BanyanError
+from tools import needs
 
 ROOT = Path(__file__).parent.parent
 EMOTION = ROOT / "examples" / "emotion"
@@ -64,12 +64,9 @@ class Site:
         return done
 
     def kubectl(self, *arguments: str, check: bool = True, stdin: str | None = None, kubeconfig: Path | None = None) -> str:
-        kubectl = shutil.which("kubectl")
-        if kubectl is None:
-            pytest.fail("kubectl is missing: install it, or let `make test` build it (Go)")
         config = kubeconfig or self.folder / ADMIN_KUBECONFIG
         done = subprocess.run(
-            [kubectl, "--kubeconfig", str(config), *arguments],
+            [str(needs.kubectl()), "--kubeconfig", str(config), *arguments],
             capture_output=True, text=True, timeout=60, check=False, input=stdin, env=os.environ | {"HOME": str(self.folder)},
         )  # fmt: skip
         if check:
@@ -145,10 +142,10 @@ class Site:
 
     # --- its API ---
 
-    def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+    def ask(self, method: str, path: str, body: Any = None, kind: str = "application/json") -> tuple[int, Any]:
         with Client(read(self.folder / ADMIN_KUBECONFIG), 20.0) as client:
             data = None if body is None else json.dumps(body).encode()
-            answer = client.request(method, path, body=data, headers={"Content-Type": "application/json"})
+            answer = client.request(method, path, body=data, headers={"Content-Type": kind})
             return answer.status, json.loads(answer.body) if "json" in answer.headers.get("content-type", "") else answer.body
 
     def get(self, path: str) -> Any:

@@ -7,6 +7,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from banyanctl.demo.ports import free_port
 from e2e.support import APPS, Asker, Tree, infer, model_application, publish, talker, until
 
@@ -18,6 +20,7 @@ def three(tree: Tree) -> None:
     until("all are Ready", lambda: [item["phase"] for item in root.clusters().values()] == ["Ready"] * 3)
 
 
+@pytest.mark.exact
 def test_the_workload_outlives_its_manager(tree: Tree) -> None:
     """Restart, SIGKILL and a new version of the application, while a client asks the site's own port all the time."""
     three(tree)
@@ -53,6 +56,7 @@ def test_the_workload_outlives_its_manager(tree: Tree) -> None:
     assert len(pods) == 1
 
 
+@pytest.mark.needs("kubectl")
 def test_a_cut_off_edge_starts_from_its_own_disk_and_shows_stale_above(tree: Tree) -> None:
     three(tree)
     root, region, edge = (tree.sites[name] for name in ("root", "region-a", "edge-1"))
@@ -98,6 +102,7 @@ def owner(pod: dict[str, Any]) -> str:
     return str(pod["metadata"]["labels"]["banyan.dev/application-uid"])
 
 
+@pytest.mark.needs("kubectl")
 def test_a_region_acts_alone_and_the_root_hears_of_it(tree: Tree) -> None:
     three(tree)
     root, region, edge = (tree.sites[name] for name in ("root", "region-a", "edge-1"))

@@ -1,6 +1,5 @@
 """A controller whose disk, port or settings are not what it needs: a clear error with the remedy, and nothing acknowledged is lost."""
 
-import os
 import shutil
 import socket
 import sqlite3
@@ -65,10 +64,9 @@ def test_a_store_of_a_newer_banyan(stopped: Site) -> None:
     refuses(stopped, STORE, "newer")
 
 
+@pytest.mark.needs("root")
 def test_a_folder_that_cannot_be_written(stopped: Site, tmp_path: Path) -> None:
     """A read-only mount in a mount namespace of its own, for root may write anything else."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root for a read-only mount; tests/store/test_faults.py has the same without one")
     folder = stopped.folder
     script = (
         f"mount --bind {folder} {folder} && mount -o remount,ro,bind {folder} && exec {sys.executable} -m banyanctl --data {folder} run"
@@ -81,8 +79,6 @@ def test_a_folder_that_cannot_be_written(stopped: Site, tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    if os.geteuid() != 0:
-        pytest.skip("needs root for a small disk; tests/store/test_faults.py has the same without one")
     folder = tmp_path / "small"
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], check=True)
@@ -90,6 +86,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.needs("root")
 def test_a_full_disk_refuses_writes_and_goes_on_serving(small_disk: Path) -> None:
     tree = Tree(small_disk)
     try:

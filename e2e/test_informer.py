@@ -6,7 +6,6 @@ missed or doubled on any way back (a resumed watch, 410 and a new list, a stream
 
 import asyncio
 import os
-import shutil
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -20,20 +19,18 @@ from cluster_controller.store import Limits
 from openapi import watch
 from openapi.app import Api
 from tests.openapi.support import GROUP, Server, application, config_map, fronted, kubeconfig, serving
+from tools import needs
 
-GO = shutil.which("go") or ("/usr/local/go/bin/go" if Path("/usr/local/go/bin/go").exists() else None)
 SOURCE = Path(__file__).parent / "informer"
 MAPS = "/api/v1/namespaces/default/configmaps"
 APPS = f"{GROUP}/namespaces/default/applications"
-needs_go = pytest.mark.skipif(GO is None and not os.environ.get("CI"), reason="go is not installed; get it from https://go.dev/dl/")
 
 
 @pytest.fixture(scope="module")
 def informer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    assert GO is not None, "go is needed: https://go.dev/dl/"
     program = tmp_path_factory.mktemp("go") / "informer"
     environment = {**os.environ, "CGO_ENABLED": "0"}
-    subprocess.run([GO, "build", "-trimpath", "-o", str(program), "."], cwd=SOURCE, env=environment, check=True, timeout=600)
+    subprocess.run([needs.go(), "build", "-trimpath", "-o", str(program), "."], cwd=SOURCE, env=environment, check=True, timeout=600)
     return program
 
 
@@ -136,7 +133,8 @@ async def agrees(follower: Follower, client: Any) -> None:
             await asyncio.sleep(0.1)
 
 
-@needs_go
+@pytest.mark.exact
+@pytest.mark.needs("go")
 @pytest.mark.parametrize("streamed", [False, True], ids=["listed", "streamed"])
 @pytest.mark.parametrize(("between", "lists_again"), [(0, False), (20, True)], ids=["resumed", "past the journal"])
 def test_informers_survive_a_restart_of_the_controller(
@@ -179,7 +177,8 @@ def test_informers_survive_a_restart_of_the_controller(
     asyncio.run(main())
 
 
-@needs_go
+@pytest.mark.exact
+@pytest.mark.needs("go")
 def test_bookmarks_spare_an_idle_informer_a_new_list(tmp_path: Path, informer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Others change so much that the journal has forgotten what this informer saw last; bookmarks told it how far it is."""
     monkeypatch.setattr(watch, "BOOKMARK_SECONDS", 0.05)

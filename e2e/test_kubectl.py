@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from e2e.support import Tree, application, talker, until
+from tools import needs
 
-pytestmark = pytest.mark.usefixtures("deployed")
+pytestmark = [pytest.mark.needs("kubectl"), pytest.mark.usefixtures("deployed")]
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def test_edit_goes_through_an_editor(deployed: Tree, tmp_path: Path) -> None:
     editor.write_text('#!/bin/sh\nsed -i s/before/after/ "$1"\n')
     editor.chmod(0o755)
     done = subprocess.run(
-        ["kubectl", "--kubeconfig", str(root.folder / "admin.kubeconfig"), "edit", "configmap", "c"],
+        [str(needs.kubectl()), "--kubeconfig", str(root.folder / "admin.kubeconfig"), "edit", "configmap", "c"],
         env={"EDITOR": str(editor), "PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(tmp_path)},
         capture_output=True, text=True, timeout=30, check=False,
     )  # fmt: skip
@@ -98,7 +99,7 @@ def test_a_mistake_is_refused_by_name_and_server_side_apply_says_so(deployed: Tr
 
 def test_watch_sees_changes(deployed: Tree) -> None:
     root = deployed.sites["root"]
-    command = ["kubectl", "--kubeconfig", str(root.folder / "admin.kubeconfig"), "get", "configmaps", "-w", "-o", "name"]
+    command = [str(needs.kubectl()), "--kubeconfig", str(root.folder / "admin.kubeconfig"), "get", "configmaps", "-w", "-o", "name"]
     seen: list[str] = []
     with killed(command) as watch:
         reader = threading.Thread(target=lambda: seen.extend(line.strip() for line in watch.stdout or ()))
@@ -128,7 +129,7 @@ def test_pods_and_logs_of_an_edge_through_two_hops(deployed: Tree, tmp_path: Pat
     name = pods[0]["metadata"]["name"]
     assert "line 1" in root.kubectl("logs", name, kubeconfig=kubeconfig)
     assert len(root.kubectl("logs", name, "--tail=2", kubeconfig=kubeconfig).splitlines()) == 2
-    with killed(["kubectl", "--kubeconfig", str(kubeconfig), "logs", "-f", "--tail=1", name]) as follow:
+    with killed([str(needs.kubectl()), "--kubeconfig", str(kubeconfig), "logs", "-f", "--tail=1", name]) as follow:
         assert follow.stdout is not None
         first = int(follow.stdout.readline().split()[1])
         assert int(follow.stdout.readline().split()[1]) == first + 1

@@ -24,6 +24,8 @@ from cluster_shim.kubernetes.informer import Informer
 from e2e.testbed import Member, Shape, Testbed
 from e2e.testbed.fixtures import begin
 
+pytestmark = pytest.mark.needs("kubectl")
+
 WHO = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
 CONFIG_MAPS = "/api/v1/namespaces/default/configmaps"
 SECONDS = 60.0

@@ -113,6 +113,7 @@ def test_a_copied_data_folder_is_held_and_both_are_told(tree: Tree, root: Site) 
     until("the other is told that it stays out", lambda: f"instance {told[2]} of edge-1 was kept" in site.log(200) + copy.log(200))
 
 
+@pytest.mark.needs("kubectl")
 def test_people_have_the_rights_that_they_were_given(tree: Tree, root: Site) -> None:
     viewer = tree.folder / "viewer.kubeconfig"
     root.banyan("user", "create", "vera", "--group", "view", "--namespace", "default", "--kubeconfig-out", str(viewer))
@@ -132,6 +133,7 @@ def left_behind(site: Site) -> set[str]:
 WHO_IT_WAS = {"identity", "banyan.toml", "admin.kubeconfig", "store.db", "store.db-wal", "store.db-shm", "store.lock"}
 
 
+@pytest.mark.needs("kubectl")
 def test_a_running_site_leaves_with_one_command(tree: Tree, root: Site) -> None:
     site = tree.edge("edge-1", root)
     root.kubectl("apply", "-f", "-", stdin=json.dumps(talker(clusterName="edge-1")))
@@ -153,6 +155,7 @@ def test_a_running_site_leaves_with_one_command(tree: Tree, root: Site) -> None:
     site.banyan("join", root.token(), "--name", "edge-1", "--no-run", "--tunnel-listen", "")  # the folder is as good as new
 
 
+@pytest.mark.needs("kubectl")
 def test_a_site_that_leaves_may_keep_what_it_runs(tree: Tree, root: Site) -> None:
     site = tree.edge("edge-1", root)
     root.kubectl("apply", "-f", "-", stdin=json.dumps(talker(clusterName="edge-1")))

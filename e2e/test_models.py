@@ -31,6 +31,7 @@ def test_what_is_no_onnx_never_replaces_what_serves(grove: Tree, tmp_path: Path)
     until("it is as before", lambda: root.status(name).get("updated") == 1 and len(pods(edge, name)) == 1)
 
 
+@pytest.mark.needs("kubectl")
 def test_a_digest_that_is_not_that_of_the_bytes(grove: Tree) -> None:
     root = grove.sites["root"]
     sent = b"some bytes"

@@ -7,10 +7,15 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from banyanctl.client import Client
 from banyanctl.endpoint import ADMIN_KUBECONFIG, read
 from e2e.support import APPS, Site, Tree, program, until
 from e2e.test_workloads import change, create, pods
+from tools import needs
+
+pytestmark = pytest.mark.needs("kubectl")
 
 CORE = "/api/v1/namespaces/default"
 
@@ -132,7 +137,7 @@ def test_a_watch_goes_on_through_a_restart_of_the_controller(tree: Tree) -> None
     root = tree.root()
     port = read(root.folder / ADMIN_KUBECONFIG).address[1]
     fix_port(root, port)
-    argv = ["kubectl", "--kubeconfig", str(root.folder / ADMIN_KUBECONFIG), "get", "configmaps", "-w", "-o", "name"]
+    argv = [str(needs.kubectl()), "--kubeconfig", str(root.folder / ADMIN_KUBECONFIG), "get", "configmaps", "-w", "-o", "name"]
     with watching(argv) as seen:
         root.kubectl("create", "configmap", "one")
         until("it is seen", lambda: "configmap/one" in seen)

@@ -6,8 +6,12 @@ import time
 from functools import partial
 from typing import Any
 
+import pytest
+
 from e2e.support import APPS, Site, Tree, program, until
 from e2e.test_workloads import BOTH, change, create, pods
+
+pytestmark = pytest.mark.needs("kubectl")
 
 
 def where(root: Site, name: str) -> dict[str, int]:
@@ -88,6 +92,7 @@ def test_what_finds_no_room_says_so_and_goes_on_when_there_is_some(grove: Tree) 
     until("asked for too much, it is said", lambda: "asks 100000m" in root.banyan("explain", other).stdout)
 
 
+@pytest.mark.exact
 def test_components_and_applications_share_a_node_and_never_overbook_it(grove: Tree) -> None:
     """Two components of 60 % each of the only node, and two applications of 60 % each: one of them waits, and it is said why."""
     root, edge = grove.sites["root"], grove.sites["edge-1"]
@@ -111,6 +116,7 @@ def test_components_and_applications_share_a_node_and_never_overbook_it(grove: T
     assert "does not take a socket" in root.status(twice)["components"][0]["message"]
 
 
+@pytest.mark.exact
 def test_a_move_between_live_leaves_never_doubles(grove: Tree) -> None:
     """Lower, acknowledge, raise: all the time there are at most as many instances as were asked for."""
     root = grove.sites["root"]

@@ -4,9 +4,12 @@ import json
 import shutil
 from typing import Any
 
+import pytest
+
 from e2e.support import APPS, Site, Tree, talker, until
 
 
+@pytest.mark.needs("kubectl")
 def test_what_a_restored_root_does_not_know_runs_on_until_a_person_decides(tree: Tree) -> None:
     root = tree.root()
     edge = tree.edge("edge-1", root)

@@ -19,15 +19,18 @@ from banyanctl.client import Client
 from banyanctl.endpoint import ADMIN_KUBECONFIG, read
 from cluster_controller.errors import BanyanError
 from e2e.support import Site, Tree, until
-from e2e.test_informer import APPS, MAPS, Follower, following, needs_go
+from e2e.test_informer import APPS, MAPS, Follower, following
 from e2e.test_informer import informer as informer  # noqa: PLC0414
 from tests.openapi.support import application, config_map
+from tools import needs
+
+pytestmark = pytest.mark.needs("kubectl")
 
 
 @contextmanager
 def watching(site: Site, *arguments: str) -> Iterator[tuple["subprocess.Popen[str]", list[str]]]:
     """kubectl, and the lines that it has printed so far."""
-    command = ["kubectl", "--kubeconfig", str(site.folder / ADMIN_KUBECONFIG), "get", "configmaps", "-o", "name", *arguments]
+    command = [str(needs.kubectl()), "--kubeconfig", str(site.folder / ADMIN_KUBECONFIG), "get", "configmaps", "-o", "name", *arguments]
     lines: list[str] = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         reader = threading.Thread(target=lambda: lines.extend(line.strip() for line in process.stdout or ()))
@@ -121,7 +124,8 @@ async def agrees(follower: Follower, site: Site) -> None:
             await asyncio.sleep(0.1)
 
 
-@needs_go
+@pytest.mark.exact
+@pytest.mark.needs("go")
 @pytest.mark.parametrize("streamed", [False, True], ids=["listed", "streamed"])
 def test_informers_miss_and_double_nothing_while_the_controller_is_stopped_and_killed(tree: Tree, informer: Path, streamed: bool) -> None:
     root = tree.root()
@@ -165,6 +169,7 @@ print(sorted(known))
 """
 
 
+@pytest.mark.exact
 def test_a_python_client_goes_on_from_its_last_version_through_a_restart(tree: Tree) -> None:
     root = tree.root()
     argv = [sys.executable, "-W", "ignore", "-c", PROGRAM, str(root.folder / ADMIN_KUBECONFIG)]

@@ -15,7 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from e2e.support import APPS, SITE_PROGRAM, Site, Tree, application, program, until
+
+pytestmark = pytest.mark.needs("kubectl")
 
 CORE = "/api/v1/namespaces/default"
 BOTH = {"clusterSelector": {"matchLabels": {"tier": "edge"}}}
@@ -188,6 +192,7 @@ def test_a_memory_limit_holds_and_names_itself(grove: Tree) -> None:
     assert (terminated["reason"], terminated["exitCode"]) == ("OOMKilled", 137)
 
 
+@pytest.mark.exact
 def test_a_version_gets_requests_only_once_it_is_ready(grove: Tree) -> None:
     """Version 2 is never ready, version 3 crashes at its start, version 4 is good. A client asks all the time: 0 failed."""
     root, edge = grove.sites["root"], grove.sites["edge-1"]
@@ -237,6 +242,7 @@ def asking(url: str) -> Iterator[Counter[str]]:
             thread.join()
 
 
+@pytest.mark.exact
 def test_replicas_share_the_socket_and_are_swapped_one_by_one(grove: Tree) -> None:
     root, edge = grove.sites["root"], grove.sites["edge-1"]
     name = create(root, program("shared", replicas=3, expose={"port": 18106}), ready=3)
@@ -256,6 +262,7 @@ def test_replicas_share_the_socket_and_are_swapped_one_by_one(grove: Tree) -> No
     assert {told(root, name)["env"].get("VERSION") for _ in range(20)} == {"2"}
 
 
+@pytest.mark.exact
 def test_a_command_without_a_socket_stops_before_it_starts_anew(grove: Tree) -> None:
     root, edge = grove.sites["root"], grove.sites["edge-1"]
     marks = grove.folder / "alone"

@@ -5,10 +5,15 @@ summary names it and why; with CI=true that is a failure, for a check that CI le
 
     kubectl   1.30 or newer from PATH or $BANYAN_KUBECTL; else built from its Go module into ~/.cache/banyan-testbed
     go        the Go toolchain, for programs under e2e/
-    root      uid 0 with network namespaces (ip netns)
+    cc        a C compiler, for the disk that loses power
+    root      uid 0 with namespaces of the network and of mounts
+    cgroups   control groups that may be written: the kernel holds an instance to its processor time
     systemd-analyze   checks units; from Debian's package systemd
+
+What was found is on the PATH of the test and of what it starts, so that a program which calls `kubectl` by its name gets the same one.
 """
 
+import fcntl
 import functools
 import json
 import os
@@ -41,27 +46,43 @@ def cache() -> Path:
 
 
 def _kubectl_version(path: str) -> tuple[int, int]:
-    done = subprocess.run([path, "version", "--client", "-o", "json"], capture_output=True, text=True, timeout=30, check=False)
     try:
+        done = subprocess.run([path, "version", "--client", "-o", "json"], capture_output=True, text=True, timeout=30, check=False)
         version = json.loads(done.stdout)["clientVersion"]
         return int(version["major"]), int(version["minor"].rstrip("+"))
-    except (ValueError, KeyError):
+    except (OSError, ValueError, KeyError):
         return 0, 0
+
+
+def _built() -> Path:
+    return cache() / f"kubernetes-{KUBERNETES}" / "kubectl"
+
+
+def installed_kubectl() -> Path | None:
+    """One that is new enough, a person's own or built before."""
+    for candidate in (os.environ.get("BANYAN_KUBECTL"), shutil.which("kubectl"), str(_built())):
+        if candidate and Path(candidate).exists() and _kubectl_version(candidate) >= KUBECTL_OLDEST:
+            return Path(candidate)
+    return None
 
 
 @functools.cache
 def kubectl() -> Path:
     """An unmodified kubectl, 1.30 or newer; built from Go modules once where there is none. Raises Missing."""
-    built = cache() / f"kubernetes-{KUBERNETES}" / "kubectl"
-    for candidate in (os.environ.get("BANYAN_KUBECTL"), shutil.which("kubectl"), str(built)):
-        if candidate and Path(candidate).exists() and _kubectl_version(candidate) >= KUBECTL_OLDEST:
-            return Path(candidate)
-    return _build_kubectl(built)
+    if found := installed_kubectl():
+        return found
+    built = _built()
+    built.parent.mkdir(parents=True, exist_ok=True)
+    with (built.parent / "kubectl.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the workers of one run all need it at once: one builds, the others find it built
+        return built if _kubectl_version(str(built)) >= KUBECTL_OLDEST else _build_kubectl(built)
 
 
 def _build_kubectl(target: Path) -> Path:
-    tool = go()
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        tool = go()
+    except Missing as missing:
+        raise Missing(f"no kubectl 1.30+ on the PATH or as $BANYAN_KUBECTL, and none can be built: {missing}") from None
     staging = "0." + KUBERNETES.partition(".")[2]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -76,11 +97,12 @@ def _build_kubectl(target: Path) -> Path:
         environment = os.environ | {"CGO_ENABLED": "0", "GOFLAGS": "-mod=mod"}
         for argv in (
             [str(tool), "get", f"{package}@v{KUBERNETES}"],
-            [str(tool), "build", "-trimpath", "-ldflags", flags, "-o", str(target), package],
+            [str(tool), "build", "-trimpath", "-ldflags", flags, "-o", str(folder / "kubectl"), package],
         ):
             done = subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False)
             if done.returncode != 0:
                 raise Missing(f"kubectl could not be built with {' '.join(argv[:3])}: {done.stderr.strip()[-500:]}")
+        shutil.move(folder / "kubectl", target)
     return target
 
 
@@ -89,22 +111,43 @@ def go() -> Path:
     """The Go toolchain. Raises Missing."""
     found = shutil.which("go") or ("/usr/local/go/bin/go" if Path("/usr/local/go/bin/go").exists() else None)
     if not found:
-        raise Missing("Go is not installed; install kubectl 1.30+ (or Go 1.24+, with which it is built) and put it on the PATH")
+        raise Missing("Go is not installed; get Go 1.24+ from https://go.dev/dl/ and put it on the PATH")
     return Path(found)
 
 
 @functools.cache
 def root() -> Path:
-    """The `ip` tool, where network namespaces can be made. Raises Missing."""
+    """The `ip` tool, where namespaces of the network and of mounts can be made. Raises Missing."""
     found = shutil.which("ip", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
     if os.geteuid() != 0:
-        raise Missing("this test makes network namespaces; run it as root")
+        raise Missing("namespaces, mounts and device nodes are for root; run the tests as root")
     if not found:
         raise Missing("`ip` is not installed (Debian: apt-get install iproute2)")
-    probe = subprocess.run(["unshare", "--net", "true"], capture_output=True, timeout=30, check=False)
+    probe = subprocess.run(["unshare", "--net", "--mount", "true"], capture_output=True, timeout=30, check=False)
     if probe.returncode != 0:
-        raise Missing("the kernel refuses new network namespaces here")
+        raise Missing("the kernel refuses new namespaces here")
     return Path(found)
+
+
+def cc() -> Path:
+    """A C compiler. Raises Missing."""
+    found = shutil.which("cc")
+    if not found:
+        raise Missing("no C compiler is installed (Debian: apt-get install gcc libc6-dev)")
+    return Path(found)
+
+
+@functools.cache
+def cgroups() -> Path:
+    """A folder of control groups that may be written. Raises Missing."""
+    from cluster_shim.process.supervisor import limits  # not with this plugin: coverage begins after it
+
+    groups = [Path(folder) for folder in limits.detect(f"needs-{os.getpid()}").folders("")]
+    if not groups:
+        raise Missing("control groups of cpu and memory may not be written here; run the tests as root, where they are delegated")
+    for group in groups:
+        group.rmdir()
+    return groups[0].parent
 
 
 def systemd_analyze() -> Path:
@@ -115,7 +158,10 @@ def systemd_analyze() -> Path:
     return Path(found)
 
 
-TOOLS: dict[str, Callable[[], Path]] = {"kubectl": kubectl, "go": go, "root": root, "systemd-analyze": systemd_analyze}
+TOOLS: dict[str, Callable[[], Path]] = {
+    "kubectl": kubectl, "go": go, "cc": cc, "root": root, "cgroups": cgroups, "systemd-analyze": systemd_analyze,
+}  # fmt: skip
+ON_PATH = ("kubectl", "go")  # what other programs call by its name
 _left_out: dict[str, list[str]] = {}
 
 
@@ -125,16 +171,32 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # before the test's fixtures, which need the tool too
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark in item.iter_markers("needs"):
         for name in mark.args:
-            try:
-                TOOLS[name]()
-            except Missing as missing:
-                if os.environ.get("CI") == "true":
-                    pytest.fail(f"needs {name}: {missing}", pytrace=False)
-                _left_out.setdefault(f"{name}: {missing}", []).append(item.nodeid)
-                pytest.skip(f"needs {name}: {missing}")
+            if reason := lacks(name, item.nodeid):
+                pytest.skip(reason)
+
+
+def lacks(name: str, test: str) -> str:
+    """Why ``test`` cannot have the tool, which the summary then says; empty where it can. Fails the test where CI runs."""
+    try:
+        found = TOOLS[name]()
+    except Missing as missing:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"needs {name}: {missing}", pytrace=False)
+        _left_out.setdefault(f"{name}: {missing}", []).append(test)
+        return f"needs {name}: {missing}"
+    if name in ON_PATH:
+        put_on_path(found)
+    return ""
+
+
+def put_on_path(tool: Path) -> None:
+    """From now on its bare name is this one, here and in what is started."""
+    if shutil.which(tool.name) != str(tool):
+        os.environ["PATH"] = f"{tool.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

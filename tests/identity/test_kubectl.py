@@ -3,8 +3,6 @@
 import asyncio
 import base64
 import json
-import os
-import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,11 +14,9 @@ from cluster_controller.identity.authority import UserCredential
 from cluster_controller.identity.certificates import pem
 from cluster_controller.identity.users import Grant
 from tests.identity.family import below
+from tools import needs
 
-KUBECTL = shutil.which("kubectl")
-pytestmark = pytest.mark.skipif(
-    KUBECTL is None and not os.environ.get("CI"), reason="kubectl is not installed; get it from https://kubernetes.io/docs/tasks/tools/"
-)
+pytestmark = pytest.mark.needs("kubectl")
 BODY = b'{"major":"1","minor":"34","gitVersion":"v1.34.0"}'
 
 
@@ -57,9 +53,8 @@ async def ask(tmp_path: Path, identity: Identity, host: str, anchors: bytes, use
     async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=identity.api_context([], now)) as server:
         path = tmp_path / "kubeconfig"
         path.write_text(kubeconfig(server.sockets[0].getsockname()[1], host, anchors, user))
-        assert KUBECTL is not None, "kubectl is needed: https://kubernetes.io/docs/tasks/tools/"
         process = await asyncio.create_subprocess_exec(
-            KUBECTL, "--kubeconfig", str(path), "get", "--raw", "/version",
+            needs.kubectl(), "--kubeconfig", str(path), "get", "--raw", "/version",
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env={"HOME": str(tmp_path), "NO_PROXY": "*"},
         )  # fmt: skip
         out, err = await asyncio.wait_for(process.communicate(), 60)

@@ -1,7 +1,7 @@
 """Join tokens: one word that carries all it says, and no slip of it passes."""
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cluster_controller.errors import InvalidInput
@@ -39,8 +39,7 @@ def test_a_token_survives_line_breaks_and_capitals(data: st.DataObject) -> None:
 
 @given(st.integers(0, len(WHOLE) - 1), st.characters(codec="utf-8", exclude_categories=["Cs"]))
 def test_an_altered_character_is_recognised(at: int, other: str) -> None:
-    if other.isspace() or other.lower() == WHOLE[at]:
-        return
+    assume(not other.isspace() and other.lower() != WHOLE[at])
     with pytest.raises(TokenAltered):
         token.decode(WHOLE[:at] + other + WHOLE[at + 1 :])
 
@@ -53,11 +52,10 @@ def test_every_single_altered_character_is_recognised() -> None:
                     token.decode(WHOLE[:at] + other + WHOLE[at + 1 :])
 
 
-@given(st.integers(0, 400))
+@given(st.integers(0, len(WHOLE) - 1))
 def test_a_token_cut_short_is_recognised(length: int) -> None:
-    if length < len(WHOLE):
-        with pytest.raises(TokenAltered):
-            token.decode(WHOLE[:length])
+    with pytest.raises(TokenAltered):
+        token.decode(WHOLE[:length])
 
 
 @given(st.text(max_size=200) | st.text("abcdefghijklmnopqrstuvwxyz234567", max_size=300).map(lambda text: token.PREFIX + text))

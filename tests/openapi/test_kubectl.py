@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -11,11 +10,9 @@ import pytest
 
 from cluster_controller.resources.tables import Heard
 from tests.openapi.support import Server, application, fronted, kubeconfig, run
+from tools import needs
 
-KUBECTL = shutil.which("kubectl")
-pytestmark = pytest.mark.skipif(
-    KUBECTL is None and not os.environ.get("CI"), reason="kubectl is not installed; get it from https://kubernetes.io/docs/tasks/tools/"
-)
+pytestmark = pytest.mark.needs("kubectl")
 APP = msgspec.json.encode(application())
 
 
@@ -25,7 +22,6 @@ class Kubectl:
         self.calls = 0
 
     async def start(self, *arguments: str, token: str = "admin-token") -> asyncio.subprocess.Process:
-        assert KUBECTL is not None, "kubectl is needed: https://kubernetes.io/docs/tasks/tools/"
         environment = {
             "HOME": str(self.folder),
             "PATH": os.environ["PATH"],
@@ -34,7 +30,7 @@ class Kubectl:
         }
         pipe = asyncio.subprocess.PIPE
         return await asyncio.create_subprocess_exec(
-            KUBECTL, *arguments, stdin=pipe, stdout=pipe, stderr=pipe, env=environment, cwd=self.folder
+            needs.kubectl(), *arguments, stdin=pipe, stdout=pipe, stderr=pipe, env=environment, cwd=self.folder
         )
 
     async def __call__(self, *arguments: str, stdin: bytes = b"", code: int = 0, token: str = "admin-token") -> str:

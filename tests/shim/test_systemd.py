@@ -1,7 +1,5 @@
 """The unit is one that systemd accepts, and it does not kill what must survive."""
 
-import os
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -9,15 +7,7 @@ import pytest
 
 from cluster_shim.contract import ShimError
 from cluster_shim.process.systemd import unit
-
-
-def _analyze() -> str:
-    tool = shutil.which("systemd-analyze")
-    if tool is None:
-        if os.environ.get("CI"):
-            pytest.fail("systemd-analyze is missing: apt-get install systemd")
-        pytest.skip("systemd-analyze is missing: apt-get install systemd")
-    return tool
+from tools import needs
 
 
 def test_it_ends_the_controller_alone_and_delegates_its_group() -> None:
@@ -47,6 +37,7 @@ def test_it_puts_no_sandbox_around_the_applications() -> None:
         assert f"\n{flag}" not in text
 
 
+@pytest.mark.needs("systemd-analyze")
 def test_systemd_accepts_a_program_with_spaces_and_a_user(tmp_path: Path) -> None:
     program = tmp_path / "my apps" / "ban yan"
     program.parent.mkdir()
@@ -55,15 +46,15 @@ def test_systemd_accepts_a_program_with_spaces_and_a_user(tmp_path: Path) -> Non
     path = tmp_path / "banyan-edge-1.service"
     path.write_text(unit([str(program), "run", "--data", str(tmp_path / "a b")], user="daemon"))
     assert f'ExecStart="{program}" run --data "{tmp_path}/a b"\nUser=daemon\n' in path.read_text()
-    done = subprocess.run([_analyze(), "verify", "--man=no", str(path)], capture_output=True, text=True, check=False)
+    done = subprocess.run([needs.systemd_analyze(), "verify", "--man=no", str(path)], capture_output=True, text=True, check=False)
     assert (done.returncode, "banyan-edge-1" in done.stderr) == (0, False), done.stderr
 
 
+@pytest.mark.needs("systemd-analyze")
 def test_systemd_accepts_it(tmp_path: Path) -> None:
-    tool = _analyze()
     path = tmp_path / "banyan.service"
     path.write_text(unit(["/usr/bin/env", "banyan", "run", "--data-dir", '/srv/a "b" $HOME %h\\x'], name="100% edge"))
-    done = subprocess.run([tool, "verify", "--man=no", str(path)], capture_output=True, text=True, check=False)
+    done = subprocess.run([needs.systemd_analyze(), "verify", "--man=no", str(path)], capture_output=True, text=True, check=False)
     assert "banyan.service" not in done.stderr, done.stderr
     assert done.returncode == 0, done.stderr
 

@@ -4,16 +4,14 @@ The model is strict: what was not synced is kept or lost sector by sector, in an
 its folder was synced, or by luck.
 """
 
-import os
 import random
-import shutil
 import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import pytest
+from tools import needs
 
 WRITE, TRUNCATE, SYNC, UNLINK, RENAME, CREATE, ACK = range(1, 8)
 SECTOR = 512
@@ -21,17 +19,11 @@ _HEAD = struct.Struct("<BHQQ")
 
 
 def build(folder: Path) -> Path:
-    """The shared object; needs a C compiler, which CI has."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        why = "no C compiler: install one (apt-get install gcc libc6-dev) to run the power-cut tests"
-        if os.environ.get("CI") == "true":
-            pytest.fail(why)
-        pytest.skip(why)
+    """The shared object. A test that builds it is marked `needs("cc")`."""
     library = folder / "disk.so"
     source = Path(__file__).with_name("disk.c")
     subprocess.run(
-        [compiler, "-shared", "-fPIC", "-O1", "-Wall", "-U_FILE_OFFSET_BITS", "-o", library, source, "-ldl"], check=True, timeout=60
+        [needs.cc(), "-shared", "-fPIC", "-O1", "-Wall", "-U_FILE_OFFSET_BITS", "-o", library, source, "-ldl"], check=True, timeout=60
     )
     return library
 

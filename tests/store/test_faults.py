@@ -112,6 +112,7 @@ asyncio.run(main(Path(sys.argv[1]), Path(sys.argv[2])))
 """
 
 
+@pytest.mark.needs("cc")
 @pytest.mark.parametrize(("program", "variable"), [(FULL, "BANYAN_DISK_QUOTA"), (SICK, "BANYAN_DISK_SICK")])
 def test_a_full_disk_heals_and_a_sick_one_is_not_trusted(tmp_path: Path, program: str, variable: str) -> None:
     folder, control = tmp_path / "data", tmp_path / "control"
@@ -213,10 +214,9 @@ asyncio.run(main(Path(sys.argv[1])))
 """
 
 
+@pytest.mark.needs("root")
 def test_a_small_disk_that_is_full_heals(tmp_path: Path) -> None:
     """A tmpfs in a mount namespace of its own."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root for a small disk; the tests above have the same without one")
     command = ["unshare", "-m", sys.executable, "-c", TINY, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, timeout=60, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()

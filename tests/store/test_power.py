@@ -69,6 +69,7 @@ def last_ack(acks: list[bytes]) -> int:
     return max((int(line.split()[0]) for note in acks for line in note.splitlines()), default=0)
 
 
+@pytest.mark.needs("cc")
 def test_power_cuts_lose_nothing_acknowledged(library: Path, quick: Path) -> None:
     folder, trace = quick / "data", quick / "trace"
     traced(library, folder, trace, "tests.store.workload", str(folder), str(COMMITS))
@@ -92,6 +93,7 @@ def test_power_cuts_lose_nothing_acknowledged(library: Path, quick: Path) -> Non
     assert len(set(held)) > min(CUTS, COMMITS // 8) // 2, "the cuts were spread over the life of the store"
 
 
+@pytest.mark.needs("cc")
 def test_the_trace_would_show_an_early_acknowledgement(library: Path, tmp_path: Path) -> None:
     """The test above can fail: without its syncs the same trace loses what was acknowledged."""
     folder, trace = tmp_path / "data", tmp_path / "trace"
