@@ -7,6 +7,7 @@ away (`health` says since when it is not to be taken for the present). What pods
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple, TypeVar
 
 from msgspec import structs
 
@@ -26,6 +27,17 @@ WORKLOADS = {
     "Job": "/apis/batch/v1/jobs",
 }
 Place = tuple[str, str, str]  # namespace, kind, name
+Label = TypeVar("Label")
+Entry = TypeVar("Entry")
+Value = TypeVar("Value")
+
+
+class _Filed(NamedTuple):
+    """Where a pod is filed, whatever it says of itself by now."""
+
+    pod: narrow.Pod
+    uid: str  # of the application that its label names; ""
+    place: Place | None  # what keeps it
 
 
 class Picture:
@@ -46,6 +58,7 @@ class Picture:
         self.ledger = nodes.Ledger()
         self._hinter = Hinter(api, self._hinted)
         self._usage = Usage(api, self._node_names, self._is_ours, self._measured)
+        self._filed: dict[str, _Filed] = {}  # pod uid →
         self._ours: dict[tuple[str, str], tuple[str, str]] = {}  # namespace and name of a pod → application uid, pod uid
         self._by_uid: dict[str, dict[str, narrow.Pod]] = {}  # application uid → pod uid → pod, by label
         self._by_place: dict[Place, dict[str, narrow.Pod]] = {}  # what keeps them → pod uid → pod
@@ -145,29 +158,46 @@ class Picture:
                 room |= self.ledger.put(pod)
             else:
                 room |= self.ledger.drop(pod.metadata.uid)
-            uid = pod.metadata.labels.get(names.APPLICATION_UID, "")
-            place = status.workload_of(pod)
-            if uid:
-                _file(self._by_uid, uid, change)
-            if place is not None:
-                _file(self._by_place, place, change)
-            owner = uid or (self._owner.get(place, "") if place is not None else "")
-            if owner:
-                touched.add(owner)
-                self._note(owner, change)
+            touched |= self._take_out(pod.metadata.uid)
+            if change.kind == "put":
+                touched |= self._put_in(pod)
+            else:
+                self._hinter.drop(pod.metadata.uid)
         if touched:
             self._changed(touched)
         if room:
             self._nodes_changed()
 
-    def _note(self, owner: str, change: Change[narrow.Pod]) -> None:
-        meta = change.object.metadata
-        if change.kind == "put":
-            self._ours[meta.namespace, meta.name] = owner, meta.uid
-        else:
-            self._hinter.drop(meta.uid)
-            if self._ours.get((meta.namespace, meta.name)) == (owner, meta.uid):
-                del self._ours[meta.namespace, meta.name]
+    def _put_in(self, pod: narrow.Pod) -> set[str]:
+        """Whose it is."""
+        meta, place = pod.metadata, status.workload_of(pod)
+        uid = meta.labels.get(names.APPLICATION_UID, "")
+        if uid:
+            self._by_uid.setdefault(uid, {})[meta.uid] = pod
+        if place is not None:
+            self._by_place.setdefault(place, {})[meta.uid] = pod
+        if uid or place is not None:
+            self._filed[meta.uid] = _Filed(pod, uid, place)
+        owner = uid or (self._owner.get(place, "") if place is not None else "")
+        if not owner:
+            return set()
+        self._ours[meta.namespace, meta.name] = owner, meta.uid
+        return {owner}
+
+    def _take_out(self, pod_uid: str) -> set[str]:
+        """Whose it was: by what was filed, for a pod that another application has by now says nothing of the one before."""
+        filed = self._filed.pop(pod_uid, None)
+        if filed is None:
+            return set()
+        _drop(self._by_uid, filed.uid, pod_uid)
+        if filed.place is not None:
+            _drop(self._by_place, filed.place, pod_uid)
+        where = filed.pod.metadata.namespace, filed.pod.metadata.name
+        owner, known = self._ours.get(where, ("", ""))
+        if known != pod_uid:
+            return set()
+        del self._ours[where]
+        return {owner}
 
     def _hinted(self, owner: str) -> None:
         self._changed((owner,))
@@ -181,26 +211,29 @@ class Picture:
         for change in changes:
             workload = structs.replace(change.object, kind=kind)
             meta = workload.metadata
-            uid, place = meta.labels.get(names.APPLICATION_UID, ""), (meta.namespace, kind, meta.name)
-            touched.add(uid)
-            if change.kind == "put":
-                self._workloads.setdefault(uid, {})[place] = workload
-                self._owner[place] = uid
-            else:
-                self._workloads.get(uid, {}).pop(place, None)
+            place = meta.namespace, kind, meta.name
+            before = self._owner.get(place, "")
+            known = self._workloads.get(before, {}).get(place)
+            if change.kind == "delete" and (known is None or known.metadata.uid != meta.uid):
+                continue  # one that has been made anew under its name is not gone
+            owner = meta.labels.get(names.APPLICATION_UID, "") if change.kind == "put" else ""
+            touched |= {uid for uid in (before, owner) if uid}
+            if before != owner:
+                _drop(self._workloads, before, place)
                 self._owner.pop(place, None)
-                if not self._workloads.get(uid, True):
-                    del self._workloads[uid]
+            if owner:
+                self._workloads.setdefault(owner, {})[place] = workload
+                self._owner[place] = owner
+            if before != owner:
+                for pod in list(self._by_place.get(place, {}).values()):
+                    touched |= self._take_out(pod.metadata.uid) | self._put_in(pod)
         if touched:
             self._changed(touched)
 
 
-def _file(index: "dict[str, dict[str, narrow.Pod]] | dict[Place, dict[str, narrow.Pod]]", key: object, change: Change[narrow.Pod]) -> None:
-    """Put into, or take out of, an index of pods; no empty entries stay."""
-    entries: dict[str, narrow.Pod] = index.setdefault(key, {})  # type: ignore[arg-type]
-    if change.kind == "put":
-        entries[change.object.metadata.uid] = change.object
-    else:
-        entries.pop(change.object.metadata.uid, None)
+def _drop(index: dict[Label, dict[Entry, Value]], label: Label, entry: Entry) -> None:
+    """Out of an index; no empty entries stay."""
+    entries = index.get(label, {})
+    entries.pop(entry, None)
     if not entries:
-        del index[key]  # type: ignore[arg-type]
+        index.pop(label, None)
