@@ -435,9 +435,11 @@ def _where(component: contract.Component) -> Object:
     selector = dict(component.node_labels)
     if component.architecture:
         selector["kubernetes.io/arch"] = component.architecture
-    if component.node:
-        selector["kubernetes.io/hostname"] = component.node
     made: Object = {"nodeSelector": selector} if selector else {}
+    if component.node:
+        # By its name: the label kubernetes.io/hostname is often another.
+        term = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [component.node]}]}
+        made["affinity"] = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}}
     if component.tolerations:
         made["tolerations"] = [
             {key: value for key, value in msgspec.structs.asdict(each).items() if value} for each in component.tolerations

@@ -1,4 +1,4 @@
-"""How a new version of a component takes over in a member: only once it has shown that it stays."""
+"""How a new version of a component takes over in a member, only once it has shown that it stays; and where its pods may go."""
 
 from typing import Any
 
@@ -29,3 +29,11 @@ def test_with_a_probe_that_is_for_the_probe_to_say() -> None:
 def test_a_folder_that_outlives_its_pods_has_one_writer_at_a_time() -> None:
     spec = deployment(volumes=(contract.Volume(name="data", path="data"),))["spec"]
     assert spec["strategy"] == {"type": "Recreate"}
+
+
+def test_a_named_node_is_found_by_its_name_whatever_its_labels_say() -> None:
+    pod = deployment(node="edge-7.example", node_labels={"zone": "north"}, architecture="arm64")["spec"]["template"]["spec"]
+    assert pod["nodeSelector"] == {"zone": "north", "kubernetes.io/arch": "arm64"}
+    (term,) = pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert term == {"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["edge-7.example"]}]}
+    assert "affinity" not in deployment()["spec"]["template"]["spec"]
