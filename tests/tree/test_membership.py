@@ -9,13 +9,13 @@ import msgspec
 import pytest
 
 from cluster_controller.errors import Conflict, Forbidden, NotFound
-from cluster_controller.identity import revocation, standing
+from cluster_controller.identity import attach, revocation, standing
 from cluster_controller.resources import kinds
 from cluster_controller.store import Store
 from cluster_controller.tree import listing, records
 from cluster_controller.tree.names import Reserve
 from cluster_controller.tunnel.handshake import Refused
-from cluster_controller.tunnel.messages import Hello, Refusal, RefusalCode, Routes, Start
+from cluster_controller.tunnel.messages import Hello, Refusal, RefusalCode, Routes, Start, Withdrawal
 from tests.tree.site import Clock, Site, join, member, root, run, running, until
 
 
@@ -396,12 +396,21 @@ def test_a_lying_child_announces_its_sibling_in_vain(tmp_path: Path) -> None:
             member(top, tmp_path / "b", "region-b") as victim,
             member(victim, tmp_path / "e", "edge-1") as edge,
         ):
-            await until(lambda: top.membership.router.next_hop(edge.uid))
+            router = top.membership.router
+            await until(lambda: router.next_hop(edge.uid))
             for uid in (victim.uid, edge.uid):
-                record = top.membership.router.record(uid)
+                record = router.record(uid)
                 assert record is not None
-                top.membership.control(top.tunnel.links[liar.uid], Routes(announce=(record,)))
-                assert top.membership.router.next_hop(uid) == victim.uid
+                later = msgspec.structs.replace(record, attach=record.attach + 1)
+                below = msgspec.structs.replace(later, parent_uid=liar.uid)
+                signed = attach.sign(uid, liar.uid, below.attach, liar.identity().spki, liar.identity().sign)
+                by_the_liar = msgspec.structs.replace(below, nonce=signed.nonce, signature=signed.signature)
+                with_its_key = msgspec.structs.replace(by_the_liar, public_key=signed.public_key)
+                for said in (record, later, below, by_the_liar, with_its_key):
+                    top.membership.control(top.tunnel.links[liar.uid], Routes(announce=(said,)))
+                    assert (router.next_hop(uid), router.record(uid)) == (victim.uid, record)
+                top.membership.control(top.tunnel.links[liar.uid], Routes(withdraw=(Withdrawal(uid=uid, attach=later.attach),)))
+                assert (router.next_hop(uid), router.record(uid)) == (victim.uid, record)
 
     run(main())
 
