@@ -2,8 +2,8 @@
 
 Every object of ours in an Application's namespace, and whatever its charts and manifests put elsewhere, carries the set's id as its
 label `part-of`. The list of kinds is widened before an object of a new kind is applied, so that after a crash everything that we made
-is found again; it is narrowed when nothing of ours is left. So a Work costs no write of its own here. Specification: KEP-3659,
-"ApplySet: kubectl apply --prune redesign".
+is found again; it goes, as a whole, when nothing of ours is left there. So a Work costs no write of its own here. Specification:
+KEP-3659, "ApplySet: kubectl apply --prune redesign".
 """
 
 import asyncio
@@ -72,7 +72,7 @@ class ApplySets:
         self._whole = False  # all of the cluster's are known
 
     async def load(self) -> dict[str, Parent]:
-        """All that are in the cluster; where we may not look everywhere, those come one by one (`kinds`)."""
+        """All that are in the cluster; where we may not look everywhere, those come one by one (`known`)."""
         found: dict[str, Parent] = {}
         onward = ""
         try:

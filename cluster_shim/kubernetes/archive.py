@@ -7,6 +7,7 @@ header's. Whatever is odd is refused by name; nothing of a refused archive stays
 import os
 import shutil
 import tarfile
+import tempfile
 import zlib
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -32,14 +33,18 @@ class Budget:
 
 
 def unpack(archive: Path, folder: Path) -> Path:
-    """The chart's own folder below ``folder``, which is made and must not be there yet. ShimError says what is wrong with the archive."""
-    folder.mkdir(mode=0o700)
+    """The chart's own folder below ``folder``, which is made and must not be there yet. ShimError says what is wrong with the archive,
+    or with the disk.
+    """
     try:
-        top = _unpack(archive, folder, Budget(), 0)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    return top
+        folder.mkdir(mode=0o700)
+        try:
+            return _unpack(archive, folder, Budget(), 0)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise ShimError(f"the chart's archive cannot be unpacked: {error.strerror or error}") from None
 
 
 def _unpack(archive: Path, folder: Path, budget: Budget, nested: int) -> Path:
@@ -56,7 +61,7 @@ def _unpack(archive: Path, folder: Path, budget: Budget, nested: int) -> Path:
                     raise ShimError(f"the chart's archive holds more than {MAX_FILES:,} files")
                 tops.add(path.parts[0])
                 _write(tar, member, folder / path)
-    except (tarfile.TarError, zlib.error, EOFError) as error:
+    except (tarfile.TarError, zlib.error, EOFError, ValueError) as error:  # ValueError: numbers in headers that are none
         raise ShimError(f"the chart's archive cannot be read: {error}; is it what `helm package` makes?") from None
     found = [folder / top for top in sorted(tops) if (folder / top / "Chart.yaml").is_file()]
     if len(tops) != 1 or not found:
@@ -69,7 +74,8 @@ def _checked(member: tarfile.TarInfo, folder: Path) -> PurePosixPath:
     """Where it goes, below the folder. ShimError for whatever a chart has no use for."""
     name = member.name
     path = PurePosixPath(name)
-    if not (member.isreg() or member.isdir()):
+    # A sparse file is made of holes that the archive does not hold, so that no budget would count them.
+    if not (member.isreg() or member.isdir()) or member.issparse():
         kind = "a link" if member.issym() or member.islnk() else "no ordinary file"
         raise ShimError(f"the chart's archive holds {name[:MAX_PATH]!r}, which is {kind}; a chart has files and folders")
     if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or not path.parts:
@@ -84,16 +90,16 @@ def _checked(member: tarfile.TarInfo, folder: Path) -> PurePosixPath:
 
 
 def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
-    if member.isdir():
-        target.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return
-    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        if member.isdir():
+            target.mkdir(mode=0o700, parents=True, exist_ok=True)
+            return
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    except (FileExistsError, NotADirectoryError, IsADirectoryError):
+        raise ShimError(f"the chart's archive holds {member.name!r} twice, or below a file of that name") from None
     source = tar.extractfile(member)
     assert source is not None
-    try:
-        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise ShimError(f"the chart's archive holds {member.name!r} twice, or beside a file of that name: {error.strerror}") from None
     with os.fdopen(descriptor, "wb") as file:
         shutil.copyfileobj(source, file, CHUNK)
 
@@ -103,8 +109,9 @@ def _unpack_nested(chart: Path, budget: Budget, nested: int) -> None:
     if nested > MAX_NESTED:
         raise ShimError(f"the chart's archive holds packed charts more than {MAX_NESTED} levels deep")
     for archive in sorted(chart.rglob("charts/*.tgz")):
-        inside = archive.with_suffix(".unpacked")
-        inside.mkdir(mode=0o700)
+        if not archive.is_file():
+            raise ShimError(f"the chart's archive holds a folder that is called like an archive, {archive.name!r}")
+        inside = Path(tempfile.mkdtemp(dir=chart.parent))  # beside the chart, where none of its own names can be in the way
         top = _unpack(archive, inside, budget, nested + 1)
         target = archive.parent / top.name
         if target.exists():

@@ -7,7 +7,7 @@ has not been told about yet, because it has just started, is answered 503 and co
 accept to end, TLS included; what is more waits in the kernel's backlog.
 
 The address that pods are told: `files_url` if the site says one; else this machine's own address on the way to the API server, and a port
-that stays the same over restarts.
+that stays the same over restarts. Nothing listens before the first Work that has a model.
 """
 
 import asyncio
@@ -30,6 +30,7 @@ from msgspec import Struct
 from cluster_controller.tasks import Tasks
 from cluster_shim import contract
 from cluster_shim.contract import Desired, ShimError
+from cluster_shim.kubernetes import durable
 from cluster_shim.kubernetes.render import Settings, Source
 from cluster_shim.kubernetes.trust import Trust
 
@@ -43,6 +44,7 @@ STALL_SECONDS = 60.0  # for a piece that nobody takes
 PIECE = 256 * 1024
 ADDRESS_FILE = "files-address.json"
 RETRY_AFTER = 2
+FIRST_SECONDS = 5.0  # for an address, before what is desired goes on without one
 ELSEWHERE = ("192.0.2.1", 9)  # RFC 5737: nobody; connecting a UDP socket sends nothing and tells the address of the way out
 REQUEST = re.compile(rb"(GET|HEAD) /models/sha256/([0-9a-f]{64}) HTTP/1\.[01]")
 RANGE = re.compile(rb"bytes=(\d{1,18})-")
@@ -78,10 +80,13 @@ class FileServer:
         self._offers: dict[str, dict[str, Path]] = {}  # Work → digest → file
         self._slots = asyncio.Semaphore(CONNECTIONS)
         self._tasks = Tasks("shim/kubernetes/files")
+        self._needed = asyncio.Event()  # there is a Work with a model
+        self._tried = asyncio.Event()  # to listen; it may have failed
         self.listening = asyncio.Event()
 
     def start(self, api: str) -> None:
-        """Listen, and try again for as long as the address cannot be had: whatever is in the nodes' caches needs no server.
+        """Listen as soon as a Work has a model, and try again for as long as the address cannot be had: what is in the nodes' caches
+        needs no server.
 
         ``api`` is the API server's URL: this machine's own address is the one on the way there.
         """
@@ -92,14 +97,24 @@ class FileServer:
         await self._tasks.close()
 
     async def listen(self, desired: AsyncIterator[Desired]) -> AsyncIterator[Desired]:
-        """Pass on what is desired, and offer just that: at once, whether or not the member's API server can be reached."""
+        """Pass on what is desired, and offer just that: from the moment on that it is known, whatever becomes of applying it."""
         async for change in desired:
             if change.full:
                 self._offers.clear()
             for uid in change.removed:
                 self._offers.pop(uid, None)
             self._offers.update({work.uid: _files(work) for work in change.works})
+            if any(self._offers.values()):
+                await self._need()
             yield change
+
+    async def _need(self) -> None:
+        """The first time ever, there is an address to tell pods when this returns, unless it takes too long."""
+        self._needed.set()
+        if self._api and self._address is None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FIRST_SECONDS):
+                    await self._tried.wait()
 
     def source(self, work: contract.Work) -> Source | None:
         """Where pods of ``work`` read its model files; None when it has none. ShimError while no address is known."""
@@ -136,18 +151,19 @@ class FileServer:
             raise ShimError(f"model files cannot be served on {where}: {error.strerror}; set kubernetes.files_listen") from None
         address = Address(host, stated.port if stated is not None else int(listener.getsockname()[1]))
         if stated is None and address != before:
-            path = self._folder / ADDRESS_FILE
-            partial_path = path.with_suffix(".new")
-            partial_path.write_bytes(msgspec.json.encode(address))
-            partial_path.replace(path)
+            durable.write(self._folder / ADDRESS_FILE, msgspec.json.encode(address))
         return listener, address
 
     # --- serving ---
 
     async def _serve(self) -> None:
-        listener, address = await asyncio.to_thread(self._bind)
-        with listener:
+        await self._needed.wait()
+        try:
+            listener, address = await asyncio.to_thread(self._bind)
             self._address = address
+        finally:
+            self._tried.set()
+        with listener:
             context = self._trust.context(address.host)
             listener.setblocking(False)
             log.info("files.listening", url=address.url, port=listener.getsockname()[1])
@@ -286,7 +302,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 async def _send(writer: asyncio.StreamWriter, descriptor: int, offset: int, body: bool) -> None:
     size = os.fstat(descriptor).st_size
-    if offset > size:
+    if offset and offset >= size:  # RFC 9110, section 14.1.2: satisfiable is what begins before the end
         raise Refused(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, f"the file has {size} bytes", f"Content-Range: bytes */{size}")
     status, extra = HTTPStatus.OK, ["Content-Type: application/octet-stream", "Accept-Ranges: bytes"]
     if offset:

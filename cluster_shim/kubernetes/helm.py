@@ -2,9 +2,13 @@
 
 helm is asked for its templates alone: it gets no cluster, no home, no plugins, no repositories and no network names, a bounded time,
 memory and output. What `helm install` would do beyond applying objects is refused by name, unless the Application says that it be left
-out: hooks, and templates that look up what is in the cluster. Tests (`helm.sh/hook: test`) are no part of an installation and are always
-left out. A rendering is kept on disk, so that the same chart with the same values stays the same objects over restarts, also where a
-template draws a random password.
+out: hooks, and templates that look up what is in the cluster. Whether one does is known by letting it try: helm is told to ask a server
+at an address that takes no connections, so the first `lookup` that is reached fails, wherever it stands (values, too, may be templates).
+Tests (`helm.sh/hook: test`) are no part of an installation and are always left out. A rendering is kept on disk, so that the same chart
+with the same values stays the same objects over restarts, also where a template draws a random password.
+
+    FOLDER/DIGEST.json     a rendering, by what it was asked for
+    FOLDER/room-…          an unpacked chart while it is rendered; what a killed process left of one goes at the next start
 """
 
 import asyncio
@@ -17,23 +21,28 @@ import shutil
 import signal
 import sysconfig
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import structlog
 import yaml
 
 from cluster_shim import contract
 from cluster_shim.contract import ShimError
-from cluster_shim.kubernetes import archive, names
+from cluster_shim.kubernetes import archive, durable, names
 from cluster_shim.kubernetes.apply import Facts
+
+log = structlog.get_logger()
 
 Object = dict[str, Any]
 
 RENDER_SECONDS = 60.0
 MAX_OUTPUT = 16 << 20
 MAX_WORDS = 64 << 10
+MAX_SAID = 600  # of them, in a status
 MAX_MEMORY = 1 << 30  # bytes that helm may take
 MAX_NODES = 500_000  # values of all documents together, with what YAML aliases repeat
 MAX_DEPTH = 100
@@ -41,11 +50,14 @@ MAX_KEPT = 256  # renderings on disk; the least recently used go first
 MAX_RELEASE = 53  # helm's own limit
 AT_ONCE = 2
 HOOK = "helm.sh/hook"
+VALUES = "values.json"
+HOME = "home"
 
-_ACTION = re.compile(r"\{\{-?(.*?)-?\}\}", re.DOTALL)
-_COMMENT = re.compile(r"^\s*/\*.*?\*/\s*$", re.DOTALL)
-_STRING = re.compile(r'"(?:[^"\\\n]|\\.)*"|`[^`]*`')
-_LOOKUP = re.compile(r"(?<![.\w$-])lookup\b")
+ROOM = "room-"
+NOWHERE = "https://127.0.0.1:0"  # no server can listen there, and asking goes nowhere
+
+_LOOKED_UP = "error calling lookup"
+_PLACE = re.compile(r"template: ([^\s:]+):\d+:\d+: executing")
 
 
 def find_helm() -> str:
@@ -58,11 +70,13 @@ def find_helm() -> str:
 
 
 class Helm:
-    """``folder``: where renderings are kept; made if it is missing, readable by this user alone."""
+    """``folder``: where charts are unpacked and renderings kept; made if it is missing, readable by this user alone."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._slots = asyncio.Semaphore(AT_ONCE)
+        self._swept = False
+        self._sweeping = threading.Lock()
 
     async def render(self, work: contract.Work, component: contract.Component, facts: Facts) -> list[Object]:
         """ShimError, with helm's own words, for a chart that makes nothing that can be applied."""
@@ -73,32 +87,44 @@ class Helm:
         kept = self._folder / f"{hashlib.sha256(msgspec.json.encode(asked)).hexdigest()}.json"
         found = await asyncio.to_thread(_read_kept, kept)
         if found is None:
-            async with self._slots:
-                found = await self._render(chart, release, facts)
+            try:
+                async with self._slots:
+                    found = await self._render(chart, release, facts)
+            except OSError as error:
+                raise ShimError(f"the chart cannot be rendered: {error.strerror or error} (in {self._folder})") from None
             await asyncio.to_thread(_keep, kept, found)
         return found
 
     async def _render(self, chart: contract.Chart, release: str, facts: Facts) -> list[Object]:
-        with tempfile.TemporaryDirectory(prefix="banyan-chart-") as name:
-            room = Path(name)
+        room = await asyncio.to_thread(self._make_room)
+        try:
             top = await asyncio.to_thread(_unpack, chart, room)
-            if not chart.ignore_hooks and (place := await asyncio.to_thread(looks_up, top)):
-                raise ShimError(
-                    f"chart {top.name}: {place} looks up objects of the cluster, which are not there; hooks: Ignore renders it without"
-                )
-            (room / "values.json").write_bytes(chart.values or b"{}")
-            arguments = ["template", release, str(top), "--namespace", facts.namespace, "--include-crds", "--values", f"{room}/values.json"]
+            arguments = ["template", release, str(top), "--namespace", facts.namespace, "--include-crds", "--values", f"{room}/{VALUES}"]
             if facts.version:
                 arguments += ["--kube-version", facts.version]
+            if not chart.ignore_hooks:
+                arguments += ["--dry-run=server"]  # the word for "lookups ask"
             output = await _run(find_helm(), arguments, room, top.name)
             documents = await asyncio.to_thread(read_documents, output, top.name)
+        finally:
+            await asyncio.to_thread(shutil.rmtree, room, ignore_errors=True)
         return list(without_hooks(documents, top.name, chart.ignore_hooks))
+
+    def _make_room(self) -> Path:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self._sweeping:
+            if not self._swept:
+                for left in self._folder.glob(f"{ROOM}*"):
+                    shutil.rmtree(left, ignore_errors=True)
+                self._swept = True
+        return Path(tempfile.mkdtemp(prefix=ROOM, dir=self._folder))
 
 
 # --- before: the chart ---
 
 
 def _unpack(chart: contract.Chart, room: Path) -> Path:
+    """Also what helm finds beside it: its values, and a home."""
     source = Path(chart.path)
     copy = room / "chart.tgz"
     try:
@@ -110,32 +136,22 @@ def _unpack(chart: contract.Chart, room: Path) -> Path:
     if hashlib.sha256(data).hexdigest() != chart.sha256:
         raise ShimError(f"the chart's archive is not the one that was published: its digest is not {chart.sha256}")
     copy.write_bytes(data)
+    (room / VALUES).write_bytes(chart.values or b"{}")
+    (room / HOME).mkdir(mode=0o700)
     return archive.unpack(copy, room / "chart")
-
-
-def looks_up(chart: Path) -> str:
-    """The first template, of the chart or of one inside it, that calls `lookup`; "" for none."""
-    for template in sorted(chart.rglob("*")):
-        if "templates" not in template.relative_to(chart).parts or not template.is_file():
-            continue
-        text = template.read_bytes().decode("utf-8", "replace")
-        for action in _ACTION.findall(text):
-            if not _COMMENT.match(action) and _LOOKUP.search(_STRING.sub('""', action)):
-                return str(template.relative_to(chart))
-    return ""
 
 
 # --- helm ---
 
 
 async def _run(helm: str, arguments: list[str], room: Path, chart: str) -> bytes:
-    home = room / "home"
-    home.mkdir(mode=0o700)
+    home = room / HOME
     environment = {
         "PATH": "/nonexistent",
         "HOME": str(home),
         "TMPDIR": str(home),
         "KUBECONFIG": "/dev/null",
+        "HELM_KUBEAPISERVER": NOWHERE,
         "HELM_NO_PLUGINS": "1",
         "GOMAXPROCS": "1",
         "GOMEMLIMIT": str(MAX_MEMORY * 3 // 4),
@@ -155,41 +171,66 @@ async def _run(helm: str, arguments: list[str], room: Path, chart: str) -> bytes
         )
     except OSError as error:
         raise ShimError(f"{helm} cannot be started: {error.strerror or error}") from None
-    assert process.stdout is not None and process.stderr is not None
     try:
         with contextlib.suppress(ProcessLookupError):  # so quick that it has ended
             resource.prlimit(process.pid, resource.RLIMIT_DATA, (MAX_MEMORY, MAX_MEMORY))
         async with asyncio.timeout(RENDER_SECONDS):
-            output, words = await asyncio.gather(_read(process.stdout, MAX_OUTPUT), _read(process.stderr, MAX_WORDS))
-            if len(output) > MAX_OUTPUT:
-                raise ShimError(f"chart {chart} renders to more than {MAX_OUTPUT >> 20} MiB; it is not applied")
-            await process.wait()
+            output, words = await _read(process, chart)
     except TimeoutError:
         raise ShimError(f"chart {chart} is not rendered within {RENDER_SECONDS:g} s; it is not applied") from None
     finally:
         if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):  # it has ended, and the loop has not heard of it yet
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+            await _end(process)
     if process.returncode:
-        said = _words(words, room) or f"helm ended with {process.returncode}"
-        raise ShimError(f"chart {chart} does not render: {said}")
+        said = _words(words, room)
+        if _LOOKED_UP in said:
+            places = [place for place in _PLACE.findall(said) if place != "gotpl"]  # which is what helm calls a template in a value
+            raise ShimError(
+                f"chart {chart}: {places[-1] if places else 'it'} looks up objects of the cluster, which are not there;"
+                " hooks: Ignore renders it without"
+            )
+        raise ShimError(f"chart {chart} does not render: {said[:MAX_SAID] or f'helm ended with {process.returncode}'}")
     return output
 
 
-async def _read(stream: asyncio.StreamReader, limit: int) -> bytes:
-    """Up to ``limit`` bytes and one more; then whoever writes is not read on."""
+async def _read(process: asyncio.subprocess.Process, chart: str) -> tuple[bytes, bytes]:
+    """What it prints until it has ended, and its complaints. ShimError as soon as either is too much."""
+    assert process.stdout is not None and process.stderr is not None
+    try:
+        async with asyncio.TaskGroup() as group:
+            much = f"chart {chart} renders to more than {MAX_OUTPUT >> 20} MiB; it is not applied"
+            output = group.create_task(_read_all(process.stdout, MAX_OUTPUT, much))
+            much = f"chart {chart}: helm has more than {MAX_WORDS >> 10} KiB of complaints about it; it is not applied"
+            words = group.create_task(_read_all(process.stderr, MAX_WORDS, much))
+            group.create_task(process.wait())
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+    return output.result(), words.result()
+
+
+async def _read_all(stream: asyncio.StreamReader, limit: int, much: str) -> bytes:
     found = bytearray()
-    while len(found) <= limit and (data := await stream.read(limit + 1 - len(found))):
+    while data := await stream.read(limit + 1 - len(found)):
         found += data
+        if len(found) > limit:
+            raise ShimError(much)
     return bytes(found)
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has ended, and the loop has not heard of it yet
+        os.killpg(process.pid, signal.SIGKILL)
+    for stream in (process.stdout, process.stderr):  # what stands in the pipes: unread, it would hide that they are closed
+        while stream is not None and await stream.read(1 << 16):
+            pass
+    await process.wait()
 
 
 def _words(words: bytes, room: Path) -> str:
     """What helm says went wrong, without our folder's name and its advice for a terminal."""
     text = words.decode("utf-8", "replace").replace(f"{room}/chart/", "").replace(str(room), "")
     lines = [line for line in text.splitlines() if line and "--debug" not in line and not line.startswith(("WARNING", "level="))]
-    return " ".join(" ".join(lines).removeprefix("Error: ").split())[:600]
+    return " ".join(" ".join(lines).removeprefix("Error: ").split())
 
 
 # --- after: the documents ---
@@ -284,12 +325,19 @@ def _read_kept(path: Path) -> list[Object] | None:
 
 
 def _keep(path: Path, found: list[Object]) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:  # 0600
-        file.write(msgspec.json.encode(found))
-        file.flush()
-        os.fdatasync(file.fileno())
-    Path(file.name).replace(path)
-    kept = sorted(path.parent.iterdir(), key=lambda one: one.stat().st_mtime, reverse=True)
-    for old in kept[MAX_KEPT:]:
-        old.unlink(missing_ok=True)
+    """Never an error: the objects are there, and a disk that is full now may take them next time."""
+    try:
+        durable.write(path, msgspec.json.encode(found))
+        kept = sorted(path.parent.glob("*.json"), key=_time, reverse=True)
+        for old in kept[MAX_KEPT:]:
+            old.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("chart.not_kept", folder=str(path.parent), reason=error.strerror or str(error), effect="it is rendered again")
+
+
+def _time(path: Path) -> float:
+    """Of its last use; 0 for what another rendering's clearing has just removed."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0

@@ -1,5 +1,6 @@
 """How things are called in a member, so that equal names of two origins never meet and everything of ours is found again. Pure."""
 
+import base64
 import hashlib
 import re
 
@@ -51,7 +52,5 @@ def namespace_of(work_namespace: str) -> str:
 
 def applyset_id(name: str, namespace: str, kind: str = "ConfigMap", group: str = "") -> str:
     """KEP-3659: base64url(sha256("NAME.NAMESPACE.KIND.GROUP")), with its version."""
-    import base64
-
     digest = hashlib.sha256(f"{name}.{namespace}.{kind}.{group}".encode()).digest()
     return f"applyset-{base64.urlsafe_b64encode(digest).rstrip(b'=').decode()}-v1"

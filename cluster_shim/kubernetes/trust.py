@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from cluster_shim.contract import ShimError
+from cluster_shim.kubernetes import durable
 
 CA_FILE = "files-ca.pem"
 KEY_FILE = "files-ca.key"
@@ -93,9 +94,9 @@ class Trust:
             .sign(key, hashes.SHA256())
         )
         if not (self._folder / TOKEN_KEY_FILE).exists():  # a CA made anew is no reason for other tokens
-            _write(self._folder / TOKEN_KEY_FILE, secrets.token_bytes(32))
-        _write(self._folder / KEY_FILE, _pem(key))
-        _write(self._folder / CA_FILE, certificate.public_bytes(serialization.Encoding.PEM))
+            durable.write(self._folder / TOKEN_KEY_FILE, secrets.token_bytes(32))
+        durable.write(self._folder / KEY_FILE, _pem(key))
+        durable.write(self._folder / CA_FILE, certificate.public_bytes(serialization.Encoding.PEM))
 
     def _read(self, name: str) -> bytes:
         path = self._folder / name
@@ -152,19 +153,3 @@ def _load(context: ssl.SSLContext, key: bytes, certificate: bytes) -> None:
         context.load_cert_chain(f"/proc/self/fd/{descriptor}")
     finally:
         os.close(descriptor)
-
-
-def _write(path: Path, data: bytes) -> None:
-    """0600, whole or not at all, durable when this returns."""
-    partial = path.with_name(f".{path.name}.new")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -72,7 +72,36 @@ def test_what_climbs_or_is_no_file_is_refused_by_name(tmp_path: Path, odd: tarfi
 
 
 def test_a_file_that_comes_twice_or_under_a_file_is_refused(tmp_path: Path) -> None:
-    assert "twice" in refused(tmp_path, packed([CHART, CHART]))
+    assert "'web/Chart.yaml' twice" in refused(tmp_path, packed([CHART, CHART]))
+    under = [CHART, ("web/a", b""), ("web/a/b", b"")]
+    assert "'web/a/b' twice, or below a file of that name" in refused(tmp_path, packed(under))
+    assert "'web/a/b/c/d' twice, or below a file" in refused(tmp_path, packed([*under[:2], ("web/a/b/c/d", b"")]))
+    assert "'web/a' twice" in refused(tmp_path, packed(under[:2], odd=[entry("web/a", kind=tarfile.DIRTYPE)]))
+    assert "'web/a' twice" in refused(tmp_path, packed([CHART, ("web/a/b", b""), ("web/a", b"")]))
+
+
+def test_what_a_disk_cannot_hold_is_refused(tmp_path: Path) -> None:
+    assert "File name too long" in refused(tmp_path, packed([CHART, ("web/" + "x" * 300, b"")]))
+    (tmp_path / "chart.tgz").unlink()
+    with pytest.raises(ShimError, match="cannot be unpacked: No such file"):
+        archive.unpack(tmp_path / "chart.tgz", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_holes_are_no_way_around_the_budget(tmp_path: Path) -> None:
+    """A sparse file: little in the archive, much on the disk."""
+
+    def with_holes(size: str) -> bytes:
+        sparse = entry("web/zeros")
+        sparse.pax_headers = {"GNU.sparse.map": "0,0", "GNU.sparse.size": size, "GNU.sparse.name": "web/zeros"}
+        room = io.BytesIO()
+        with tarfile.open(fileobj=room, mode="w:gz", format=tarfile.PAX_FORMAT) as tar:
+            tar.addfile(entry(CHART[0], size=len(CHART[1])), io.BytesIO(CHART[1]))
+            tar.addfile(sparse)
+        return room.getvalue()
+
+    assert "'web/zeros', which is no ordinary file" in refused(tmp_path, with_holes(str(200 << 20)))
+    assert "helm package" in refused(tmp_path, with_holes("much"))
 
 
 def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,6 +150,12 @@ def test_charts_inside_are_unpacked_too_and_share_the_budget(tmp_path: Path, mon
     top = unpack(tmp_path, packed([CHART, ("web/charts/db-1.0.0.tgz", inner)]))
     assert (top / "charts/db/templates/a.yaml").is_file()
     assert not list(top.rglob("*.tgz"))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["web"]
+    (tmp_path / "a").mkdir()
+    files = [CHART, ("web/charts/db-1.0.0.tgz", inner), ("web/charts/db-1.0.0.unpacked/README", b"")]
+    assert (unpack(tmp_path / "a", packed(files)) / "charts/db/Chart.yaml").is_file()
+    (tmp_path / "d").mkdir()
+    assert "called like an archive, 'x.tgz'" in refused(tmp_path / "d", packed([CHART, ("web/charts/x.tgz/a", b"")]))
     nested = inner
     for _ in range(5):
         nested = packed([("db/Chart.yaml", b""), ("db/charts/db.tgz", nested)])

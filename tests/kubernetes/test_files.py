@@ -105,7 +105,8 @@ def test_a_token_opens_the_files_of_its_work_and_nothing_else(tmp_path: Path) ->
             assert await get(source, f"/models/sha256/{digest(mine)}") == (200, CONTENT)
             assert await get(source, f"/models/sha256/{digest(mine)}", "Range: bytes=700000-") == (206, CONTENT[700000:])
             assert await get(source, f"/models/sha256/{digest(mine)}", method="HEAD") == (200, b"")
-            assert (await get(source, f"/models/sha256/{digest(mine)}", f"Range: bytes={len(CONTENT) + 1}-"))[0] == 416
+            for beyond in (len(CONTENT), len(CONTENT) + 1):  # there is no byte at its end
+                assert (await get(source, f"/models/sha256/{digest(mine)}", f"Range: bytes={beyond}-"))[0] == 416
             assert (await get(source, f"/models/sha256/{digest(other)}"))[0] == 404
             for name in ("/", "/models/sha256/../key", f"/models/sha256/{digest(mine)}/x", "/models/sha256/" + "0" * 64):
                 assert (await get(source, name))[0] == 404
@@ -121,8 +122,9 @@ def test_what_is_withdrawn_is_not_served_and_who_comes_too_early_is_told_to_come
     mine = work(tmp_path / "m")
 
     async def play() -> None:
-        async with serving(tmp_path / "kept") as server:
+        async with serving(tmp_path / "kept", mine) as server:
             source = source_of(server, mine)
+            await tell(server, Desired(full=True))
             assert (await get(source, f"/models/sha256/{digest(mine)}"))[0] == 503
             await tell(server, Desired(works=(mine,)))
             assert (await get(source, f"/models/sha256/{digest(mine)}"))[0] == 200
@@ -147,9 +149,35 @@ def test_a_restart_keeps_tokens_ca_and_address_and_no_key_is_open_to_others(tmp_
     assert uvloop.run(once()) == first
     assert source_of(FileServer(tmp_path / "kept", settings), mine) == first  # before it has looked for a network
     for path in (tmp_path / "kept").iterdir():
-        if path.name != files.ADDRESS_FILE:
-            assert path.stat().st_mode & 0o077 == 0, path
+        assert path.stat().st_mode & 0o077 == 0, path
     assert (tmp_path / "kept").stat().st_mode & 0o077 == 0
+
+
+def test_nothing_listens_before_there_is_a_model_and_then_pods_are_told_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, bound, listen = work(tmp_path / "m"), [], files._listen
+    without = Component(name="web", replicas=1, revision="r", image="image")
+    other = Work(uid="uid-2", name="app", namespace="default", origin="root", version=1, components=(without,))
+
+    def listened(host: str, port: int) -> socket.socket:
+        bound.append(port)
+        return listen(host, port)
+
+    monkeypatch.setattr(files, "_listen", listened)
+
+    async def play() -> None:
+        server = FileServer(tmp_path / "kept", Settings())
+        server.start("https://127.0.0.1:6443")
+        try:
+            await tell(server, Desired(works=(other,), full=True))
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert not bound and server.source(other) is None
+            await tell(server, Desired(works=(mine,)))
+            assert bound == [0] and source_of(server, mine).url  # already: the Work is applied next
+        finally:
+            await server.close()
+
+    uvloop.run(play())
 
 
 def test_keys_that_others_may_read_or_that_are_spoiled_are_refused_by_name(tmp_path: Path) -> None:

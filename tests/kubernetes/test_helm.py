@@ -1,11 +1,13 @@
 """Charts, rendered by the real helm."""
 
 import asyncio
+import errno
 import hashlib
 import io
 import json
 import os
 import tarfile
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 
 from cluster_shim import contract
 from cluster_shim.contract import ShimError
-from cluster_shim.kubernetes import helm
+from cluster_shim.kubernetes import durable, helm
 from cluster_shim.kubernetes.apply import Facts
 from cluster_shim.kubernetes.helm import Helm
 
@@ -56,7 +58,7 @@ def render(folder: Path, made: contract.Chart, facts: Facts = FACTS) -> list[dic
 def refused(folder: Path, made: contract.Chart) -> str:
     with pytest.raises(ShimError) as caught:
         render(folder, made)
-    assert not (folder / "kept").exists()
+    assert not list((folder / "kept").glob("*"))  # no rendering, and nothing unpacked
     return str(caught.value)
 
 
@@ -93,7 +95,7 @@ def test_no_more_renderings_are_kept_than_a_site_needs(tmp_path: Path, monkeypat
 def test_helm_s_own_words_say_what_is_wrong(tmp_path: Path) -> None:
     said = refused(tmp_path, chart(tmp_path, {"templates/bad.yaml": "a: {{ .Values.size | nosuch }}\n"}))
     assert said.startswith("chart web does not render: ") and 'function "nosuch" not defined' in said and "templates/bad.yaml" in said
-    assert str(tmp_path) not in said and "banyan-chart" not in said
+    assert str(tmp_path) not in said and helm.ROOM not in said
     said = refused(tmp_path, chart(tmp_path, {"templates/a.yaml": '{{ required "size2 is needed" .Values.size2 }}'}))
     assert "size2 is needed" in said
     said = refused(tmp_path, chart(tmp_path, {"values.schema.json": '{"properties": {"size": {"type": "string"}}}'}))
@@ -118,32 +120,57 @@ def test_hooks_are_refused_by_name_unless_they_are_to_be_left_out(tmp_path: Path
     assert [item["kind"] for item in render(tmp_path, chart(tmp_path, tests))] == ["ConfigMap"]
 
 
-LOOKUPS = ['{{ (lookup "v1" "Secret" "a" "b").data }}', "{{- if not (lookup `v1` `Secret` `a` `b`) -}}x{{ end }}", "{{\n  lookup\n }}"]
-NO_LOOKUPS = [
-    "{{ .Values.lookup }}",
-    '{{ "lookup" }}',
-    "{{/* lookup */}}",
-    "lookup",
-    "{{ $lookup := 1 }}{{ $lookup }}",
-    '{{ include "my-lookup" . }}',
-]
+LOOKUP = '{{ (lookup "v1" "Secret" "a" "b").data | toJson | quote }}'
+
+
+def with_line(line: str) -> str:
+    return CONFIG + f"  x: {line}\n"
 
 
 def test_lookups_are_refused_by_name_unless_they_are_to_be_left_out(tmp_path: Path) -> None:
-    templates = {"templates/deep/l.yaml": "data: " + LOOKUPS[0], "templates/a.yaml": CONFIG}
-    assert "templates/deep/l.yaml looks up" in refused(tmp_path, chart(tmp_path, templates))
-    inside = {"charts/db/templates/_h.tpl": LOOKUPS[1], "charts/db/Chart.yaml": CHART}
-    assert "charts/db/templates/_h.tpl looks up" in refused(tmp_path, chart(tmp_path, inside))
-    optional = {"templates/a.yaml": CONFIG.replace("10 }}", '10 }}\n  x: {{ (lookup "v1" "Secret" "a" "b") | toJson | quote }}')}
-    (found,) = render(tmp_path, chart(tmp_path, optional, ignore_hooks=True))
-    assert found["data"]["x"] == "{}"
+    deep = {"templates/deep/l.yaml": with_line(LOOKUP)}
+    said = refused(tmp_path, chart(tmp_path, deep))
+    assert said.startswith("chart web: web/templates/deep/l.yaml looks up objects of the cluster") and "hooks: Ignore" in said
+    inside = {
+        "templates/a.yaml": with_line('{{ include "secret" . }}'),
+        "charts/db/Chart.yaml": CHART.replace("web", "db"),
+        "charts/db/templates/_h.tpl": '{{ define "secret" }}' + LOOKUP + "{{ end }}",
+    }
+    assert "web/charts/db/templates/_h.tpl looks up" in refused(tmp_path, chart(tmp_path, inside))
+    (found,) = render(tmp_path, chart(tmp_path, deep, ignore_hooks=True))
+    assert found["data"]["x"] == "null"
 
 
-@pytest.mark.parametrize(("text", "does"), [*((text, True) for text in LOOKUPS), *((text, False) for text in NO_LOOKUPS)])
-def test_what_is_a_lookup_and_what_only_looks_like_one(tmp_path: Path, text: str, does: bool) -> None:
-    (tmp_path / "templates").mkdir()
-    (tmp_path / "templates" / "a.yaml").write_text(text, encoding="utf-8")
-    assert (helm.looks_up(tmp_path) == "templates/a.yaml") is does
+@pytest.mark.parametrize("where", ["the chart's values", "the Application's values", "a file", "a string"])
+def test_a_lookup_that_is_no_template_s_own_is_refused_too(tmp_path: Path, where: str) -> None:
+    """What `tpl` makes of text is known only when it is rendered."""
+    files = {"templates/a.yaml": with_line("{{ tpl .Values.text . }}"), "values.yaml": "size: 1\ntext: none\n"}
+    values = {}
+    match where:
+        case "the chart's values":
+            files["values.yaml"] = f"size: 1\ntext: '{LOOKUP}'\n"
+        case "the Application's values":
+            values = {"text": LOOKUP}
+        case "a file":
+            files |= {"templates/a.yaml": with_line('{{ tpl (.Files.Get "f.txt") . }}'), "f.txt": LOOKUP}
+        case "a string":
+            files["templates/a.yaml"] = with_line('{{ tpl (printf "{{ %s `v1` `Secret` `a` `b` }}" (list "look" "up" | join "")) . }}')
+    assert "web/templates/a.yaml looks up" in refused(tmp_path, chart(tmp_path, files, values=values))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{{ .Values.lookup | quote }}",
+        '{{ "lookup" }}',
+        "a{{/* lookup */}}",
+        "lookup",
+        "{{ $lookup := 1 }}{{ $lookup }}",
+        "a{{ if .Values.never }}" + LOOKUP + "{{ end }}",  # it is not reached
+    ],
+)
+def test_what_only_looks_like_a_lookup_is_none(tmp_path: Path, line: str) -> None:
+    assert len(render(tmp_path, chart(tmp_path, {"templates/a.yaml": with_line(line)}))) == 1
 
 
 def test_an_archive_that_is_another_one_is_not_rendered(tmp_path: Path) -> None:
@@ -163,6 +190,47 @@ def test_an_output_without_measure_is_not_read(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(helm, "MAX_OUTPUT", 1000)
     much = CONFIG + "  x: {{ repeat 5000 `y` }}\n"
     assert "renders to more than" in refused(tmp_path, chart(tmp_path, {"templates/a.yaml": much}))
+
+
+@pytest.mark.parametrize(("stream", "said"), [("1", "renders to more than 16 MiB"), ("2", "more than 64 KiB of complaints")])
+def test_a_helm_that_prints_without_end_is_ended_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: str, said: str) -> None:
+    """Not when its minute is over, because the other of its two streams says nothing and stays open."""
+    pid, fake = tmp_path / "pid", tmp_path / "helm"
+    fake.write_text(f"#!/bin/sh\necho $$ > {pid}\nPATH=/usr/bin:/bin\nexec yes >&{stream}\n", encoding="ascii")
+    fake.chmod(0o700)
+    monkeypatch.setattr(helm, "find_helm", lambda: str(fake))
+    monkeypatch.setattr(helm, "RENDER_SECONDS", 3600.0)
+    assert said in refused(tmp_path, chart(tmp_path))
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text(encoding="ascii")), 0)
+
+
+def test_a_disk_that_takes_nothing_is_the_chart_s_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    made = chart(tmp_path, {"templates/a.yaml": CONFIG})
+    with monkeypatch.context() as patched:
+        patched.setattr(tempfile, "mkdtemp", full)
+        assert "cannot be rendered: No space left on device" in refused(tmp_path, made)
+    with monkeypatch.context() as patched:
+        patched.setattr(durable, "write", full)
+        assert len(render(tmp_path, made)) == 1  # what is rendered is applied, kept or not
+    assert not list((tmp_path / "kept").iterdir())
+
+
+def test_what_a_killed_process_left_goes_at_the_next_start(tmp_path: Path) -> None:
+    left = tmp_path / "kept" / f"{helm.ROOM}abc" / "chart"
+    left.mkdir(parents=True)
+    render(tmp_path, chart(tmp_path, {"templates/a.yaml": CONFIG}))
+    assert not left.parent.exists()
+
+
+def test_two_that_clear_at_once_do_not_meet(tmp_path: Path) -> None:
+    helm._keep(tmp_path / "kept" / "1.json", [])
+    (tmp_path / "kept" / "gone.json").symlink_to("nowhere")  # as one that was there when the folder was read
+    helm._keep(tmp_path / "kept" / "2.json", [])
+    assert (tmp_path / "kept" / "2.json").exists()
 
 
 LAUGHS = "".join(f"b{n}: &b{n} [{', '.join(['*' + ('a' if n == 0 else f'b{n - 1}')] * 20)}]\n" for n in range(8))
