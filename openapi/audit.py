@@ -1,13 +1,15 @@
 """DATA/audit.log: who used a member's API, what they did, when, and how it ended. One JSON document per line.
 
-Every such request is recorded at both ends: where it entered the tree and at the member. One that stays open (a watch, a shell, a
-port-forward) has a line when it begins and another when it ends, with the same ``id``; all others have one. Nothing that may be a secret
-is written: no header but the program's name, of the query only what says how and not what, no bodies.
+Every such request is recorded at both ends, where it entered the tree and at the member, with one ``id``. One that stays open (a watch,
+a shell, a port-forward) has a line when it begins and another when it ends; all others have one. Nothing that may be a secret is written:
+no header but the program's name, of the query only what says how and not what, no bodies.
 
-The file is 0600; at `MAX_BYTES` it becomes ``audit.log.1`` and so on, and the oldest goes: the log is bounded, whatever people do. While
-the disk takes no lines nobody is let in: what cannot be recorded does not happen.
+The file is 0600; at `MAX_BYTES` it becomes ``audit.log.1`` and so on, and the oldest goes: the log is bounded, whatever people do. Nobody
+can drive out what others did by asking for what they are refused: of one user so many such requests are written in a minute, and one line
+counts the rest. While the disk takes no lines nobody is let in: what cannot be recorded does not happen.
 """
 
+import math
 import os
 import re
 from datetime import UTC, datetime
@@ -26,6 +28,10 @@ MAX_BYTES = 8 << 20
 KEPT = 4  # older files beside the one that is written
 MAX_PATH = 1024  # characters of a path that are written
 MAX_REASON = 300
+MAX_QUERY = 8192  # bytes of a query that are read; whoever sends more is taken to hide something behind them
+REFUSED_A_MINUTE = 60  # lines about what one user was refused
+MINUTE = 60.0
+MAX_REFUSED_USERS = 1000  # who are told apart in one minute; those beyond are counted together
 
 # Query parameters that say how something is done. Selectors, commands and the like are what people type, and may hold anything.
 SAFE = frozenset(
@@ -55,9 +61,9 @@ class Line(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One line. Times are UTC."""
 
     time: str
-    id: str  # of the request, at this controller
+    id: str  # of the request, the same at both ends
     end: str  # "entry": here it came into the tree; "member": here it went to the cluster's API; "both"
-    stage: str  # "begun" or "ended"
+    stage: str  # "begun", "ended", or "counted": so many more of this user were refused, as ``reason`` says
     user: str
     groups: list[str]
     entry: str  # uid of the controller where it came into the tree
@@ -74,6 +80,44 @@ class Line(Struct, frozen=True, kw_only=True, omit_defaults=True):
     reason: str = ""  # why it ended, when not by itself
 
 
+class _Minute(Struct):
+    """What one user was refused in it."""
+
+    since: float
+    written: int = 0
+    counted: int = 0
+    end: str = ""
+
+
+class Refusals:
+    """Which refused requests are written one by one, and which are only counted. Pure; ``now`` on the boot-time clock."""
+
+    def __init__(self) -> None:
+        self._minutes: dict[str, _Minute] = {}  # by user, oldest first; "": all for whom there is no room
+
+    def admit(self, user: str, end: str, now: float) -> bool:
+        """Whether this one is written."""
+        if user not in self._minutes and len(self._minutes) >= MAX_REFUSED_USERS:
+            user = ""
+        minute = self._minutes.setdefault(user, _Minute(now, end=end))
+        if minute.written < REFUSED_A_MINUTE:
+            minute.written += 1
+            return True
+        minute.counted += 1
+        return False
+
+    def over(self, now: float) -> list[tuple[str, str, int]]:
+        """(user, end, requests that were only counted) of minutes that have passed."""
+        passed = []
+        for user, minute in list(self._minutes.items()):
+            if now - minute.since < MINUTE:
+                break
+            del self._minutes[user]
+            if minute.counted:
+                passed.append((user, minute.end, minute.counted))
+        return passed
+
+
 class AuditLog:
     """Lines are written one by one, whole; there is one writer per file."""
 
@@ -84,6 +128,8 @@ class AuditLog:
         self._descriptor = -1
         self._size = 0
         self._trouble = ""
+        self._refusals = Refusals()
+        self._time = ""  # of the last line
 
     def require(self) -> None:
         """StoreFull while lines cannot be written; each call tries anew."""
@@ -96,8 +142,39 @@ class AuditLog:
             raise StoreFull(f"{self._path} cannot be written ({error.strerror}), and what cannot be recorded is not let in") from None
         self._trouble = ""
 
-    def write(self, line: Line) -> None:
+    def write(self, line: Line, now: float) -> None:
         """A line that cannot be written is logged instead, and keeps out whoever comes next (`require`)."""
+        self._time = line.time
+        self._count(now)
+        self._put(line)
+
+    def write_refused(self, line: Line, now: float) -> None:
+        """The same for a request that came to nothing: beyond `REFUSED_A_MINUTE` of one user it is counted instead."""
+        self._time = line.time
+        self._count(now)
+        if self._refusals.admit(line.user, line.end, now):
+            self._put(line)
+
+    def _count(self, now: float) -> None:
+        for user, end, count in self._refusals.over(now):
+            reason = f"{count} more requests were refused or failed within a minute"
+            self._put(
+                Line(
+                    time=self._time,
+                    id="",
+                    end=end,
+                    stage="counted",
+                    user=user,
+                    groups=[],
+                    entry="",
+                    cluster="",
+                    verb="",
+                    path="",
+                    reason=reason,
+                )
+            )
+
+    def _put(self, line: Line) -> None:
         data = msgspec.json.encode(line) + b"\n"
         try:
             self._open()
@@ -109,6 +186,10 @@ class AuditLog:
             log.error("audit.lost", **msgspec.to_builtins(line))
 
     def close(self) -> None:
+        self._count(math.inf)
+        self._close()
+
+    def _close(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -128,7 +209,7 @@ class AuditLog:
             raise OSError(28, "no space left on device")
 
     def _rotate(self) -> None:
-        self.close()
+        self._close()
         for number in range(self._kept, 0, -1):
             older = self._path.with_name(f"{self._path.name}.{number - 1}") if number > 1 else self._path
             if older.exists():
@@ -141,10 +222,14 @@ class AuditLog:
         self._trouble = error.strerror or str(error)
 
 
+def parameters(query: bytes) -> list[tuple[str, str]]:
+    """Of a query, as far as it is read."""
+    return parse_qsl(query[:MAX_QUERY].decode("latin-1"), keep_blank_values=True)
+
+
 def safe_query(query: bytes) -> dict[str, str]:
     """What of a query may be written down."""
-    found = parse_qsl(query[:8192].decode("latin-1"), keep_blank_values=True)
-    return {name: printable(value, 64) for name, value in found if name in SAFE}
+    return {name: printable(value, 64) for name, value in parameters(query) if name in SAFE}
 
 
 def printable(text: str, most: int) -> str:

@@ -226,7 +226,7 @@ class Serving:
 
     async def _serve_member(self, stream: Stream) -> None:
         """One request to the API of this controller's own cluster."""
-        await self.front.adopt(stream, self._sent_by_parent(stream), self._routes.from_above)
+        await self.front.adopt(stream, self._sent_by_parent(stream), self._routes.from_above(stream.metadata))
 
     def _sent_by_parent(self, stream: Stream) -> User:
         """Who asks, as the parent says. Nobody from above is taken for somebody who asks at this site."""

@@ -140,9 +140,13 @@ def require(user: "User", role: str, namespace: str, what: str) -> None:
         raise Forbidden(f"{user.name} may not {what}: this needs the group {role} {where}; ask an admin (banyan user create --group)")
 
 
-def encode_user(user: "User") -> bytes:
-    """The metadata of a stream of service `http`: who asks, as the entry controller knows them."""
-    data = msgspec.json.encode(user)
+class _Asked(msgspec.Struct):
+    request: str = ""
+
+
+def encode_user(user: "User", request: str = "") -> bytes:
+    """The metadata of a stream of service `http` or `member`: who asks, as the entry controller knows them, and the id of the request."""
+    data = msgspec.json.encode(user if not request else msgspec.to_builtins(user) | {"request": request})
     if len(data) > MAX_USER_BYTES:
         raise Forbidden(f"{user.name} has too many groups and grants to be passed on through the tree ({len(data)} bytes)")
     return data
@@ -158,3 +162,8 @@ def decode_user(metadata: bytes) -> "User":
         return msgspec.json.decode(metadata, type=User)
     except msgspec.DecodeError as error:
         raise InvalidInput(f"the user in a stream's metadata cannot be read: {error}") from error
+
+
+def decode_request(metadata: bytes) -> str:
+    """The id of the request beside the user, "" without one. Only for metadata that `decode_user` has read."""
+    return msgspec.json.decode(metadata, type=_Asked).request

@@ -8,7 +8,9 @@ own RBAC. Both ends write it down (`openapi.audit`). Discovery, documents and er
 but how a path says that a request will last, or carry much.
 """
 
+import re
 import secrets
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from cluster_controller import clock
@@ -16,7 +18,7 @@ from cluster_controller.errors import BanyanError, Forbidden
 from cluster_controller.resources import policy
 from cluster_controller.tunnel.messages import Lane
 from cluster_shim.contract import ByteStream, OpenTarget, ShimError
-from openapi.audit import MAX_PATH, MAX_REASON, Line, printable, safe_query, timestamp
+from openapi.audit import MAX_PATH, MAX_QUERY, MAX_REASON, Line, parameters, printable, safe_query, timestamp
 from openapi.front.auth import encode_user
 from openapi.front.exchange import Exchange
 from openapi.front.forward import Forwarder, Target
@@ -32,8 +34,12 @@ if TYPE_CHECKING:
 
 
 MEMBER = "member"  # service of a stream that carries one request to a member's API; metadata: the user (`auth.encode_user`)
-_LASTING = {"watch": ("true", "1"), "follow": ("true", "1")}
-_TRUE = ("true", "1")
+_LASTING = ("watch", "follow")  # parameters that make an answer last
+_NO = ("false", "0")  # what an API server takes for no; everything else, nothing included, is yes
+_WATCHED = re.compile(rb"/(api/v1|apis/[^/]+/[^/]+)/watch/")  # the older way to ask for a watch
+_ID = re.compile(r"[0-9a-f]{16}")
+# Groups that say in which way somebody is known (`banyan:credential:ID`) change with every renewal and tell a reader nothing.
+_OF_PEOPLE = re.compile(r"banyan:(?!credential:)")
 
 
 class MemberDoor:
@@ -48,20 +54,20 @@ class MemberDoor:
         services = self._services
         uid = services.cluster_uid(name)
         if uid == services.uid:
-            await self.at_member(exchange, user, path, end="both")
+            await self.at_member(exchange, user, path, end="both", request=secrets.token_hex(8))
             return
-        record = Record(services, exchange, user, end="entry", cluster=name, path=path)
+        record = Record(services, exchange, user, end="entry", cluster=name, path=path, request=secrets.token_hex(8))
 
         async def open_stream() -> ByteStream:
-            return record.counted(await services.open(uid, MEMBER, encode_user(user), lane_of(exchange.head)))
+            return record.counted(await services.open(uid, MEMBER, encode_user(user, record.id), lane_of(exchange.head)))
 
         target = Target(open=open_stream, path=_target(path, exchange.head), name=f"cluster {name}")
         await self._recorded(record, exchange, target)
 
-    async def at_member(self, exchange: Exchange, user: "User", path: bytes, *, end: str = "member") -> None:
+    async def at_member(self, exchange: Exchange, user: "User", path: bytes, *, end: str, request: str) -> None:
         """A person's request has come to the controller whose cluster it is for."""
         services = self._services
-        record = Record(services, exchange, user, end=end, cluster=services.name, path=path)
+        record = Record(services, exchange, user, end=end, cluster=services.name, path=path, request=request)
         group = policy.group_of([(grant.role, grant.namespace) for grant in user.grants])
 
         async def open_stream() -> ByteStream:
@@ -69,6 +75,7 @@ class MemberDoor:
                 raise NotImplementedHere(f"{services.name} {why}")
             if why := policy.refusal(services.entry(), user.name, group):
                 raise Forbidden(f"{user.name} may not use the cluster API of {services.name}: {why}")
+            record.begin()
             options = {"user": user.name, "group": group, "entry": user.entry}
             return record.counted(await services.open_local(OpenTarget(kind="api", options=options)))
 
@@ -77,7 +84,6 @@ class MemberDoor:
 
     async def _recorded(self, record: "Record", exchange: Exchange, target: Target) -> None:
         self._services.audit.require()
-        record.begin()
         try:
             await self._forwarder.forward(exchange, [target])
         except BaseException as error:
@@ -88,13 +94,17 @@ class MemberDoor:
 
 
 class FromAbove:
-    """The raw routes of a stream that the parent opened to this cluster's API: whatever its path, that is where it goes."""
+    """The raw routes of a stream that the parent opened to this cluster's API: whatever its path, that is where it goes.
 
-    def __init__(self, door: MemberDoor) -> None:
+    ``request``: the id that it has at the entry, as the stream's metadata says.
+    """
+
+    def __init__(self, door: MemberDoor, request: str) -> None:
         self._door = door
+        self._request = request if _ID.fullmatch(request) else secrets.token_hex(8)  # an older parent sends none
 
     def match(self, head: RequestHead) -> "RawRoute":
-        return _AtMember(self._door)
+        return _AtMember(self._door, self._request)
 
     def attach(self, adopt: object) -> None:
         return
@@ -109,13 +119,14 @@ class FromAbove:
 class _AtMember:
     kind = MEMBER
 
-    def __init__(self, door: MemberDoor) -> None:
+    def __init__(self, door: MemberDoor, request: str) -> None:
         self._door = door
+        self._request = request
 
     async def __call__(self, exchange: Exchange) -> None:
         assert exchange.user is not None  # adopted: the parent said who
         exchange.keep_alive = False  # one request per stream
-        await self._door.at_member(exchange, exchange.user, exchange.head.path)
+        await self._door.at_member(exchange, exchange.user, exchange.head.path, end="member", request=self._request)
 
 
 def lane_of(head: RequestHead) -> Lane:
@@ -123,15 +134,19 @@ def lane_of(head: RequestHead) -> Lane:
     what = head.path.rpartition(b"/")[2]
     if what in {b"log", b"portforward"}:
         return Lane.BULK
-    if what in (b"exec", b"attach") and safe_query(head.query).get("tty") not in _TRUE:
+    if what in (b"exec", b"attach") and not _says(head, "tty"):
         return Lane.BULK  # kubectl cp, and pipes
     return Lane.INTERACTIVE
 
 
 def lasts(head: RequestHead) -> bool:
-    """Whether a request stays open until somebody ends it."""
-    asked = safe_query(head.query)
-    return bool(head.upgrade) or any(asked.get(name) in values for name, values in _LASTING.items())
+    """Whether a request stays open until somebody ends it. One whose query is too long to be read may."""
+    return bool(head.upgrade) or len(head.query) > MAX_QUERY or _says(head, *_LASTING) or bool(_WATCHED.match(head.path))
+
+
+def _says(head: RequestHead, *names: str) -> bool:
+    """Whether the query says yes to one of these, in any of its places."""
+    return any(name in names and value.lower() not in _NO for name, value in parameters(head.query))
 
 
 def _target(path: bytes, head: RequestHead) -> bytes:
@@ -139,26 +154,41 @@ def _target(path: bytes, head: RequestHead) -> bytes:
 
 
 class Record:
-    """What the audit log says of one request."""
+    """What the audit log says of one request.
 
-    def __init__(self, services: "Services", exchange: Exchange, user: "User", *, end: str, cluster: str, path: bytes) -> None:
+    Of what is refused there is no line that it began: at the member it begins once the site's policy has let it in, at the entry once the
+    member has answered.
+    """
+
+    def __init__(
+        self, services: "Services", exchange: Exchange, user: "User", *, end: str, cluster: str, path: bytes, request: str
+    ) -> None:
         self._services = services
         self._exchange = exchange
         self._user = user
         self._end = end
         self._cluster = cluster
         self._path = path
-        self._id = secrets.token_hex(8)
+        self.id = request
+        self._begun = False
         self._began = clock.boottime()
+        self._lasts = lasts(exchange.head)
         self._stream: Counted | None = None
 
     def counted(self, stream: ByteStream) -> ByteStream:
-        self._stream = Counted(stream)
+        self._stream = Counted(stream, self._answered)
         return self._stream
 
+    def _answered(self) -> None:
+        """Before each piece of an answer."""
+        if not self._begun and 0 < self._exchange.status < 400:
+            self.begin()
+
     def begin(self) -> None:
-        if lasts(self._exchange.head):
-            self._write("begun")
+        if not self._begun:
+            self._begun = True
+            if self._lasts:
+                self._services.audit.write(self._line("begun"), clock.boottime())
 
     def end(self, error: BaseException | None) -> None:
         code = self._exchange.status
@@ -169,17 +199,21 @@ class Record:
             code = 503
         if not reason and code == 101 and self._stream is not None:
             reason = self._stream.broken
-        self._write("ended", code, reason)
+        line = self._line("ended", code, reason)
+        if (self._begun and self._lasts) or 0 < code < 400:
+            self._services.audit.write(line, clock.boottime())
+        else:
+            self._services.audit.write_refused(line, clock.boottime())
 
-    def _write(self, stage: str, code: int = 0, reason: str = "") -> None:
+    def _line(self, stage: str, code: int = 0, reason: str = "") -> Line:
         head, user, stream = self._exchange.head, self._user, self._stream
-        line = Line(
+        return Line(
             time=timestamp(clock.wall()),
-            id=self._id,
+            id=self.id,
             end=self._end,
             stage=stage,
             user=printable(user.name, 253),
-            groups=[printable(group, 80) for group in user.groups if group.startswith("banyan:") and "credential" not in group],
+            groups=[printable(group, 80) for group in user.groups if _OF_PEOPLE.match(group)],
             entry=user.entry,
             cluster=self._cluster,
             verb=printable(head.upgrade.decode("latin-1") or head.method, 40),
@@ -193,19 +227,20 @@ class Record:
             seconds=round(clock.boottime() - self._began, 3) if stage == "ended" else 0.0,
             reason=printable(reason, MAX_REASON),
         )
-        self._services.audit.write(line)
 
 
 class Counted:
-    """A ByteStream that counts what passes, and remembers why it broke."""
+    """A ByteStream that counts what passes, and remembers why it broke. ``reading`` is called before each read."""
 
-    def __init__(self, inner: ByteStream) -> None:
+    def __init__(self, inner: ByteStream, reading: Callable[[], None]) -> None:
         self._inner = inner
+        self._reading = reading
         self.up = 0  # bytes written
         self.down = 0  # bytes read
         self.broken = ""
 
     async def read(self, limit: int = 65536) -> bytes:
+        self._reading()
         data = await self._inner.read(limit)
         self.down += len(data)
         return data

@@ -21,7 +21,7 @@ from cluster_controller.tasks import Tasks
 from cluster_controller.tunnel.messages import Lane
 from cluster_shim.contract import ByteStream, OpenTarget
 from openapi.front import invoke
-from openapi.front.auth import encode_user, require
+from openapi.front.auth import decode_request, encode_user, require
 from openapi.front.exchange import Exchange
 from openapi.front.forward import Forwarder, Target
 from openapi.front.head import RequestHead
@@ -60,10 +60,13 @@ class ProxyRoutes:
         self._tasks = Tasks("routes")
         self._forwarder = Forwarder(self._tasks)
         self.members = MemberDoor(services, self._forwarder)
-        self.from_above = FromAbove(self.members)  # for streams of service `member`
 
     def attach(self, adopt: Adopt) -> None:
         self._adopt = adopt
+
+    def from_above(self, metadata: bytes) -> FromAbove:
+        """For a stream of service `member`."""
+        return FromAbove(self.members, decode_request(metadata))
 
     async def close(self) -> None:
         await self._tasks.close()

@@ -267,7 +267,8 @@ class Services:
         ours, theirs = pair()
         if service in ("http", "member"):
             assert self.edge is not None and self.edge_routes is not None
-            self._spawn(self.edge.adopt(theirs, decode_user(metadata), self.edge_routes.from_above if service == "member" else None))
+            routes = self.edge_routes.from_above(metadata) if service == "member" else None
+            self._spawn(self.edge.adopt(theirs, decode_user(metadata), routes))
         else:
             assert msgspec.json.decode(metadata) == {"uid": APP, "component": ""}
             self._spawn(splice(theirs, await self._dial()))

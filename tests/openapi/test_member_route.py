@@ -11,7 +11,7 @@ import pytest
 
 from cluster_controller.resources.policy import DEFAULT_ENTRY, Entry
 from cluster_controller.tunnel.messages import Lane
-from openapi.audit import AuditLog
+from openapi.audit import REFUSED_A_MINUTE, AuditLog
 from openapi.front.head import parse_request
 from openapi.front.member import lane_of, lasts
 from openapi.front.raw import ProxyRoutes
@@ -100,6 +100,7 @@ def test_a_request_goes_through_two_fronts_and_is_written_down_at_both(world: Wo
     (target,) = world.member.targets
     assert (target.kind, target.options) == ("api", {"user": "admin", "group": "banyan:admin", "entry": "e" * 26})
     (entry,), (member,) = world.lines("root"), world.lines("edge")
+    assert entry["id"] == member["id"]
     for line, end in ((entry, "entry"), (member, "member")):
         assert (line["end"], line["stage"], line["user"], line["cluster"]) == (end, "ended", "admin", "edge-1")
         assert (line["verb"], line["path"], line["code"]) == ("GET", "/api/v1/pods", 200)
@@ -122,6 +123,15 @@ def test_the_site_decides_and_says_so(world: World) -> None:
     assert world.ask("/api")[0] == 200
     assert [(line["user"], line["code"]) for line in world.lines("edge", 3)] == [("editor", 403), ("admin", 403), ("admin", 200)]
     assert "lets in nobody" in world.lines("edge")[1]["reason"]
+
+
+def test_of_what_is_refused_there_is_no_line_that_it_began_and_a_flood_is_counted(world: World) -> None:
+    for _ in range(REFUSED_A_MINUTE + 5):
+        assert world.ask("/api?watch=1", user="editor")[0] == 403
+    assert world.ask("/api?watch=1")[0] == 200
+    for name in ("edge", "root"):
+        stages = [(line["user"], line["stage"]) for line in world.lines(name, REFUSED_A_MINUTE + 2)]
+        assert stages == [("editor", "ended")] * REFUSED_A_MINUTE + [("admin", "begun"), ("admin", "ended")]
 
 
 def test_what_has_no_kubernetes_api_says_what_to_use(world: World) -> None:
@@ -209,6 +219,12 @@ def test_smuggling_ends_at_the_entry(world: World) -> None:
     [
         ("/api/v1/pods", False, Lane.INTERACTIVE, False),
         ("/api/v1/pods?watch=true", False, Lane.INTERACTIVE, True),
+        ("/api/v1/pods?watch=0", False, Lane.INTERACTIVE, False),
+        ("/api/v1/pods?watch=True&watch=0", False, Lane.INTERACTIVE, True),  # an API server goes by the first
+        ("/api/v1/pods?watch", False, Lane.INTERACTIVE, True),  # and takes this for yes
+        (f"/api/v1/pods?labelSelector={'x' * 8192}&watch=1", False, Lane.INTERACTIVE, True),
+        ("/api/v1/watch/namespaces/a/pods", False, Lane.INTERACTIVE, True),
+        ("/apis/apps/v1/watch/deployments", False, Lane.INTERACTIVE, True),
         ("/api/v1/namespaces/a/pods/b/log?follow=true", False, Lane.BULK, True),
         ("/api/v1/namespaces/a/pods/b/log", False, Lane.BULK, False),
         ("/api/v1/namespaces/a/pods/b/exec?command=sh&stdin=true&tty=true", True, Lane.INTERACTIVE, True),

@@ -47,13 +47,17 @@ def root() -> Identity:
 @functools.cache
 def identity(name: str, *lineage: str) -> Identity:
     """A member of the test tree; ``lineage``: its ancestors below the root, the nearest last."""
-    above = identity(lineage[-1], *lineage[:-1]) if lineage else root()
+    return below(identity(lineage[-1], *lineage[:-1]) if lineage else root(), name, NOW)
+
+
+def below(above: Identity, name: str, now: datetime, *addresses: str) -> Identity:
+    """A child of ``above``, which it knows at ``addresses``."""
     assert above.authority is not None
     key, issuing_key = keys.generate(), keys.generate()
-    issued = above.authority.issue(name=name, identity_request=request(key), issuing_request=request(issuing_key), home=above.uid, now=NOW)
+    issued = above.authority.issue(name=name, identity_request=request(key), issuing_request=request(issuing_key), home=above.uid, now=now)
     return member(
-        name=name, key=key, issuing_key=issuing_key if issued.issuing else None, issued=issued, tree_ca=root().tree_ca,
-        parent_uid=above.uid, parent_name=above.name, parent_addresses=(), token_id="", labels={}, now=NOW,
+        name=name, key=key, issuing_key=issuing_key if issued.issuing else None, issued=issued, tree_ca=above.tree_ca,
+        parent_uid=above.uid, parent_name=above.name, parent_addresses=addresses, token_id="", labels={}, now=now,
     )  # fmt: skip
 
 
