@@ -194,6 +194,11 @@ class Api:
         return self._way.url
 
     @property
+    def way(self) -> object:
+        """Which reading of the kubeconfig counts: another one after each change of it."""
+        return self._way
+
+    @property
     def inside(self) -> bool:
         """Whether this runs in a pod of the cluster itself."""
         return self._way.inside

@@ -37,6 +37,7 @@ from cluster_shim.kubernetes.impersonation import (
     status_answer,
 )
 from cluster_shim.kubernetes.rights import PERSON, ROLES
+from cluster_shim.kubernetes.spare import Spare
 
 log = structlog.get_logger()
 
@@ -58,6 +59,7 @@ class Door:
         self._most = most
         self.open_streams = 0
         self._tasks = Tasks("member")
+        self._spare = Spare(api, self._tasks)
         self._renewing: asyncio.Task[None] | None = None
 
     async def close(self) -> None:
@@ -72,14 +74,16 @@ class Door:
         self.open_streams += 1
         try:
             credential = await self._api.credential_headers()
-            connection = await self._api.connect()
+            connection = await self._spare.take() or await self._api.connect()
         except BaseException:
             self.open_streams -= 1
             raise
         return MemberStream(self, self._api, person, connection, credential)
 
-    def closed(self) -> None:
+    def closed(self, *, answered: bool) -> None:
         self.open_streams -= 1
+        if answered:
+            self._spare.prepare()
 
     async def hint(self, person: Person, namespace: str) -> str:
         """Why a 403 came, when it is because nothing is bound to the tree's groups here; "" when something is."""
@@ -212,7 +216,7 @@ class MemberStream:
         """The connection goes; once."""
         if not self._ended:
             self._ended = True
-            self._door.closed()
+            self._door.closed(answered=self._answered is not None)
             self._connection.abort()
 
     # --- from the API server ---

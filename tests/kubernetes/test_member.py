@@ -7,9 +7,11 @@ from collections.abc import Awaitable, Callable
 import msgspec
 import pytest
 
+from cluster_controller.tasks import Tasks
 from cluster_shim.contract import ByteStream, OpenTarget, ShimError
 from cluster_shim.kubernetes.api import Api, ApiError
 from cluster_shim.kubernetes.member import Door, namespace_of
+from cluster_shim.kubernetes.spare import Spare
 from tests.kubernetes.wire import End, wire
 
 PERSON = {"user": "ann", "group": "banyan:view", "entry": "e"}
@@ -28,10 +30,15 @@ class Server(Api):
         self.asked: list[tuple[str, str, dict[str, str]]] = []
         self.accepting = True
         self.servers: list[End] = []
+        self.reading = "the first kubeconfig"
 
     @property
     def url(self) -> str:
         return "https://10.0.0.1:6443"
+
+    @property
+    def way(self) -> object:
+        return self.reading
 
     async def credential_headers(self) -> list[tuple[bytes, bytes]]:
         return [(b"authorization", b"Bearer own")]
@@ -66,7 +73,8 @@ def run(body: Body) -> None:
             await body(api, door, stream)
         stream.abort("the test is over")
         assert door.open_streams == 0
-        assert api.server.closed
+        await door.close()
+        assert all(server.closed for server in api.servers)
 
     asyncio.run(main())
 
@@ -342,6 +350,68 @@ def test_there_is_room_for_so_many() -> None:
             await door.open(OpenTarget(kind="api", options=PERSON | {"group": "system:masters"}))
         assert door.open_streams == 1
         streams.pop().abort()
+
+    asyncio.run(main())
+
+
+async def answered(api: Server, door: Door) -> None:
+    """One request from its beginning to its end."""
+    stream = await door.open(OpenTarget(kind="api", options=PERSON))
+    server = next(one for one in reversed(api.servers) if not one.closed)
+    await stream.write(GET)
+    await server.received(b"\r\n\r\n")
+    server.send(OK)
+    server.end()
+    assert await everything(stream) == OK
+
+
+async def settled() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("meanwhile", ["nothing", "the server ends it", "another kubeconfig", "the server is gone"])
+def test_after_a_request_one_connection_is_at_hand_for_the_next(meanwhile: str) -> None:
+    async def main() -> None:
+        api = Server()
+        door = Door(api)
+        await answered(api, door)
+        api.accepting = meanwhile != "the server is gone"
+        await settled()
+        if not api.accepting:
+            assert len(api.servers) == 1
+            with pytest.raises(ApiError):
+                await door.open(OpenTarget(kind="api", options=PERSON))
+            return
+        assert len(api.servers) == 2
+        spare = api.server
+        assert not spare.seen
+        if meanwhile == "the server ends it":
+            spare.end()
+            await settled()
+        elif meanwhile == "another kubeconfig":
+            api.reading = "the second kubeconfig"
+        await answered(api, door)
+        assert bool(spare.seen) == (meanwhile == "nothing")
+        assert spare.closed
+        await settled()
+        await door.close()
+        assert all(server.closed for server in api.servers)
+
+    asyncio.run(main())
+
+
+def test_a_spare_is_kept_for_a_while_and_given_up() -> None:
+    async def main() -> None:
+        api, tasks = Server(), Tasks("test")
+        spare = Spare(api, tasks, kept_seconds=0.01)
+        spare.prepare()
+        spare.prepare()
+        while not api.servers or not api.server.closed:
+            await asyncio.sleep(0.01)
+        assert len(api.servers) == 1
+        assert await spare.take() is None
+        await tasks.close()
 
     asyncio.run(main())
 
