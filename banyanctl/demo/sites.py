@@ -15,13 +15,15 @@ from msgspec import Struct
 
 from banyanctl.client import Client
 from banyanctl.credential import Endpoint
-from banyanctl.demo import words
+from banyanctl.demo import processes, words
 from banyanctl.demo.wire import Wire
 from banyanctl.endpoint import ADMIN_KUBECONFIG, read
 from cluster_controller.errors import BanyanError, Unreachable
 
 START_SECONDS = 60.0
 POLL_SECONDS = 0.1
+KILL_SECONDS = 0.05
+KILL_ROUNDS = 100
 STOP_SECONDS = 10.0
 
 
@@ -95,38 +97,44 @@ class Site:
         return ""
 
     def everything(self) -> list[int]:
-        """Pids of all that runs out of this site's folder: controller, supervisor, instances."""
-        mark = str(self.folder).encode()
+        """Pids of all that runs out of this site's folder: controller, supervisor, instances and what those started."""
         found = {self.process.pid} if self.process is not None and self.process.poll() is None else set()
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                with contextlib.suppress(OSError):
-                    if (entry / "cmdline").read_bytes().find(mark) >= 0 and int(entry.name) != os.getpid():
-                        found.add(int(entry.name))
-        return sorted(found)
+        return sorted(found | {process.pid for process in processes.below(self.folder)})
 
     def kill_everything(self) -> int:
-        """SIGKILL, as a power cut would; returns how many processes died."""
-        pids = self.everything()
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        if self.process is not None:
-            self.process.wait()
-        return len(pids)
+        """SIGKILL, as a power cut would; returns how many processes died. BanyanError names what does not die."""
+        died: set[int] = set()
+        for _ in range(KILL_ROUNDS):  # what was being started while the first round went by is seen by the next
+            pids = self.everything()
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if self.process is not None:
+                self.process.wait()
+            if not pids:
+                return len(died)
+            died.update(pids)
+            time.sleep(KILL_SECONDS)
+        raise Unreachable(f"processes {', '.join(map(str, self.everything()))} of {self.name} do not end, not even by SIGKILL")
 
     async def stop(self) -> None:
-        """Controller first, then what it runs."""
+        """Controller first, then what it runs. What does not end by itself is killed, and said: Unreachable."""
+        trouble: Exception | None = None
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 await asyncio.to_thread(self.process.wait, STOP_SECONDS)
         if (self.folder / "process").exists():
+            from cluster_shim.contract import ShimError
             from cluster_shim.process import client
 
-            with contextlib.suppress(OSError, BanyanError, RuntimeError):
+            try:
                 await asyncio.to_thread(client.end, self.folder / "process", 2.0)
-        self.kill_everything()
+            except (OSError, ShimError) as error:
+                trouble = error
+        await asyncio.to_thread(self.kill_everything)
+        if trouble is not None:
+            raise Unreachable(f"what {self.name} ran did not end by itself, and was killed: {trouble}")
 
     # --- its API ---
 
