@@ -9,6 +9,7 @@ import msgspec
 from cluster_controller import config
 from cluster_controller.config import Config
 from cluster_controller.errors import InvalidInput
+from cluster_controller.resources import quantity
 
 if TYPE_CHECKING:
     from cluster_shim.contract import Shim
@@ -27,7 +28,9 @@ def check(settings: Config) -> None:
         return
     if settings.member_kubeconfig or settings.member_context or settings.kubernetes:
         raise InvalidInput("--kubeconfig, --context and --kubernetes go with --shim kubernetes or k3s", "shim")
-    if settings.shim not in ("process", "none"):
+    if settings.shim == "process":
+        _capacity(settings)
+    elif settings.shim != "none":
         _check_address(settings.shim)
 
 
@@ -47,20 +50,25 @@ def of(settings: Config) -> "Shim | None":
         return kubernetes(settings)
     if settings.shim != "process":
         return _outside(settings)
-    from cluster_controller.resources import quantity
     from cluster_shim.process.shim import Capacity, ProcessShim
 
-    capacity = None
-    if settings.capacity:
-        unknown = sorted(set(settings.capacity) - {"cpu", "memory"})
-        if unknown or set(settings.capacity) != {"cpu", "memory"}:
-            raise InvalidInput("capacity: give both, as in cpu=2,memory=4Gi", "capacity")
-        capacity = Capacity(
-            cpu_millis=quantity.millis(settings.capacity["cpu"], "capacity.cpu"),
-            memory_bytes=quantity.units(settings.capacity["memory"], "capacity.memory"),
-        )
+    given = _capacity(settings)
+    capacity = Capacity(cpu_millis=given[0], memory_bytes=given[1]) if given is not None else None
     name = settings.node_name or os.uname().nodename.lower()
     return ProcessShim(settings.process_folder, node_name=name, bind=settings.site_bind, capacity=capacity)
+
+
+def _capacity(settings: Config) -> tuple[int, int] | None:
+    """Millicores and bytes that stand for what the machine has; None for all that it has."""
+    if not settings.capacity:
+        return None
+    if set(settings.capacity) != {"cpu", "memory"}:
+        raise InvalidInput("capacity: give both and nothing else, as in cpu=2,memory=4Gi", "capacity")
+    cpu, memory = settings.capacity["cpu"], settings.capacity["memory"]
+    try:
+        return quantity.millis(cpu, "capacity.cpu"), quantity.units(memory, "capacity.memory")
+    except InvalidInput as error:
+        raise InvalidInput(f"capacity: {error}", error.field) from None
 
 
 def _outside(settings: Config) -> "Shim":
@@ -90,7 +98,9 @@ def _credential(settings: Config, name: str) -> bytes:
 def kubernetes(settings: Config) -> "KubernetesShim":
     """An existing cluster, by its API server. The official client is loaded for it alone."""
     try:
+        from cluster_shim.contract import ShimError
         from cluster_shim.k3s.shim import K3sShim
+        from cluster_shim.kubernetes import settings as meaning
         from cluster_shim.kubernetes.render import Settings
         from cluster_shim.kubernetes.shim import Access, KubernetesShim
     except ImportError as error:
@@ -105,6 +115,10 @@ def kubernetes(settings: Config) -> "KubernetesShim":
     if unknown:
         known = ", ".join(info.name for info in msgspec.structs.fields(Settings))
         raise InvalidInput(f"kubernetes: there is no {unknown[0]}; it has {known}", "kubernetes")
+    try:
+        meaning.check(chosen)
+    except ShimError as error:
+        raise InvalidInput(str(error), "kubernetes") from None
     access = Access(kubeconfig=settings.member_kubeconfig, context=settings.member_context)
     if settings.shim == "k3s":
         return K3sShim(access, chosen, settings.kubernetes_folder, service_type_chosen="service_type" in settings.kubernetes)

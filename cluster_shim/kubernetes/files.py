@@ -25,13 +25,13 @@ from urllib.parse import urlsplit
 
 import msgspec
 import structlog
-from msgspec import Struct
 
 from cluster_controller.tasks import Tasks
 from cluster_shim import contract
 from cluster_shim.contract import Desired, ShimError
 from cluster_shim.kubernetes import durable
 from cluster_shim.kubernetes.render import Settings, Source
+from cluster_shim.kubernetes.settings import Address, files_address, files_listen
 from cluster_shim.kubernetes.trust import Trust
 
 log = structlog.get_logger()
@@ -48,17 +48,6 @@ FIRST_SECONDS = 5.0  # for an address, before what is desired goes on without on
 ELSEWHERE = ("192.0.2.1", 9)  # RFC 5737: nobody; connecting a UDP socket sends nothing and tells the address of the way out
 REQUEST = re.compile(rb"(GET|HEAD) /models/sha256/([0-9a-f]{64}) HTTP/1\.[01]")
 RANGE = re.compile(rb"bytes=(\d{1,18})-")
-
-
-class Address(Struct, frozen=True):
-    """Where pods find this server."""
-
-    host: str
-    port: int
-
-    @property
-    def url(self) -> str:
-        return f"https://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
 
 class Refused(Exception):
@@ -132,7 +121,7 @@ class FileServer:
 
     def _remembered(self) -> Address | None:
         """What pods were told before, so that a start without a network changes nothing of theirs."""
-        found = _stated(self._settings)
+        found = files_address(self._settings)
         if found is None:
             with contextlib.suppress(OSError, msgspec.DecodeError):
                 found = msgspec.json.decode((self._folder / ADDRESS_FILE).read_bytes(), type=Address)
@@ -140,10 +129,10 @@ class FileServer:
 
     def _bind(self) -> tuple[socket.socket, Address]:
         """Listen on every address of this machine, on the port that pods know. Blocks for a name's look-up."""
-        stated = _stated(self._settings)
+        stated = files_address(self._settings)
         before = self._address
         host = stated.host if stated is not None else own_address(self._api)
-        bind_host, port = _split(self._settings.files_listen) if self._settings.files_listen else ("", (stated or before or NOWHERE).port)
+        bind_host, port = files_listen(self._settings) or ("", (stated or before or NOWHERE).port)
         try:
             listener = _listen(bind_host, port)
         except OSError as error:
@@ -269,27 +258,6 @@ def own_address(api: str) -> str:
             if not ipaddress.ip_address(found.partition("%")[0]).is_loopback:
                 return found
     raise ShimError(f"this machine has no address that pods of {api} could reach; set kubernetes.files_url to one that leads here")
-
-
-def _stated(settings: Settings) -> Address | None:
-    """What the site says."""
-    if not settings.files_url:
-        return None
-    place = urlsplit(settings.files_url)
-    try:
-        port = place.port
-    except ValueError:
-        port = None
-    if place.scheme != "https" or not place.hostname or port is None or place.path.strip("/"):
-        raise ShimError(f"kubernetes.files_url {settings.files_url!r} is not https://HOST:PORT")
-    return Address(place.hostname, port)
-
-
-def _split(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    if not port.isdecimal() or int(port) > 65535:
-        raise ShimError(f"kubernetes.files_listen {text!r} is not HOST:PORT")
-    return host.strip("[]"), int(port)
 
 
 def _listen(host: str, port: int) -> socket.socket:

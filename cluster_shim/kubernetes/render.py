@@ -342,7 +342,7 @@ def _serve_model(  # noqa: PLR0917  what a pod is made of, filled in one place
         volumes.append({"name": "fetch", "secret": {"secretName": objects[-1]["metadata"]["name"], "defaultMode": 0o440}})
         fetch["args"] += ["--source", FETCH_MOUNT]
         fetch["volumeMounts"].append({"name": "fetch", "mountPath": FETCH_MOUNT, "readOnly": True})
-    volumes.append({"name": "models", **_cache(settings.cache)})
+    volumes.append({"name": "models", **cache_volume(settings.cache)})
     pod["securityContext"] = {"runAsNonRoot": True, "runAsUser": WORKER_USER, "seccompProfile": {"type": "RuntimeDefault"}}
     if settings.cache.startswith("hostPath:"):
         # The kubelet makes that folder, and makes it root's: root without a single capability writes there, and the server reads.
@@ -374,7 +374,8 @@ def _folder(model: contract.ModelRef) -> str:
     return hashlib.sha256(msgspec.json.encode([[file.path, file.sha256] for file in model.files])).hexdigest()[:32]
 
 
-def _cache(setting: str) -> Object:
+def cache_volume(setting: str) -> Object:
+    """Where model files are, as a volume of a pod."""
     kind, _, value = setting.partition(":")
     if kind == "hostPath" and value.startswith("/"):
         return {"hostPath": {"path": value, "type": "DirectoryOrCreate"}}

@@ -23,6 +23,18 @@ PLACE = Path("/nowhere/data")
         ({"shim": "k3s", "member_kubeconfig": "/nowhere/config"}, "/nowhere/config: there is no such file"),
         ({"shim": "process", "member_kubeconfig": "/nowhere/config"}, "go with --shim kubernetes or k3s"),
         ({"shim": "none", "kubernetes": {"worker_image": "x"}}, "go with --shim kubernetes or k3s"),
+        ({"capacity": {"cpu": "2"}}, "give both and nothing else, as in cpu=2,memory=4Gi"),
+        ({"capacity": {"cpu": "2", "memory": "1Gi", "gpu": "1"}}, "give both and nothing else"),
+        ({"capacity": {"cpu": "two", "memory": "1Gi"}}, "capacity: 'two' is not a quantity"),
+        ({"shim": "kubernetes", "kubernetes": {"service_type": "Nodeport"}}, "service_type 'Nodeport': it is ClusterIP, NodePort or Load"),
+        ({"shim": "k3s", "kubernetes": {"service_type": "loadbalancer"}}, "service_type 'loadbalancer'"),
+        ({"shim": "kubernetes", "kubernetes": {"pull_policy": "never"}}, "pull_policy 'never': it is Always, IfNotPresent or Never"),
+        (
+            {"shim": "kubernetes", "kubernetes": {"cache": "/models"}},
+            "cache '/models': it is hostPath:/PATH, pvc:CLAIM or emptyDir",
+        ),
+        ({"shim": "kubernetes", "kubernetes": {"files_url": "http://a:1"}}, "files_url 'http://a:1' is not https://HOST:PORT"),
+        ({"shim": "kubernetes", "kubernetes": {"files_listen": "a:http"}}, "files_listen 'a:http' is not HOST:PORT"),
     ],
 )
 def test_what_can_never_work_is_refused(settings: dict[str, object], says: str) -> None:
@@ -33,6 +45,26 @@ def test_what_can_never_work_is_refused(settings: dict[str, object], says: str) 
 @pytest.mark.parametrize("shim", ["process", "none", "kubernetes", "k3s", "unix:/run/shim.sock", "shim.example:9443"])
 def test_what_may_work_is_left_to_the_start(shim: str) -> None:
     shims.check(Config(data=PLACE, name="a", shim=shim))
+
+
+def test_settings_that_make_sense_pass() -> None:
+    chosen = {
+        "service_type": "NodePort",
+        "pull_policy": "Never",
+        "cache": "pvc:a",
+        "files_url": "https://[::1]:1",
+        "files_listen": "[::]:2",
+    }
+    shims.check(Config(data=PLACE, name="a", shim="kubernetes", kubernetes=chosen))
+    shims.check(Config(data=PLACE, name="a", capacity={"cpu": "500m", "memory": "1Gi"}))
+
+
+def test_a_site_that_would_never_run_keeps_its_token(tmp_path: Path) -> None:
+    (tmp_path / "banyan.toml").write_text('capacity = {cpu = "2"}\n', encoding="utf-8")
+    argv = [sys.executable, "-m", "banyanctl", "join", "banyan1x", "--name", "edge-1", "--data", str(tmp_path)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2 and "cpu=2,memory=4Gi" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["banyan.toml"]
 
 
 @pytest.mark.parametrize("arguments", [("init", "root"), ("join", "banyan1x", "--name", "edge-1")])
