@@ -2,10 +2,12 @@
 
 import json
 import secrets
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from e2e.support import API, Site, Tree, application, until
+from e2e.support import API, WAIT_SECONDS, Site, Tree, application, until
 from e2e.testbed import Member
 
 
@@ -16,6 +18,7 @@ class Place:
         self.root, self.edge, self.member, self.cluster = root, edge, member, cluster
         self.namespace = f"t-{secrets.token_hex(3)}"
         self.applications = f"{API}/namespaces/{self.namespace}/applications"
+        self._since = member.audit_log.stat().st_size
         root.kubectl("create", "namespace", self.namespace)
 
     def create(self, name: str, *components: dict[str, Any], **spec: Any) -> None:
@@ -32,18 +35,24 @@ class Place:
 
     def row(self, name: str) -> dict[str, Any]:
         """What the member itself says of it."""
-        rows = self.status(name).get("clusters") or [{}]
-        found: dict[str, Any] = rows[0]
-        return found
+        return self.rows(name).get(self.cluster, {})
 
-    def until_ready(self, name: str, count: int = 1, seconds: float = 60.0) -> None:
+    def rows(self, name: str) -> dict[str, dict[str, Any]]:
+        """By the names of the clusters that run it."""
+        return {row["name"]: row for row in self.status(name).get("clusters", [])}
+
+    def until(self, name: str, what: str, check: Callable[[], bool], seconds: float = WAIT_SECONDS) -> None:
+        """As `support.until`; what the tree and the member's controller say of the Application is printed when it does not come."""
         try:
-            until(f"{name} has {count} ready", lambda: self.status(name).get("ready") == count, seconds)
+            until(f"{name} {what}", check, seconds)
         except BaseException:
             print(json.dumps(self.status(name), indent=1), self.edge.log(40), sep="\n")
             raise
 
-    def until_reason(self, name: str, reason: str, seconds: float = 60.0) -> str:
+    def until_ready(self, name: str, count: int = 1, seconds: float = WAIT_SECONDS) -> None:
+        self.until(name, f"has {count} ready", lambda: self.status(name).get("ready") == count, seconds)
+
+    def until_reason(self, name: str, reason: str, seconds: float = WAIT_SECONDS) -> str:
         """The message that comes with it."""
         last: dict[str, Any] = {}
 
@@ -52,17 +61,33 @@ class Place:
             last.update(self.row(name))
             return bool(last.get("reason") == reason)
 
-        try:
-            until(f"{name} says {reason}", says, seconds)
-        except BaseException:
-            print(json.dumps(self.status(name), indent=1), self.edge.log(40), sep="\n")
-            raise
-        assert last["name"] == self.cluster, last
+        self.until(name, f"says {reason}", says, seconds)
         return str(last["message"])
 
     def objects(self, kinds: str = "deployments,services,pods") -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = json.loads(self.member.kubectl("get", kinds, "-n", self.namespace, "-o", "json"))["items"]
         return found
+
+    def names(self, kind: str = "deployments") -> list[str]:
+        return sorted(item["metadata"]["name"] for item in self.objects(kind))
+
+    def made(self, resource: str = "deployments") -> Counter[str]:
+        """How often each object was made here, as the API server's own audit log says; what controllers name is counted under ""."""
+        found: Counter[str] = Counter()
+        with self.member.audit_log.open("rb") as log:
+            log.seek(self._since)
+            for line in log:
+                if self.namespace.encode() not in line or not line.endswith(b"\n"):
+                    continue
+                entry = json.loads(line)
+                of, code = entry.get("objectRef", {}), entry.get("responseStatus", {}).get("code")
+                if (of.get("namespace"), of.get("resource"), of.get("subresource"), code) == (self.namespace, resource, None, 201):
+                    found[of.get("name", "")] += 1
+        return found
+
+    def each_once(self, count: int, resource: str = "deployments") -> bool:
+        """So many objects are there, and no more were ever made."""
+        return len(self.names(resource)) == count == self.made(resource).total()
 
     def clear(self) -> None:
         self.root.kubectl("delete", "applications", "--all", "-n", self.namespace, "--timeout=50s")

@@ -4,7 +4,9 @@ Each test has a namespace of its own in the member it shares, and leaves it empt
 """
 
 import json
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 
 from e2e.place import Place, busybox, join
-from e2e.support import Site, Tree, growing, until
+from e2e.support import API, Site, Tree, application, growing, until
 from e2e.testbed.components import APISERVER
 from e2e.testbed.member import Member
 
@@ -34,6 +36,12 @@ print("serving", flush=True)
 ThreadingHTTPServer(("0.0.0.0", int(os.environ["PORT"])), Handler).serve_forever()
 """
 
+SLEEP = busybox("sleep", "3600")
+SHOWN_SECONDS = 20.0  # within which a silent API server is shown
+MADE_UP_SECONDS = 10.0  # within which everything is there once it speaks again
+MEANWHILE = 5  # Applications that are made in the silence
+MANY = 24
+
 
 @pytest.fixture(scope="module")
 def at_whole(whole_member: Member, edge_image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, Site, Member]]:
@@ -52,16 +60,26 @@ def whole(at_whole: tuple[Site, Site, Member]) -> Iterator[Place]:
 
 
 @pytest.fixture(scope="module")
-def at_kwok(kwok_member: Member, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, Site, Member]]:
-    """root, and a controller beside a cluster whose nodes and pods are played."""
+def at_both(kwok_member: Member, k3s_member: Member, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, Site, Site]]:
+    """root, and controllers beside two clusters whose nodes and pods are played."""
     with growing(tmp_path_factory.mktemp("kwok")) as tree:
         root = tree.root()
-        yield root, join(tree, root, "edge-kwok", kwok_member), kwok_member
+        yield root, join(tree, root, "edge-kwok", kwok_member), join(tree, root, "edge-other", k3s_member)
 
 
 @pytest.fixture
-def kwok(at_kwok: tuple[Site, Site, Member]) -> Iterator[Place]:
-    place = Place(*at_kwok, "edge-kwok")
+def kwok(at_both: tuple[Site, Site, Site], kwok_member: Member) -> Iterator[Place]:
+    root, edge, _ = at_both
+    place = Place(root, edge, kwok_member, "edge-kwok")
+    yield place
+    place.clear()
+
+
+@pytest.fixture
+def other(at_both: tuple[Site, Site, Site], k3s_member: Member) -> Iterator[Place]:
+    """A place in the second member, which nothing happens to."""
+    root, _, edge = at_both
+    place = Place(root, edge, k3s_member, "edge-other")
     yield place
     place.clear()
 
@@ -124,40 +142,77 @@ def test_a_quota_that_is_full_is_named(kwok: Place) -> None:
     kwok.member.kubectl("delete", "namespace", kwok.namespace)
 
 
-def test_a_frozen_api_server_is_shown_and_loses_nothing(kwok: Place) -> None:
-    """It keeps its connections open, so nothing breaks: only asking shows it. What ran is not declared dead; what is made waits."""
-    kwok.create("before", busybox("sleep", "3600", replicas=3))
+def test_a_frozen_api_server_is_shown_and_loses_nothing(kwok: Place, other: Place) -> None:
+    """It keeps its connections open, so nothing breaks: only asking shows it. What ran is not declared dead, nothing of it is moved or made
+    a second time, and no other member waits. The bounds are promises (issue: shown within 20 s, made up for within 10 s)."""
+    both = {"clusterNames": [kwok.cluster, other.cluster]}
+    kwok.create("before", SLEEP | {"replicas": 3})
+    kwok.create("divided", SLEEP | {"replicas": 4}, placement=both)
     kwok.until_ready("before", 3)
+    kwok.until_ready("divided", 4)
+    halves = {name: row["desired"] for name, row in kwok.rows("divided").items()}
+    assert halves == {kwok.cluster: 2, other.cluster: 2}
+    theirs = ("get", "pods", "-n", kwok.namespace, "-o", "name")
+    ran = other.member.kubectl(*theirs)
     kwok.member.pause(APISERVER)
     try:
-        message = kwok.until_reason("before", "ApiServerUnreachable")
+        frozen = time.monotonic()
+        for number in range(MEANWHILE):
+            kwok.create(f"meanwhile-{number}", SLEEP)
+            other.create(f"unhurt-{number}", SLEEP)
+            other.until_ready(f"unhurt-{number}", seconds=SHOWN_SECONDS)
+        message = kwok.until_reason("before", "ApiServerUnreachable", SHOWN_SECONDS - (time.monotonic() - frozen))
         assert "has not been heard since 20" in message
         assert "runs on" in message
-        for number in range(5):
-            kwok.create(f"meanwhile-{number}", busybox("sleep", "3600"))
         kwok.root.kubectl("patch", "application", "before", "-n", kwok.namespace, "--type=json",
                           "-p", '[{"op": "replace", "path": "/spec/components/0/replicas", "value": 4}]')  # fmt: skip
         assert kwok.status("before").get("desired") == 4
+        other.create("last", SLEEP)  # placed and told after the silence was seen: what could move has moved by then
+        other.until_ready("last")
+        assert {name: row["desired"] for name, row in kwok.rows("divided").items()} == halves
+        assert other.member.kubectl(*theirs) == ran
     finally:
         kwok.member.resume(APISERVER)
+    until("what was made meanwhile is there, once", lambda: kwok.each_once(MEANWHILE + 2), MADE_UP_SECONDS)
     kwok.until_ready("before", 4)
-    for number in range(5):
-        kwok.until_ready(f"meanwhile-{number}", 1)
-    names = sorted(item["metadata"]["name"] for item in kwok.objects("deployments"))
-    assert len(names) == 6, f"something was doubled or lost: {names}"
+    kwok.until_ready("divided", 4)
+    for number in range(MEANWHILE):
+        kwok.until_ready(f"meanwhile-{number}")
+    assert kwok.each_once(MEANWHILE + 2), kwok.made()
+    assert kwok.each_once(4 + 4 // 2 + MEANWHILE, "pods"), kwok.made("pods")
+    assert other.member.kubectl(*theirs) == ran
     assert kwok.row("before").get("reason", "") == ""
 
 
 def test_an_api_server_that_dies_in_the_middle_of_applying(kwok: Place) -> None:
-    for number in range(12):
-        kwok.create(f"many-{number}", busybox("sleep", "3600"))
-        if number == 5:
-            kwok.member.kill(APISERVER)
+    with ThreadPoolExecutor(1) as person:
+        creating = [person.submit(kwok.create, f"many-{number}", SLEEP) for number in range(MANY)]
+        until("some of them are there", lambda: len(kwok.made()) >= MANY // 4)
+        kwok.member.kill(APISERVER)
+        for one in creating:
+            one.result(60)
+    assert len(kwok.made()) < MANY, "it died too late: everything was applied"
     kwok.member.start(APISERVER)
     kwok.member.wait_api()
-    for number in range(12):
-        kwok.until_ready(f"many-{number}", 1)
-    assert len(kwok.objects("deployments")) == 12
+    for number in range(MANY):
+        kwok.until_ready(f"many-{number}")
+    assert len(kwok.names()) == MANY
+    twice = {name: count for name, count in kwok.made().items() if count > 1}  # what it did as it died it may not have written down
+    assert not twice
+
+
+def told_at_the_root(root: Site, why: str) -> None:
+    """A new Application for edge-k8s says it in its status, with the member's name."""
+    until("it has joined", lambda: root.clusters()["edge-k8s"]["phase"] == "Ready")
+    hopeful = application("hopeful", [SLEEP | {"name": "main"}], clusterName="edge-k8s")
+    code, answer = root.ask("POST", f"{API}/namespaces/default/applications", hopeful)
+    assert code == 201, answer
+
+    def told() -> bool:
+        (component,) = root.status("hopeful")["components"]
+        return "edge-k8s has a cluster that its controller cannot use: " in component["message"] and why in component["message"]
+
+    until("the Application's status says why", told)
 
 
 def test_another_cluster_behind_the_same_kubeconfig_is_refused(
@@ -174,6 +229,7 @@ def test_another_cluster_behind_the_same_kubeconfig_is_refused(
     site.launch("run", "--data", str(site.folder))
     until("it says what is wrong", lambda: "is another cluster than the one that was joined" in site.log(200))
     assert "cluster.json" in site.log(200)
+    told_at_the_root(root, "is another cluster than the one that was joined")
 
 
 def test_rights_that_are_missing_are_named_one_by_one(kwok_member: Member, tree: Tree) -> None:
@@ -185,13 +241,39 @@ def test_rights_that_are_missing_are_named_one_by_one(kwok_member: Member, tree:
     site.join(root.token(), "--tunnel-listen", "", "--shim", "kubernetes", "--kubeconfig", str(poor))
     until("it names what it lacks", lambda: "missing rights: list pods, watch pods, list nodes" in site.log(200))
     assert "list deployments.apps" in site.log(200)
+    told_at_the_root(root, "missing rights: list pods, watch pods, list nodes")
     kwok_member.kubectl("delete", "clusterrole,clusterrolebinding", "poor")
 
 
-@pytest.mark.parametrize(("given", "said"), [("missing", "name a kubeconfig that kubectl accepts"), ("expired", "certificate")])
-def test_a_kubeconfig_that_leads_nowhere(kwok_member: Member, tree: Tree, tmp_path: Path, given: str, said: str) -> None:
+def test_a_kubeconfig_that_is_not_there_is_refused_before_the_token_is_spent(kwok_member: Member, tree: Tree, tmp_path: Path) -> None:
+    root = tree.root()
+    token = root.token()
+    site = tree.site("edge-k8s")
+    given = ["--tunnel-listen", "", "--api-listen", "127.0.0.1:0", "--shim", "kubernetes", "--kubeconfig"]
+    refused = site.banyan("join", token, *given, str(tmp_path / "none"), check=False)
+    assert refused.returncode == 2
+    assert f"--kubeconfig {tmp_path / 'none'}: there is no such file" in refused.stderr
+    site.join(token, *given[4:], str(kwok_member.kubeconfig))
+    site.wait()
+    until("the same token has let it in", lambda: root.clusters()["edge-k8s"]["phase"] == "Ready")
+
+
+def test_a_kubeconfig_that_is_deleted_after_the_join(kwok_member: Member, tree: Tree, tmp_path: Path) -> None:
+    root = tree.root()
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.write_bytes(kwok_member.kubeconfig.read_bytes())
+    site = join(tree, root, "edge-k8s", kwok_member, kubeconfig=kubeconfig)
+    site.stop()
+    kubeconfig.unlink()
+    site.launch("run", "--data", str(site.folder))
+    until("it says what is wrong", lambda: f"--kubeconfig {kubeconfig}: there is no such file" in site.log(200))
+
+
+def test_a_kubeconfig_that_has_expired(kwok_member: Member, tree: Tree) -> None:
+    """Its user's certificate was good until yesterday: said here, and at the root of whatever is meant for this member."""
+    root = tree.root()
     expired = kwok_member.user("expired", ["system:masters"], valid=timedelta(days=-1))
     site = tree.site("edge-k8s")
-    kubeconfig = expired if given == "expired" else tmp_path / "none"
-    site.join(tree.root().token(), "--tunnel-listen", "", "--shim", "kubernetes", "--kubeconfig", str(kubeconfig))
-    until("it says what is wrong", lambda: said in site.log(200))
+    site.join(root.token(), "--tunnel-listen", "", "--shim", "kubernetes", "--kubeconfig", str(expired))
+    until("it says what is wrong", lambda: "expired" in site.log(200))
+    told_at_the_root(root, "the client certificate of the kubeconfig expired at")
