@@ -6,6 +6,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
@@ -14,6 +15,8 @@ from cluster_shim.contract import Component, Work
 from cluster_shim.kubernetes import names, render
 from cluster_shim.kubernetes.api import Access, Api, ApiError
 from cluster_shim.kubernetes.apply import Applier, Charts
+from cluster_shim.kubernetes.helm import Helm
+from cluster_shim.kubernetes.jobs import FILE, Jobs
 from e2e.testbed import Member
 
 WAIT_SECONDS = 60.0
@@ -26,17 +29,17 @@ Problems = dict[str, tuple[str, str]]
 class Bench:
     """An applier, and who was touched."""
 
-    def __init__(self, member: Member, api: Api, charts: Charts | None) -> None:
+    def __init__(self, member: Member, api: Api, charts: Charts, jobs: Jobs) -> None:
         self.member = member
         self.api = api
         self.touched: list[str] = []
-        self.applier = Applier(api, SETTINGS, touched=self._touch, charts=charts)
+        self.applier = Applier(api, SETTINGS, touched=self._touch, source=lambda work: None, charts=charts, jobs=jobs)
 
     def _touch(self, uids: Iterable[str]) -> None:
         self.touched.extend(uids)
 
     async def apply(self, work: Work) -> Problems:
-        problems = (await self.applier.apply(work)).problems
+        problems = await self.applier.apply(work)
         return {name: (trouble.reason, trouble.message) for name, trouble in problems.items()}
 
     async def remove(self, uid: str) -> None:
@@ -92,15 +95,21 @@ async def eventually(what: str, check: Callable[[], Awaitable[Any]]) -> None:
 
 
 @asynccontextmanager
-async def bench(member: Member, charts: Charts | None = None, kubeconfig: Path | None = None) -> AsyncIterator[Bench]:
+async def bench(
+    member: Member, charts: Charts | None = None, kubeconfig: Path | None = None, remembered: Path | None = None
+) -> AsyncIterator[Bench]:
+    """``remembered``: where what has run is kept, for the one after it."""
     api = await Api.open(Access(kubeconfig=str(kubeconfig or member.kubeconfig)))
-    made = Bench(member, api, charts)
-    try:
-        await made.applier.start()
-        yield made
-    finally:
-        await made.applier.close()
-        await api.close()
+    with TemporaryDirectory() as folder:
+        jobs = Jobs(Path(remembered or folder) / FILE)
+        jobs.load()
+        made = Bench(member, api, charts or Helm(Path(folder)), jobs)
+        try:
+            await made.applier.start()
+            yield made
+        finally:
+            await made.applier.close()
+            await api.close()
 
 
 # --- works ---

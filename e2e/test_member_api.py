@@ -31,6 +31,12 @@ CONFIG_MAPS = "/api/v1/namespaces/default/configmaps"
 SECONDS = 60.0
 
 
+class Named(msgspec.Struct):
+    """Any object, as who it is."""
+
+    metadata: narrow.Meta
+
+
 async def until(what: str, check: Callable[[], bool]) -> None:
     deadline = time.monotonic() + SECONDS
     while not check():
@@ -206,7 +212,7 @@ class Cable:
 class Seen:
     """Every change that an informer tells, folded: what somebody who listens would know."""
 
-    def __init__(self, informer: Informer[narrow.Partial]) -> None:
+    def __init__(self, informer: Informer[Named]) -> None:
         self.versions: dict[str, list[str]] = {}
         self.now: dict[str, str] = {}
         informer.subscribe(self._take)
@@ -258,7 +264,7 @@ def test_a_watch_misses_nothing_through_restarts_and_a_server_that_forgot(testbe
             server=f"https://127.0.0.1:{cable.port}", **{"tls-server-name": "localhost"},
         )  # fmt: skip
         async with asking(way) as api:
-            informer = Informer(api, CONFIG_MAPS, narrow.Partial)
+            informer = Informer(api, CONFIG_MAPS, Named)
             seen = Seen(informer)
             running = asyncio.create_task(informer.run())
             await asyncio.wait_for(informer.synced.wait(), SECONDS)

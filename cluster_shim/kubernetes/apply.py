@@ -6,7 +6,7 @@ session applies the Work once more, and the plan finds what differs.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -16,10 +16,11 @@ from msgspec import Struct, structs
 from cluster_controller import clock
 from cluster_shim import contract
 from cluster_shim.contract import ShimError
-from cluster_shim.kubernetes import applyset, names, plan, refusals, render
+from cluster_shim.kubernetes import applyset, names, plan, refusals, render, status
 from cluster_shim.kubernetes.api import Api, ApiError
 from cluster_shim.kubernetes.applyset import ApplySets
-from cluster_shim.kubernetes.inventory import Inventory
+from cluster_shim.kubernetes.inventory import How, Inventory
+from cluster_shim.kubernetes.jobs import Jobs, is_job
 from cluster_shim.kubernetes.namespaces import Namespaces
 from cluster_shim.kubernetes.plan import CRD, NAMESPACE, Item, Step
 from cluster_shim.kubernetes.render import Rendered, Source
@@ -38,12 +39,6 @@ NOT_RENDERED = "NotRendered"
 Object = dict[str, Any]
 
 
-class Applied(Struct, frozen=True):
-    """Per component, why its objects are not as they should be."""
-
-    problems: dict[str, Trouble] = {}
-
-
 class Charts(Protocol):
     async def render(self, work: contract.Work, component: contract.Component, facts: "Facts") -> list[Object]:
         """ShimError says why there is nothing."""
@@ -55,10 +50,6 @@ class Facts(Struct, frozen=True):
 
     version: str  # v1.34.2
     namespace: str
-
-
-def no_source(work: contract.Work) -> Source | None:
-    return None
 
 
 class Applier:
@@ -73,14 +64,16 @@ class Applier:
         settings: render.Settings,
         *,
         touched: Callable[[Iterable[str]], None],
-        source: Callable[[contract.Work], Source | None] = no_source,
-        charts: Charts | None = None,
+        source: Callable[[contract.Work], Source | None],
+        charts: Charts,
+        jobs: Jobs,
     ) -> None:
         self._api = api
         self._settings = settings
         self._touched = touched
         self._source = source
         self._charts = charts
+        self._jobs = jobs
         self._resources = Resources(api)
         self._inventory = Inventory(api, self._noticed, lambda resource: self._resources.forget(resource.version))
         self._sets = ApplySets(api)
@@ -123,7 +116,8 @@ class Applier:
 
     # --- applying ---
 
-    async def apply(self, work: contract.Work) -> Applied:
+    async def apply(self, work: contract.Work) -> Mapping[str, Trouble]:
+        """Per component, why its objects are not as they should be."""
         self._living[work.uid] = names.namespace_of(work.namespace)
         run = _Run(work)
         try:
@@ -131,7 +125,9 @@ class Applier:
         except ApiError as error:
             why = refusals.judge(error.status, error.reason, str(error), error.details.causes)
             run.blame_all(Trouble(why.reason, why.message))
-        return Applied(run.problems)
+        finally:
+            await self._jobs.save()
+        return run.problems
 
     async def _apply(self, run: "_Run") -> None:
         await self._render(run)
@@ -159,8 +155,6 @@ class Applier:
                 if kind in ("manifests", "helm") and not component.replicas:
                     continue  # not wanted here
                 if kind == "helm":
-                    if self._charts is None:
-                        raise ShimError("this site renders no charts; install banyan-edge[kubernetes] there")
                     facts = Facts(self._api.version, names.namespace_of(work.namespace))
                     charts[component.name] = await self._charts.render(work, component, facts)
                 run.rendered += render.render(structs.replace(work, components=(component,)), self._settings, source, charts)
@@ -212,16 +206,28 @@ class Applier:
         for item in items:
             if (found := self._inventory.get(item.key)) is not None:
                 there[item.key] = found
-        todo = plan.plan(work.uid, items, there, self._writer.settled, run.unsure)
+        todo = plan.plan(work.uid, items, there, self._writer.settled, run.unsure, self._jobs.marks())
         for key, settled in todo.settled.items():
             self._writer.settled[key] = settled
             if (found := self._inventory.get(key)) is not None:
                 found.fields = b""
         for item, found in todo.foreign:
             run.blame(item.component, Trouble("OwnedByAnother", _owned(item, found)))
+        for item in todo.over:
+            if self._jobs.failed(item.key):
+                said = f"{item.key} has failed, and has removed itself since; it runs again when its template changes"
+                run.blame(item.component, Trouble(status.JOB_FAILED, said))
         for steps in _by_order(todo.steps):
             for start in range(0, len(steps), AT_ONCE):
-                await asyncio.gather(*(self._step(run, step) for step in steps[start : start + AT_ONCE]))
+                # A refusal is its object's trouble and stops nobody; anything else is a defect, and ends the rest with it.
+                async with asyncio.TaskGroup() as group:
+                    for step in steps[start : start + AT_ONCE]:
+                        group.create_task(self._step(run, step), name=f"shim/kubernetes/apply/{step.item.key}")
+        for item in items:
+            if (found := self._inventory.get(item.key)) is not None:
+                self._jobs.there(item, found)
+        if prune and not run.unsure:
+            self._jobs.keep(work.uid, {item.key for item in items})
         if prune:
             for key in todo.prune:
                 if there[key].component not in run.problems:
@@ -321,6 +327,8 @@ class Applier:
         for namespace in sorted(places):
             await self._tidy(namespace)
         del self._left_behind[uid]
+        self._jobs.keep(uid, ())
+        await self._jobs.save()
         return True
 
     async def _end(self, key: Key, there: Seen) -> None:
@@ -369,16 +377,19 @@ class Applier:
         """The set's parent and the namespace itself, when nothing of ours is left."""
         if namespace in self._living.values() or not self._inventory.is_empty(namespace):
             return
+        self._inventory.leave(namespace)
         await self._sets.end(namespace)
         if await self._namespaces.remove(namespace, lambda: namespace in self._living.values()):
             self._sets.forget(namespace)
 
     # --- what others do ---
 
-    def _noticed(self, key: Key, found: Seen, gone: bool) -> None:
+    def _noticed(self, key: Key, found: Seen, how: How) -> None:
         """From a watch. What is as we left it needs nobody's attention."""
         settled = self._writer.settled.get(key)
-        if gone:
+        if how != "put":
+            if is_job(key):
+                self._jobs.gone(key, found, watched=how == "deleted")
             if settled is not None and key not in self._busy:
                 self._writer.forget(key)
                 self._writer.lost[key] = found.uid

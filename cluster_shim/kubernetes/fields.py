@@ -2,7 +2,7 @@
 
 When somebody changes a field that we applied, or takes it away, the API server takes it out of our entry. So our entry is the whole
 truth about drift: unlike `generation` it is there for every kind, unlike `resourceVersion` it stands still while a status changes,
-and what others add beside our fields does not touch it. `covers` says which field went, by walking an object and the entry together.
+and what others add beside our fields does not touch it. `missing` says which field went, by walking an object and the entry together.
 Format: sigs.k8s.io/structured-merge-diff, `fieldpath.Set` as JSON: `f:NAME` a field, `k:{KEYS}` an item of an associative list,
 `v:VALUE` an item of a set, `i:INDEX` an item by place, `.` the thing itself; an empty mapping is a leaf, owned with all below it.
 """

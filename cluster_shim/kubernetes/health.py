@@ -6,9 +6,7 @@ is no longer shown as the present; nothing is declared dead.
 """
 
 import asyncio
-import contextlib
 import json
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from msgspec import Struct
 
 from cluster_controller import clock
 from cluster_shim.contract import ShimError
+from cluster_shim.kubernetes import durable
 from cluster_shim.kubernetes.api import Api, ApiError, another
 from cluster_shim.kubernetes.rights import Question
 
@@ -123,19 +122,7 @@ def recognise(folder: Path, api: Api) -> None:
             f" or remove {path} if the cluster was made anew"
         )
     if not known:
-        _write(path, {"uid": api.cluster_uid, "server": api.url})
-
-
-def _write(path: Path, document: dict[str, str]) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
-    with contextlib.suppress(FileNotFoundError):
-        fresh.unlink()
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        json.dump(document, file)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
+        durable.write(path, msgspec.json.encode({"uid": api.cluster_uid, "server": api.url}))
 
 
 # --- rights ---

@@ -1,8 +1,9 @@
 """Every object of ours in the member, seen as it changes: how drift is noticed, and how nothing is written that is there already.
 
 One metadata-only watch per kind that is in use (`PartialObjectMetadata`, our label as selector): a ConfigMap of a megabyte costs some
-hundred bytes. Where we may not look into all namespaces, one watch per kind and namespace in use. The answer to an apply is noted too,
-for it comes before the watch says the same. Both go by resourceVersion, so whichever comes late changes nothing.
+hundred bytes. Jobs are read whole, for their metadata does not say whether they are over. Where we may not look into all namespaces, one
+watch per kind and namespace in use, for as long as anything of ours is there. The answer to an apply is noted too, for it comes before
+the watch says the same. Both go by resourceVersion, so whichever comes late changes nothing.
 
 Bounds: `MAX_WATCHES` threads, and `MAX_OBJECTS` objects. What is beyond the latter is not known: it is applied at each attempt
 (which writes nothing on the server where nothing differs), and no drift is seen there.
@@ -10,6 +11,7 @@ Bounds: `MAX_WATCHES` threads, and `MAX_OBJECTS` objects. What is beyond the lat
 
 import asyncio
 from collections.abc import Callable
+from typing import Literal
 
 import structlog
 from msgspec import Struct
@@ -27,12 +29,15 @@ log = structlog.get_logger()
 
 METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+JSON = "application/json"
+JOB = "Job.batch"
 MAX_WATCHES = 96
 MAX_OBJECTS = 100_000
 SYNC_SECONDS = 20.0
 AGAIN_SECONDS = 30.0  # after which it is asked again whether we may look somewhere
 
-Noticed = Callable[[Key, Seen, bool], None]  # the object, and whether it is gone
+How = Literal["put", "deleted", "missing"]  # deleted: as it was at its end; missing: as it was seen last, and it is there no more
+Noticed = Callable[[Key, Seen, How], None]
 Place = tuple[str, str, str]  # group, plural, namespace or "" for all
 
 
@@ -134,14 +139,15 @@ class Inventory:
             raise ShimError(f"the member does not list its {resource.plural} within {SYNC_SECONDS:g} s: {why}")
 
     def _begin(self, place: Place, resource: Resource, namespace: str) -> _Watch:
+        whole = resource.group_kind == JOB
         informer: Informer[Seen] = Informer(
             self._api,
             resource.everywhere(namespace),
             None,
-            decode=seen.decode,
+            decode=seen.decode_job if whole else seen.decode,
             selector=f"{names.APPLICATION_UID},{names.PART_OF}",
-            keep=self._counts,
-            accept=(METADATA_LIST, METADATA),
+            keep=lambda found: self._counts(resource, found),
+            accept=(JSON, JSON) if whole else (METADATA_LIST, METADATA),
             ends_when_gone=True,
         )
         watch = _Watch(resource, informer)
@@ -149,20 +155,29 @@ class Inventory:
         watch.task = self._tasks.spawn(informer.path, self._run(place, watch))
         return watch
 
+    def leave(self, namespace: str) -> None:
+        """Nothing of ours is there any more: what watches that namespace alone ends, and makes room for others."""
+        for place in [place for place in self._watches if place[2] == namespace]:
+            task = self._watches.pop(place).task
+            if task is not None:
+                task.cancel()
+
     async def _run(self, place: Place, watch: _Watch) -> None:
-        """Until the kind is gone, and everything of it with it."""
+        """Until the kind is gone, and everything of it with it; or nobody wants to know any more."""
         try:
             await watch.informer.run()
         except ApiError as error:
             log.info("member.kind_gone", path=watch.informer.path, reason=str(error))
         finally:
-            self._watches.pop(place, None)
-            self._vanished(watch.resource)
+            if self._watches.get(place) is watch:
+                del self._watches[place]
+        self._vanished(watch.resource)
         for key in [key for key, resource in self._resources.items() if resource == watch.resource]:
             self._drop(key, self._objects[key])
 
-    def _counts(self, found: Seen) -> bool:
-        return not found.owned and len(self._objects) < MAX_OBJECTS
+    def _counts(self, resource: Resource, found: Seen) -> bool:
+        """There is room, or it has its place already: what is known must not be taken for deleted because it has changed."""
+        return not found.owned and (len(self._objects) < MAX_OBJECTS or self._key(resource, found) in self._objects)
 
     # --- changes ---
 
@@ -177,7 +192,7 @@ class Inventory:
                 if watch.ahead.get(key) == found.resource_version or seen.newer(found.resource_version, watch.ahead.get(key, "0")):
                     watch.ahead.pop(key, None)
                 if self._put(watch.resource, key, found):
-                    self._noticed(key, found, False)
+                    self._noticed(key, found, "put")
             else:
                 known = self._objects.get(key)
                 if known is None or known.uid == found.uid:
@@ -209,6 +224,7 @@ class Inventory:
         known = self._objects.get(key)
         if known is not None and known.resource_version == found.resource_version:
             found.fields = known.fields  # let go, if it was compared
+            found.finished = found.finished or known.finished  # not in the answer to an apply
             self._objects[key] = found  # the same copy as the informer's
             return False
         if known is not None and seen.newer(known.resource_version, found.resource_version):
@@ -237,7 +253,7 @@ class Inventory:
         known = self._objects.get(key)
         if known is not None:
             self._forget(key, known)
-            self._noticed(key, found, True)
+            self._noticed(key, found, "deleted" if seen.newer(found.resource_version, known.resource_version) else "missing")
 
     @staticmethod
     def _key(resource: Resource, found: Seen) -> Key:

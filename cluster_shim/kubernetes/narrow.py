@@ -3,7 +3,7 @@
 A Pod of the official client's models costs some 50 KiB, one of these under two. Quantities stay text (`quantities`), times RFC 3339.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 from msgspec import Struct, field
@@ -21,6 +21,8 @@ class Owner(_Narrow, frozen=True):
 
 
 class Meta(_Narrow, frozen=True):
+    """Without annotations: they are most of a pod's bytes, and nothing here reads them."""
+
     name: str = ""
     namespace: str = ""
     uid: str = ""
@@ -29,7 +31,6 @@ class Meta(_Narrow, frozen=True):
     creation_timestamp: str | None = None
     deletion_timestamp: str | None = None
     labels: dict[str, str] = field(default_factory=dict)
-    annotations: dict[str, str] = field(default_factory=dict)
     owner_references: list[Owner] = field(default_factory=list)
 
 
@@ -38,19 +39,6 @@ class Condition(_Narrow, frozen=True):
     status: str = ""
     reason: str = ""
     message: str = ""
-
-
-class _PodMeta(_Narrow, frozen=True):
-    """Without annotations: they are most of a pod's bytes, and nothing here reads them."""
-
-    name: str = ""
-    namespace: str = ""
-    uid: str = ""
-    resource_version: str = ""
-    creation_timestamp: str | None = None
-    deletion_timestamp: str | None = None
-    labels: dict[str, str] = field(default_factory=dict)
-    owner_references: list[Owner] = field(default_factory=list)
 
 
 class Requests(_Narrow, frozen=True):
@@ -114,7 +102,7 @@ class PodStatus(_Narrow, frozen=True):
 
 
 class Pod(_Narrow, frozen=True):
-    metadata: _PodMeta
+    metadata: Meta
     spec: PodSpec = PodSpec()
     status: PodStatus = PodStatus()
 
@@ -151,30 +139,22 @@ class Node(_Narrow, frozen=True):
     status: NodeStatus = NodeStatus()
 
 
-class Selector(_Narrow, frozen=True):
-    match_labels: dict[str, str] = field(default_factory=dict)
-
-
 class WorkloadSpec(_Narrow, frozen=True):
     replicas: int | None = None
     completions: int | None = None
-    selector: Selector | None = None
 
 
 class WorkloadStatus(_Narrow, frozen=True):
     """Of Deployment, StatefulSet, ReplicaSet, DaemonSet and Job: each fills the fields that it has."""
 
     observed_generation: int = 0
-    replicas: int = 0
     ready_replicas: int = 0
     updated_replicas: int = 0
     available_replicas: int = 0
     desired_number_scheduled: int = 0
     number_ready: int = 0
     updated_number_scheduled: int = 0
-    active: int = 0
     succeeded: int = 0
-    failed: int = 0
     conditions: list[Condition] = field(default_factory=list)
 
 
@@ -185,50 +165,14 @@ class Workload(_Narrow, frozen=True):
     status: WorkloadStatus = WorkloadStatus()
 
 
-class Involved(_Narrow, frozen=True):
-    kind: str = ""
-    namespace: str = ""
-    name: str = ""
-    uid: str = ""
-
-
 class Event(_Narrow, frozen=True):
     metadata: Meta
-    involved_object: Involved = Involved()
     type: str = ""
     reason: str = ""
     message: str = ""
     count: int | None = None
     last_timestamp: str | None = None
     event_time: str | None = None
-
-
-class ManagedFields(_Narrow, frozen=True):
-    manager: str = ""
-    operation: str = ""
-    subresource: str = ""
-
-
-class PartialMeta(_Narrow, frozen=True):
-    name: str = ""
-    namespace: str = ""
-    uid: str = ""
-    resource_version: str = ""
-    generation: int = 0
-    creation_timestamp: str | None = None
-    deletion_timestamp: str | None = None
-    labels: dict[str, str] = field(default_factory=dict)
-    annotations: dict[str, str] = field(default_factory=dict)
-    managed_fields: list[ManagedFields] = field(default_factory=list)
-
-
-class Partial(_Narrow, frozen=True):
-    """Any object: who it is, and with ``status`` what it says of itself in the conventions' words."""
-
-    metadata: PartialMeta
-    api_version: str = ""
-    kind: str = ""
-    status: msgspec.Raw = msgspec.Raw(b"{}")
 
 
 class ListMeta(_Narrow, frozen=True):
@@ -258,4 +202,3 @@ class ErrorObject(_Narrow, frozen=True):
     code: int = 0
     reason: str = ""
     message: str = ""
-    details: dict[str, Any] | None = None

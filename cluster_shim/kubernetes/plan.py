@@ -51,6 +51,7 @@ class Plan(Struct, frozen=True):
     prune: list[Key]
     foreign: list[tuple[Item, Seen]]  # wanted, but another application's
     settled: dict[Key, Settled]  # what was found as it should be, and not known to be so before
+    over: list[Item]  # not there because they have run
 
 
 def complete(made: Rendered, group: str, namespaced: bool, namespace: str, part_of: str) -> Item:
@@ -85,26 +86,38 @@ _SERVERS = frozenset(
 
 
 def twins(items: Iterable[Item]) -> dict[str, str]:
-    """Component → why: it brings an object that another one of the same application has brought before."""
-    first: dict[Key, str] = {}
+    """Component → why: it brings an object that has been brought before, by itself or by another one of the same application."""
+    first: dict[Key, Item] = {}
     found: dict[str, str] = {}
     for item in items:
-        owner = first.setdefault(item.key, item.component)
-        if owner != item.component:
-            found[item.component] = f"{item.key} is brought by component {owner} too; leave one out"
+        before = first.setdefault(item.key, item)
+        if before is not item:
+            who = f"by component {before.component} too" if before.component != item.component else "twice"
+            found[item.component] = f"{item.key} is brought {who}; leave one out"
     return found
 
 
-def plan(uid: str, items: Sequence[Item], seen: Mapping[Key, Seen], settled: Mapping[Key, Settled], unsure: Collection[str] = ()) -> Plan:
+def plan(  # noqa: PLR0917  all that is known of one Work
+    uid: str,
+    items: Sequence[Item],
+    seen: Mapping[Key, Seen],
+    settled: Mapping[Key, Settled],
+    unsure: Collection[str] = (),
+    ran: Mapping[Key, str] | None = None,
+) -> Plan:
     """``seen``: every object with our label that is in one of these places, or belongs to this Work. ``unsure``: components that
-    could not be rendered; what they have stays."""
+    could not be rendered; what they have stays. ``ran``: Jobs and the mark with which they have run already."""
     steps: list[Step] = []
     foreign: list[tuple[Item, Seen]] = []
     found: dict[Key, Settled] = {}
+    over: list[Item] = []
     for item in sorted(items, key=lambda one: one.order):
         there = seen.get(item.key)
         if there is not None and there.application != uid:
             foreign.append((item, there))
+            continue
+        if there is None and (ran or {}).get(item.key) == item.mark:
+            over.append(item)
             continue
         action = judge(item, there, settled.get(item.key))
         if action is not None:
@@ -113,7 +126,7 @@ def plan(uid: str, items: Sequence[Item], seen: Mapping[Key, Seen], settled: Map
             found[item.key] = Settled(item.mark, there.digest)
     wanted = {item.key for item in items}
     stale = [key for key, there in seen.items() if there.application == uid and key not in wanted and there.component not in unsure]
-    return Plan(steps, backwards(stale), foreign, found)
+    return Plan(steps, backwards(stale), foreign, found, over)
 
 
 def judge(item: Item, there: Seen | None, settled: Settled | None) -> Action | None:

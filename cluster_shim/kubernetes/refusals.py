@@ -47,32 +47,31 @@ _NAMESPACE = re.compile(r'namespaces "[^"]*" not found')
 class Refusal(Struct, frozen=True):
     reason: str
     message: str
-    passing: bool  # the same request may succeed later, without anybody changing the object
 
 
 def judge(status: int, reason: str, message: str, causes: Sequence[Mapping[str, Any]] = ()) -> Refusal:
     """``status`` 0: no answer."""
     words = _words(message, causes)
     if status == 0:
-        return Refusal(UNAVAILABLE, words, True)
+        return Refusal(UNAVAILABLE, words)
     for name, pattern in _WORDS:
         if pattern.search(message):
-            return Refusal(name, words, name in (ADMISSION_AWAY, TERMINATING, QUOTA, UNKNOWN_KIND))
+            return Refusal(name, words)
     if status == 413:
-        return Refusal(TOO_LARGE, words, False)
+        return Refusal(TOO_LARGE, words)
     if status == 429 or status >= 500:
-        return Refusal(UNAVAILABLE, words, True)
+        return Refusal(UNAVAILABLE, words)
     if status == 404:
-        return Refusal(NO_NAMESPACE if _NAMESPACE.search(message) else UNKNOWN_KIND, words, True)
+        return Refusal(NO_NAMESPACE if _NAMESPACE.search(message) else UNKNOWN_KIND, words)
     if status == 409:
-        return Refusal(CONFLICT, words, True)
+        return Refusal(CONFLICT, words)
     if status == 422 and _IMMUTABLE.search(message):
-        return Refusal(IMMUTABLE, words, False)
+        return Refusal(IMMUTABLE, words)
     if status in (400, 422):
-        return Refusal(INVALID, words, False)
+        return Refusal(INVALID, words)
     if status in (401, 403):
-        return Refusal(FORBIDDEN, words, True)
-    return Refusal(reason or f"Http{status}", words, False)
+        return Refusal(FORBIDDEN, words)
+    return Refusal(reason or f"Http{status}", words)
 
 
 def _words(message: str, causes: Sequence[Mapping[str, Any]]) -> str:

@@ -76,7 +76,6 @@ def render(
         own = kind not in ("manifests", "helm")
         for made in objects:
             found.append(Rendered(_ours(made, work, component, own), component.name, order_of(made)))
-    _no_twins(found)
     return sorted(found, key=lambda item: item.order)
 
 
@@ -96,24 +95,6 @@ def order_of(made: Object) -> int:
     if kind in SECOND:
         return 2
     return 8 if kind in LAST else 5
-
-
-def identity(made: Object) -> tuple[str, str, str, str]:
-    """Group, kind, namespace and name: what makes two documents the same object."""
-    group = str(made.get("apiVersion", "")).rpartition("/")[0]
-    meta = made.get("metadata") or {}
-    return group, str(made.get("kind", "")), str(meta.get("namespace", "")), str(meta.get("name", ""))
-
-
-def _no_twins(found: Sequence[Rendered]) -> None:
-    seen: dict[tuple[str, str, str, str], str] = {}
-    for item in found:
-        key = identity(item.object)
-        if key in seen:
-            raise ShimError(
-                f"components {seen[key]} and {item.component} both bring {key[1]} {key[2] + '/' if key[2] else ''}{key[3]}; leave one out"
-            )
-        seen[key] = item.component
 
 
 def _ours(made: Object, work: contract.Work, component: contract.Component, own: bool) -> Object:

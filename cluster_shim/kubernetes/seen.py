@@ -26,7 +26,7 @@ class Key(NamedTuple):
 
 
 class Seen(Struct, gc=False, kw_only=True):
-    """Only `fields` ever changes, when it is let go."""
+    """Only `fields` ever changes, when it is let go; a Job is found to have `finished` before it is anybody's."""
 
     namespace: str
     name: str
@@ -34,7 +34,6 @@ class Seen(Struct, gc=False, kw_only=True):
     resource_version: str
     application: str  # uid
     component: str
-    part_of: str  # the ApplySet
     applied: str  # our mark of what we applied
     keep: bool  # outlives the application
     owned: bool  # made by a controller for another object; it has that one's labels, and is none of ours
@@ -43,6 +42,7 @@ class Seen(Struct, gc=False, kw_only=True):
     digest: str  # of our entry in managedFields; "" where there is none
     fields: bytes  # that entry, until it has been compared
     hands: tuple[str, ...]  # managers that have changed it by an Update, statuses aside; the newest last
+    finished: str = ""  # of a Job: Complete or Failed
 
     @property
     def metadata(self) -> "Seen":
@@ -60,7 +60,6 @@ class Settled(Struct, frozen=True, gc=False):
 class _Labels(Struct, frozen=True, gc=False):
     application: str = field(name=names.APPLICATION_UID, default="")
     component: str = field(name=names.COMPONENT_LABEL, default="")
-    part_of: str = field(name=names.PART_OF, default="")
 
 
 class _Annotations(Struct, frozen=True, gc=False):
@@ -98,7 +97,21 @@ class _Object(Struct, gc=False):
     metadata: _Meta
 
 
+class _Condition(Struct, frozen=True, gc=False):
+    type: str = ""
+    status: str = ""
+
+
+class _JobStatus(Struct, frozen=True, gc=False):
+    conditions: list[_Condition] = []
+
+
+class _Job(Struct, frozen=True, gc=False):
+    status: _JobStatus = _JobStatus()
+
+
 _decoder = msgspec.json.Decoder(_Object)
+_job_decoder = msgspec.json.Decoder(_Job)
 
 
 def decode(raw: bytes | Raw) -> Seen:
@@ -118,7 +131,6 @@ def decode(raw: bytes | Raw) -> Seen:
         resource_version=meta.resource_version,
         application=meta.labels.application,
         component=meta.labels.component,
-        part_of=meta.labels.part_of,
         applied=meta.annotations.applied,
         keep=meta.annotations.keep == "true" or meta.annotations.helm == "keep",
         owned=any(owner.controller for owner in meta.owner_references),
@@ -128,6 +140,14 @@ def decode(raw: bytes | Raw) -> Seen:
         fields=ours,
         hands=tuple(manager for _, manager in sorted(hands)),
     )
+
+
+def decode_job(raw: bytes | Raw) -> Seen:
+    """A whole Job: its metadata does not say whether it is over."""
+    found = decode(raw)
+    conditions = _job_decoder.decode(raw).status.conditions
+    found.finished = next((one.type for one in conditions if one.type in ("Complete", "Failed") and one.status == "True"), "")
+    return found
 
 
 def newer(version: str, than: str) -> bool:

@@ -33,15 +33,12 @@ NODES_SECONDS = 2.0  # between tellings of nodes whose figures alone have change
 SYNC_SECONDS = 60.0
 
 
-class Applied(Protocol):
-    """What `apply` brings back: per component why its objects are not as they should be."""
+class Applying(Protocol):
+    """What a session asks of `apply.Applier`."""
 
-    @property
-    def problems(self) -> Mapping[str, Trouble]: ...
-
-
-class Applier(Protocol):
-    async def apply(self, work: contract.Work) -> Applied: ...
+    async def apply(self, work: contract.Work) -> Mapping[str, Trouble]:
+        """By component, why its objects are not as they should be."""
+        ...
 
     async def remove(self, uid: str) -> bool:
         """Whether nothing of it is left."""
@@ -79,7 +76,7 @@ class _Seen(NamedTuple):
 class Session:
     """``blind``: what is known of the member's being out of sight, or None."""
 
-    def __init__(self, picture: Picture, applier: Applier, blind: Callable[[], Blind | None]) -> None:
+    def __init__(self, picture: Picture, applier: Applying, blind: Callable[[], Blind | None]) -> None:
         self._picture = picture
         self._applier = applier
         self._blind = blind
@@ -248,7 +245,7 @@ class Session:
             self._troubles[uid] = waiting
             return False
         try:
-            troubles = dict((await self._applier.apply(work)).problems)
+            troubles = dict(await self._applier.apply(work))
         except ShimError as error:
             troubles = {component.name: Trouble("NotApplied", str(error)) for component in work.components}
         if troubles != self._troubles.get(uid, {}):

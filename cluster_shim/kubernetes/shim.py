@@ -19,6 +19,7 @@ from cluster_shim.kubernetes.apply import Applier
 from cluster_shim.kubernetes.files import FileServer
 from cluster_shim.kubernetes.health import Blind, Health
 from cluster_shim.kubernetes.helm import Helm
+from cluster_shim.kubernetes.jobs import FILE, Jobs
 from cluster_shim.kubernetes.member import Door
 from cluster_shim.kubernetes.picture import Picture
 from cluster_shim.kubernetes.session import Session
@@ -60,7 +61,10 @@ class KubernetesShim:
             raise ShimError("this cluster is being reconciled already; end that reconciliation first")
         api, picture = await self._connected()
         assert self._files is not None
-        applier = Applier(api, self._settings, touched=self._touched, source=self._files.source, charts=Helm(self._folder / "charts"))
+        jobs = Jobs(self._folder / FILE)
+        await asyncio.to_thread(jobs.load)
+        charts = Helm(self._folder / "charts")
+        applier = Applier(api, self._settings, touched=self._touched, source=self._files.source, charts=charts, jobs=jobs)
         session = self._session = Session(picture, applier, self._blind)
         try:
             await applier.start()

@@ -19,6 +19,7 @@ IMAGE = "ImagePullBackOff"
 NOT_READY = "NotReady"
 STARTING = "Starting"
 QUOTA = "QuotaExceeded"
+JOB_FAILED = "JobFailed"
 LATE = "ProgressDeadlineExceeded"
 LOOP_RESTARTS = 3  # from here on, one that is not ready yet is still said to be in a loop
 PROGRESS = frozenset({"", "ContainerCreating", "PodInitializing"})  # what every start goes through
@@ -339,7 +340,7 @@ def _failing(workload: narrow.Workload) -> tuple[str, str] | None:
         if condition.type == "Progressing" and condition.status == "False":
             return condition.reason or LATE, text
         if condition.type == "Failed" and condition.status == "True":  # of a Job
-            return "JobFailed", f"{text} ({condition.reason})"
+            return JOB_FAILED, f"{text} ({condition.reason})"
     return None
 
 

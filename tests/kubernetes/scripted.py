@@ -1,6 +1,7 @@
 """An API server on a real socket that answers what a test tells it to: one that breaks off, forgets, refuses or is another."""
 
 import json
+import select
 import socket
 import struct
 import threading
@@ -23,6 +24,7 @@ class Exchange:
         self.path, _, query = handler.path.partition("?")
         self.query = {name: values[0] for name, values in parse_qs(query).items()}
         self.body = body
+        self.accept = str(handler.headers.get("accept", ""))
         self.token = str(handler.headers.get("authorization", "")).removeprefix("Bearer ")
 
     @property
@@ -66,6 +68,11 @@ class Exchange:
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._handler.close_connection = True
         self.socket.close()
+
+    def gone(self) -> bool:
+        """Whether the client has."""
+        readable, _, _ = select.select([self.socket], [], [], 0)
+        return bool(readable) and not self.socket.recv(1, socket.MSG_PEEK)
 
     def wait(self, until: threading.Event | None = None) -> None:
         """Say nothing until then; with nothing to wait for, until the client has gone."""

@@ -33,10 +33,3 @@ def test_a_bookmark_an_error_and_a_page() -> None:
     page = msgspec.json.decode(PAGE, type=narrow.Page)
     assert (page.metadata.continue_, len(page.items or [])) == ("abc", 1)
     assert msgspec.json.decode(b'{"metadata":{},"items":null}', type=narrow.Page).items is None
-
-
-def test_any_object_as_who_it_is() -> None:
-    managed = b'"managedFields":[{"manager":"m","operation":"Apply"}]'
-    document = b'{"apiVersion":"x.io/v1","kind":"Thing","metadata":{"name":"a",' + managed + b'},"status":{"a":1}}'
-    seen = msgspec.json.decode(document, type=narrow.Partial)
-    assert (seen.kind, seen.metadata.managed_fields[0].manager, bytes(seen.status)) == ("Thing", "m", b'{"a":1}')

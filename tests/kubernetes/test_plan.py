@@ -33,7 +33,6 @@ def there(made: Item, *, uid: str = UID, digest: str = "d", **changes: Any) -> S
         resource_version="1",
         application=uid,
         component=made.component,
-        part_of="applyset-x-v1",
         applied=made.mark,
         keep=False,
         owned=False,
@@ -152,6 +151,23 @@ def test_two_components_cannot_bring_the_same_object() -> None:
     assert plan.twins([item(), item(name="b")]) == {}
 
 
+def test_a_component_cannot_bring_an_object_twice_with_its_namespace_and_without() -> None:
+    spelt = Rendered({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a", "namespace": "default"}, "data": {"b": "c"}}, "c")
+    both = [item(), plan.complete(spelt, "", True, "default", "set")]
+    assert plan.twins(both) == {"c": "ConfigMap default/a is brought twice; leave one out"}
+
+
+def test_a_job_that_has_run_is_not_made_again_until_it_is_another() -> None:
+    job = item("Job", "j", group="batch", order=5)
+    changed = item("Job", "j", group="batch", order=5, spec={"parallelism": 2})
+    ran = {job.key: job.mark}
+    todo = plan.plan(UID, [job], {}, {}, (), ran)
+    assert (todo.steps, todo.over) == ([], [job])
+    assert [step.action for step in plan.plan(UID, [changed], {}, {}, (), ran).steps] == ["create"]
+    there_still = plan.plan(UID, [changed], {job.key: there(job)}, settled(job), (), ran)
+    assert [step.action for step in there_still.steps] == ["change"]
+
+
 # --- carried out, a plan leaves nothing to do ---
 
 KINDS = (("ConfigMap", "", True, 2), ("Namespace", "", False, 0), (plan.CRD, "apiextensions.k8s.io", False, 1), ("Job", "batch", True, 5))
@@ -257,11 +273,21 @@ def test_an_object_is_read_from_its_metadata() -> None:
         },
     }
     found = seen.decode(msgspec.json.encode(document))
-    assert (found.application, found.component, found.part_of, found.applied) == (UID, "c", "set", "m")
+    assert (found.application, found.component, found.applied) == (UID, "c", "m")
     assert found.keep and found.owned and found.deleting and found.finalizers == ("f",)
     assert found.fields == b'{"f:data":{}}' and found.digest == fields.digest(found.fields)
     assert found.hands == ("first", "kubectl-edit")
     assert found.metadata is found
+
+
+def test_a_job_says_whether_it_is_over() -> None:
+    def job(*conditions: dict[str, str]) -> str:
+        return seen.decode_job(msgspec.json.encode({"metadata": {"name": "j"}, "status": {"conditions": conditions}})).finished
+
+    assert job() == ""
+    assert job({"type": "Suspended", "status": "True"}, {"type": "Complete", "status": "False"}) == ""
+    assert job({"type": "SuccessCriteriaMet", "status": "True"}, {"type": "Complete", "status": "True"}) == "Complete"
+    assert job({"type": "Failed", "status": "True"}) == "Failed"
 
 
 def test_the_newer_of_two_versions() -> None:

@@ -5,77 +5,55 @@ import pytest
 from cluster_shim.kubernetes import refusals
 
 SAID = [
-    (0, "", "https://x does not answer: ReadTimeoutError", refusals.UNAVAILABLE, True),
-    (
-        403,
-        "Forbidden",
-        'pods "a" is forbidden: exceeded quota: q, requested: count/configmaps=1, used: 2, limited: 2',
-        refusals.QUOTA,
-        True,
-    ),
+    (0, "", "https://x does not answer: ReadTimeoutError", refusals.UNAVAILABLE),
+    (403, "Forbidden", 'pods "a" is forbidden: exceeded quota: q, requested: count/configmaps=1, used: 2, limited: 2', refusals.QUOTA),
     (
         403,
         "Forbidden",
         'configmaps "a" is forbidden: unable to create new content in namespace x because it is being terminated',
         refusals.TERMINATING,
-        True,
     ),
-    (403, "Forbidden", 'configmaps is forbidden: User "edge" cannot patch resource "configmaps"', refusals.FORBIDDEN, True),
-    (400, "", 'admission webhook "no.example.com" denied the request: not here', refusals.ADMISSION, False),
-    (
-        422,
-        "Invalid",
-        "pods \"a\" is forbidden: ValidatingAdmissionPolicy 'p' with binding 'b' denied request: no",
-        refusals.ADMISSION,
-        False,
-    ),
+    (403, "Forbidden", 'configmaps is forbidden: User "edge" cannot patch resource "configmaps"', refusals.FORBIDDEN),
+    (400, "", 'admission webhook "no.example.com" denied the request: not here', refusals.ADMISSION),
+    (422, "Invalid", "pods \"a\" is forbidden: ValidatingAdmissionPolicy 'p' with binding 'b' denied request: no", refusals.ADMISSION),
     (
         500,
         "InternalError",
         'Internal error occurred: failed calling webhook "x": failed to call webhook: connection refused',
         refusals.ADMISSION_AWAY,
-        True,
     ),
-    (422, "Invalid", 'Deployment.apps "a" is invalid: spec.selector: Invalid value: {}: field is immutable', refusals.IMMUTABLE, False),
+    (422, "Invalid", 'Deployment.apps "a" is invalid: spec.selector: Invalid value: {}: field is immutable', refusals.IMMUTABLE),
     (
         422,
         "Invalid",
         'Service "s" is invalid: spec.clusterIPs[0]: Invalid value: ["10.0.0.9"]: may not change once set',
         refusals.IMMUTABLE,
-        False,
     ),
     (
         422,
         "Invalid",
         "StatefulSet.apps \"a\" is invalid: spec: Forbidden: updates to statefulset spec for fields other than 'replicas' are forbidden",
         refusals.IMMUTABLE,
-        False,
     ),
-    (422, "Invalid", 'RoleBinding "a" is invalid: roleRef: Invalid value: {}: cannot change roleRef', refusals.IMMUTABLE, False),
-    (422, "Invalid", 'ConfigMap "a" is invalid: []: Too long: may not be more than 1048576 bytes', refusals.TOO_LARGE, False),
-    (413, "RequestEntityTooLarge", "Request entity too large: limit is 3145728", refusals.TOO_LARGE, False),
-    (500, "", "etcdserver: request is too large", refusals.TOO_LARGE, False),
-    (404, "NotFound", 'namespaces "x" not found', refusals.NO_NAMESPACE, True),
-    (404, "NotFound", "the server could not find the requested resource", refusals.UNKNOWN_KIND, True),
-    (
-        405,
-        "MethodNotAllowed",
-        "create not allowed while custom resource definition is terminating",
-        refusals.UNKNOWN_KIND,
-        True,
-    ),
-    (429, "TooManyRequests", "too many requests", refusals.UNAVAILABLE, True),
-    (503, "ServiceUnavailable", "etcd leader changed", refusals.UNAVAILABLE, True),
-    (409, "Conflict", "the object has been modified", refusals.CONFLICT, True),
-    (422, "Invalid", 'ConfigMap "A" is invalid: metadata.name: Invalid value: "A"', refusals.INVALID, False),
-    (415, "UnsupportedMediaType", "no", "UnsupportedMediaType", False),
+    (422, "Invalid", 'RoleBinding "a" is invalid: roleRef: Invalid value: {}: cannot change roleRef', refusals.IMMUTABLE),
+    (422, "Invalid", 'ConfigMap "a" is invalid: []: Too long: may not be more than 1048576 bytes', refusals.TOO_LARGE),
+    (413, "RequestEntityTooLarge", "Request entity too large: limit is 3145728", refusals.TOO_LARGE),
+    (500, "", "etcdserver: request is too large", refusals.TOO_LARGE),
+    (404, "NotFound", 'namespaces "x" not found', refusals.NO_NAMESPACE),
+    (404, "NotFound", "the server could not find the requested resource", refusals.UNKNOWN_KIND),
+    (405, "MethodNotAllowed", "create not allowed while custom resource definition is terminating", refusals.UNKNOWN_KIND),
+    (429, "TooManyRequests", "too many requests", refusals.UNAVAILABLE),
+    (503, "ServiceUnavailable", "etcd leader changed", refusals.UNAVAILABLE),
+    (409, "Conflict", "the object has been modified", refusals.CONFLICT),
+    (422, "Invalid", 'ConfigMap "A" is invalid: metadata.name: Invalid value: "A"', refusals.INVALID),
+    (415, "UnsupportedMediaType", "no", "UnsupportedMediaType"),
 ]
 
 
-@pytest.mark.parametrize(("status", "reason", "message", "word", "passing"), SAID)
-def test_a_refusal_has_one_word_and_the_servers_own(status: int, reason: str, message: str, word: str, passing: bool) -> None:
+@pytest.mark.parametrize(("status", "reason", "message", "word"), SAID)
+def test_a_refusal_has_one_word_and_the_servers_own(status: int, reason: str, message: str, word: str) -> None:
     why = refusals.judge(status, reason, message)
-    assert (why.reason, why.message, why.passing) == (word, message, passing)
+    assert (why.reason, why.message) == (word, message)
 
 
 def test_long_words_are_cut_and_causes_stand_in_for_none() -> None:

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from msgspec import Struct
 
 from cluster_controller import tasks
 from cluster_shim.contract import Component, Desired, Work
@@ -25,10 +24,6 @@ KUBECONFIG = {
 }
 
 
-class Applied(Struct, frozen=True):
-    problems: dict[str, Trouble] = {}
-
-
 class Defective:
     """An applier that breaks twice in a way that nobody has foreseen."""
 
@@ -36,12 +31,12 @@ class Defective:
         self.tries = 0
         self.done = asyncio.Event()
 
-    async def apply(self, work: Work) -> Applied:
+    async def apply(self, work: Work) -> dict[str, Trouble]:
         self.tries += 1
         if self.tries < 3:
             raise KeyError("unforeseen")
         self.done.set()
-        return Applied()
+        return {}
 
     async def remove(self, uid: str) -> bool:
         return True
