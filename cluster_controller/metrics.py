@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 
 from cluster_controller import clock, events, tasks
 from cluster_controller.app import Controller
+from cluster_controller.reconcile.reconciler import Reconciler
 from cluster_controller.tunnel.link import Link
 
 
@@ -49,7 +50,9 @@ class _Collector(Collector):
         yield from self._links()
         yield from self._sync()
         yield from self._clusters()
-        yield from self._instances()
+        if controller.reconciler is not None:
+            yield from self._nodes(controller.reconciler)
+            yield from self._instances(controller.reconciler)
         crashes = CounterMetricFamily(
             "banyan_task_crashes", "Background tasks that a defect ended; the log has the traceback.", labels=["owner"]
         )
@@ -136,17 +139,33 @@ class _Collector(Collector):
                 age.add_metric([stored.key.name, heard.broken_hop], heard.seconds)
         yield age
 
-    def _instances(self) -> Iterator[Metric]:
-        reconciler = self._controller.reconciler
-        if reconciler is None:
-            return
-        used_cpu = GaugeMetricFamily("banyan_node_cpu_used_cores", "Measured use of a node.", labels=["node"])
-        used_memory = GaugeMetricFamily("banyan_node_memory_used_bytes", "Measured use of a node.", labels=["node"])
+    def _nodes(self, reconciler: Reconciler) -> Iterator[Metric]:
+        has, room, used = "What a node has.", "What applications may use of a node.", "Measured use of a node."
+        cpu = GaugeMetricFamily("banyan_node_cpu_capacity_cores", has, labels=["node"])
+        memory = GaugeMetricFamily("banyan_node_memory_capacity_bytes", has, labels=["node"])
+        room_cpu = GaugeMetricFamily("banyan_node_cpu_allocatable_cores", room, labels=["node"])
+        room_memory = GaugeMetricFamily("banyan_node_memory_allocatable_bytes", room, labels=["node"])
+        used_cpu = GaugeMetricFamily("banyan_node_cpu_used_cores", used, labels=["node"])
+        used_memory = GaugeMetricFamily("banyan_node_memory_used_bytes", used, labels=["node"])
+        labels = ["node", "accelerator"]
+        accelerators = GaugeMetricFamily("banyan_node_accelerators", room, labels=labels)
+        free = GaugeMetricFamily("banyan_node_accelerators_free", "Of those, what no instance holds.", labels=labels)
+        held = reconciler.accelerators_held()
         for node in reconciler.nodes:
+            cpu.add_metric([node.name], node.cpu_millis / 1000)
+            memory.add_metric([node.name], node.memory_bytes)
+            room_cpu.add_metric([node.name], node.allocatable_cpu_millis / 1000)
+            room_memory.add_metric([node.name], node.allocatable_memory_bytes)
             if node.used_cpu_millis >= 0:
                 used_cpu.add_metric([node.name], node.used_cpu_millis / 1000)
             if node.used_memory_bytes >= 0:
                 used_memory.add_metric([node.name], node.used_memory_bytes)
+            for kind, count in node.accelerators.items():
+                accelerators.add_metric([node.name, kind], count)
+                free.add_metric([node.name, kind], max(0, count - held.get((node.name, kind), 0)))
+        yield from (cpu, memory, room_cpu, room_memory, used_cpu, used_memory, accelerators, free)
+
+    def _instances(self, reconciler: Reconciler) -> Iterator[Metric]:
         labels = ["application", "component", "instance"]
         restarts = CounterMetricFamily("banyan_instance_restarts", "Restarts of an instance.", labels=labels)
         memory = GaugeMetricFamily("banyan_instance_memory_bytes", "Measured use of an instance.", labels=labels)
@@ -158,7 +177,7 @@ class _Collector(Collector):
                 memory.add_metric(values, instance.memory_bytes)
             if instance.cpu_millis >= 0:
                 cpu.add_metric(values, instance.cpu_millis / 1000)
-        yield from (used_cpu, used_memory, restarts, memory, cpu)
+        yield from (restarts, memory, cpu)
 
     def _requests(self, front: FrontNumbers) -> Iterator[Metric]:
         requests = CounterMetricFamily("banyan_requests", "Requests served by the front.", labels=["route", "code"])

@@ -113,6 +113,18 @@ class Reconciler:
             for instance in seen.instances:
                 yield name, instance
 
+    def accelerators_held(self) -> dict[tuple[str, str], int]:
+        """By node and kind, how many the instances hold that run here, for /metrics."""
+        held: dict[tuple[str, str], int] = {}
+        for uid, seen in self._seen.items():
+            stored = self._store.get(Key("local", "Work", "", uid))
+            components = self._documents.read(stored, kinds.Work).spec.components if stored is not None else []
+            asked = {each.name: each.resources.accelerators for each in components if each.resources.accelerators}
+            for instance in seen.instances if asked else ():
+                for kind, count in asked.get(instance.component, {}).items():
+                    held[instance.node, kind] = held.get((instance.node, kind), 0) + count
+        return held
+
     async def run(self) -> None:
         """Until cancelled, or until the shim is lost."""
         self._load_pods()

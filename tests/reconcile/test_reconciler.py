@@ -45,6 +45,42 @@ def test_the_shim_is_told_everything_first_and_then_changes(tmp_path: Path) -> N
     play(main)
 
 
+@pytest.mark.parametrize(
+    ("policy", "told"),
+    [
+        (kinds.ApplyPolicy(), (False, False, False)),
+        (kinds.ApplyPolicy(drift="Report"), (True, False, False)),
+        (kinds.ApplyPolicy(conflicts="Force"), (False, True, False)),
+        (kinds.ApplyPolicy(immutable_fields="Recreate"), (False, False, True)),
+    ],
+    ids=["as it is unless said otherwise", "drift", "conflicts", "immutableFields"],
+)
+def test_how_objects_are_to_be_kept_is_told(tmp_path: Path, policy: kinds.ApplyPolicy, told: tuple[bool, bool, bool]) -> None:
+    async def main() -> None:
+        async with running(tmp_path, FakeModels()) as bench:
+            await bench.told(1)
+            await bench.work(1, command(), apply=policy)
+            (work,) = (await bench.told(2)).works
+            assert (work.report_drift, work.force_conflicts, work.recreate) == told
+
+    play(main)
+
+
+def test_what_instances_hold_of_the_accelerators_is_counted_by_node(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path, FakeModels()) as bench:
+            await bench.told(1)
+            greedy = command(resources=kinds.Resources(accelerators={"nvidia.com/gpu": 2}), replicas=2)
+            await bench.work(1, greedy, command("modest"))
+            assert bench.reconciler.accelerators_held() == {}
+            seen = saw((await bench.told(2)).works[0])
+            instances = [msgspec.structs.replace(each, node="a") for each in seen.instances]
+            await bench.see(msgspec.structs.replace(seen, instances=tuple(instances)), full=True)
+            assert bench.reconciler.accelerators_held() == {("a", "nvidia.com/gpu"): 4}
+
+    play(main)
+
+
 def test_a_model_that_has_not_arrived_keeps_the_component_as_it_was_also_after_a_restart(tmp_path: Path) -> None:
     async def main() -> None:
         models = FakeModels("1")
