@@ -73,7 +73,7 @@ class Helm:
     """``folder``: where charts are unpacked and renderings kept; made if it is missing, readable by this user alone."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder = folder.absolute()  # helm runs in another one
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._swept = False
         self._sweeping = threading.Lock()

@@ -84,6 +84,12 @@ def test_a_rendering_is_kept_so_that_nothing_random_changes(tmp_path: Path) -> N
         render(tmp_path, made)
 
 
+def test_a_data_folder_that_was_named_from_where_the_controller_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = chart(tmp_path, {"templates/a.yaml": CONFIG})
+    monkeypatch.chdir(tmp_path)
+    assert len(render(Path(), made)) == 1
+
+
 def test_no_more_renderings_are_kept_than_a_site_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(helm, "MAX_KEPT", 3)
     for number in range(5):
