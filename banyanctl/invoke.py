@@ -1,15 +1,14 @@
 """`banyan invoke`: a request to an application wherever it runs, or the same request to many clusters.
 
-To many: each cluster is asked by its own connection through the tree, at most `AT_ONCE` at a time; one that fails or does not
-answer has its own line and spoils no other.
+To many: one request to the controller (`openapi/front/invoke.py`), which asks each of them; one that fails or does not answer has its
+own row, with the age of what is known of it and the broken hop, and spoils no other.
 """
 
 import base64
+import contextlib
 import json
 import sys
-import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -18,13 +17,13 @@ import typer
 
 from banyanctl import application, kinds, objects, output
 from banyanctl.cli import examples, settings
-from banyanctl.client import Answer, Client
-from banyanctl.tree import cluster_pages, read_rows
-from cluster_controller.errors import BanyanError, InvalidInput, NotFound
+from banyanctl.client import Answer, Client, resource_path
+from cluster_controller.errors import InvalidInput
 
-AT_ONCE = 16
-CLUSTERS_LIMIT = 10_000
-SHOWN_CHARACTERS = 60  # of a body, in a table
+PATIENCE_SECONDS = 15.0  # between two rows: beyond the time that a cluster has for its answer
+BODY_BYTES = 1024 * 1024  # of each cluster's answer, in a document
+TABLE_BYTES = 4096  # and in a table, where
+SHOWN_CHARACTERS = 60  # are shown
 BODY_LIMIT_BYTES = 64 * 1024 * 1024
 
 
@@ -90,37 +89,42 @@ def _show(answer: Answer) -> None:
 
 
 def _many(client: Client, selector: str, verb: str, where: str, body: bytes | None, headers: Mapping[str, str], timeout: float) -> None:
-    rows = read_rows(cluster_pages(client, selector))[:CLUSTERS_LIMIT]
-    if not rows:
-        raise NotFound(f"no cluster has the labels {selector}; `banyan tree -o wide` shows labels")
-
-    def one(row: Mapping[str, Any]) -> dict[str, Any]:
-        started = time.monotonic()
-        result: dict[str, Any] = {"cluster": row["name"], "heard": row["heard"]}
-        asked = client.at(row["name"]) if row["path"] else client  # only the own cluster has no way to it
-        with asked.copy(timeout=timeout) as asking:
-            try:
-                answer = _ask(asking, verb, where, body, headers)
-                result |= {"code": answer.status, "body": text_of(answer)}
-            except BanyanError as error:
-                result |= {"code": 0, "error": str(error)}
-        return result | {"milliseconds": round((time.monotonic() - started) * 1000, 1)}
-
-    with output.progress(f"asking {len(rows)} clusters"), ThreadPoolExecutor(AT_ONCE) as pool:
-        results = list(pool.map(one, rows))
-    output.emit({"items": results}, settings().output, lambda: _table(results))
+    """The controller that is asked asks them all; its answer has a row for each, whatever became of it."""
+    form = settings().output
+    call: dict[str, Any] = {"labelSelector": selector, "method": verb, "path": where, "headers": dict(headers), "timeoutSeconds": timeout}
+    call |= {"bodyBase64": base64.b64encode(body or b"").decode(), "maxBodyBytes": BODY_BYTES if form in ("json", "yaml") else TABLE_BYTES}
+    what = f"clusters {selector}" if selector else "all clusters"
+    with client.copy(timeout=timeout + PATIENCE_SECONDS) as asking, output.progress(f"asking {what}"):
+        found = asking.json("POST", resource_path("banyan.dev", "v1alpha1", "invoke"), body=call)["items"]
+    results = sorted((_parsed(row) for row in found), key=lambda row: str(row["cluster"]))
+    output.emit({"items": results}, form, lambda: _table(results))
     if any(not 200 <= each["code"] < 400 for each in results):
         raise typer.Exit(1)
+
+
+def _parsed(row: dict[str, Any]) -> dict[str, Any]:
+    """The body as its own JSON where it is all of it."""
+    if "json" in row.get("contentType", "") and not row.get("truncated"):
+        with contextlib.suppress(ValueError, KeyError):
+            return row | {"body": json.loads(row["body"])}
+    return row
 
 
 def _table(results: list[dict[str, Any]]) -> None:
     rows = []
     for each in results:
-        body = each.get("error") or each.get("body", "")
+        body = each.get("message") or each.get("body") or ("binary" if each.get("bodyBase64") else "")
         text = " ".join((body if isinstance(body, str) else json.dumps(body, ensure_ascii=False)).split())
         short = text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
-        rows.append((each["cluster"], each["code"] or "none", f"{each['milliseconds']:.0f} ms", each["heard"], short))
-    output.table(("cluster", "code", "took", "heard", "answer"), rows)
+        rows.append((each["cluster"], each["code"], f"{each['milliseconds']:.0f} ms", _age(each), short))
+    output.table(("cluster", "code", "took", "age", "answer"), rows)
+
+
+def _age(row: Mapping[str, Any]) -> str:
+    """How old what the row says is: the answer of now, or since when its cluster is silent."""
+    if row.get("age") is None:
+        return "never heard"
+    return f"{'≥ ' if row.get('ageAtLeast') else ''}{row['age']:.0f}s"
 
 
 def text_of(answer: Answer) -> Any:

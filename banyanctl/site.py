@@ -42,6 +42,21 @@ IfNew = Annotated[
 Shim = Annotated[
     str | None, typer.Option("--shim", help="process, kubernetes, k3s, none, or the address of a shim.", show_default="process")
 ]
+PrintManifest = Annotated[
+    bool,
+    typer.Option("--print-manifest", help="Join nothing here: print what makes a Kubernetes cluster the member, for kubectl apply -f -."),
+]
+Image = Annotated[
+    str, typer.Option("--image", help="With --print-manifest: the image of the controller.", show_default="banyan-edge:VERSION")
+]
+Namespace = Annotated[str, typer.Option("--namespace", help="With --print-manifest: where the controller lives.")]
+Profile = Annotated[str, typer.Option("--profile", help="With --print-manifest: its rights in that cluster, full or namespaced.")]
+ApplicationsIn = Annotated[
+    str, typer.Option("--applications-in", metavar="NAMESPACE,...", help="With --profile namespaced: where Applications may run.")
+]
+StorageClass = Annotated[
+    str, typer.Option("--storage-class", help="With --print-manifest: of its volume.", show_default="the cluster's default")
+]
 TOKEN_LIMIT = 8192  # characters of a file with a token
 
 
@@ -141,25 +156,12 @@ def join(
     ] = "",
     start: Annotated[bool, typer.Option("--run/--no-run", help="Run the controller once joined.")] = True,
     if_new: IfNew = False,
-    print_manifest: Annotated[
-        bool,
-        typer.Option(
-            "--print-manifest", help="Join nothing here: print what makes a Kubernetes cluster the member, for kubectl apply -f -."
-        ),
-    ] = False,
-    image: Annotated[
-        str, typer.Option("--image", help="With --print-manifest: the image of the controller.", show_default="banyan-edge:VERSION")
-    ] = "",
-    namespace: Annotated[str, typer.Option("--namespace", help="With --print-manifest: where the controller lives.")] = "banyan-system",
-    profile: Annotated[
-        str, typer.Option("--profile", help="With --print-manifest: its rights in that cluster, full or namespaced.")
-    ] = "full",
-    applications_in: Annotated[
-        str, typer.Option("--applications-in", metavar="NAMESPACE,...", help="With --profile namespaced: where Applications may run.")
-    ] = "",
-    storage_class: Annotated[
-        str, typer.Option("--storage-class", help="With --print-manifest: of its volume.", show_default="the cluster's default")
-    ] = "",
+    print_manifest: PrintManifest = False,
+    image: Image = "",
+    namespace: Namespace = "banyan-system",
+    profile: Profile = "full",
+    applications_in: ApplicationsIn = "",
+    storage_class: StorageClass = "",
 ) -> None:
     """Make this machine a member of a tree, and run its controller. Or, with --print-manifest, a Kubernetes cluster from within.
 

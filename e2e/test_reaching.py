@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from websockets.asyncio.client import connect
@@ -91,6 +92,34 @@ def test_one_question_to_many_clusters_and_one_that_fails(grove: Tree) -> None:
     done = root.banyan("invoke", "--clusters", "tier=edge", "two", "/health", "-o", "json", check=False)
     rows = {row["cluster"]: row for row in json.loads(done.stdout)["items"]}
     assert {name: row["code"] for name, row in rows.items()} == {"edge-1": 500, "edge-2": 200}
+
+
+def test_one_question_to_many_clusters_and_one_that_is_cut_off(tree: Tree) -> None:
+    """Code, body and age of each: the one that answers is as old as now, the other as long as it is silent, and the broken hop is named."""
+    root = tree.root()
+    edges = [tree.edge(name, root) for name in ("edge-1", "edge-2")]
+    until("all are Ready", lambda: [item["phase"] for item in root.clusters().values()] == ["Ready"] * 3)
+    create(root, program("two", placement=BOTH | {"strategy": "Duplicated"}, expose={"port": 18203}), ready=2)
+    question = ("invoke", "--clusters", "tier=edge", "two", "/health", "-o", "json")
+
+    def asked(check: bool = True) -> dict[str, dict[str, Any]]:
+        return {row["cluster"]: row for row in json.loads(root.banyan(*question, check=check).stdout)["items"]}
+
+    both = asked()
+    assert {name: (row["code"], row["age"]) for name, row in both.items()} == {"edge-1": (200, 0.0), "edge-2": (200, 0.0)}
+    edges[1].kill()
+    until("the root knows", lambda: root.clusters()["edge-2"]["phase"] == "Unknown")
+    first = asked(check=False)
+    assert first["edge-1"] | {"milliseconds": 0} == both["edge-1"] | {"milliseconds": 0}
+    cut = first["edge-2"]
+    assert (cut["code"], cut["brokenHop"]) == (503, "root → edge-2"), cut
+    assert cut["age"] > 0 and "edge-2" in cut["message"] and "body" not in cut
+    assert root.banyan(*question, check=False).returncode == 1
+    until("it grows older", lambda: asked(check=False)["edge-2"]["age"] > cut["age"])
+    shown = root.banyan("invoke", "--clusters", "tier=edge", "two", "/health", check=False).stdout.splitlines()
+    assert [line.split()[:2] for line in shown[1:]] == [["edge-1", "200"], ["edge-2", "503"]]
+    edges[1].run()
+    until("it answers again", lambda: asked(check=False)["edge-2"]["code"] == 200)
 
 
 GRPC = """

@@ -15,7 +15,7 @@ import pytest
 from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
-from e2e.support import Site
+from e2e.support import Site, until
 from e2e.test_tunnel_door import PATIENCE, door, root, tls, upgrade
 
 __all__ = ["root"]  # the fixture
@@ -134,18 +134,29 @@ def test_who_goes_on_before_the_request_is_answered_gets_no_answer(root: Site, b
 @pytest.mark.parametrize("how", ["TLS", "TCP", "reset"])
 def test_a_half_close_inside_a_frame_ends_the_connection(root: Site, how: str) -> None:
     connection = speaking(root)
+    own = connection.getsockname()[1]
+    assert held(root, own)
     connection.sendall(frame(FIN | BINARY, bytes(100), claim=60_000))
     if how == "TLS":
-        with contextlib.suppress(ssl.SSLError, OSError):
-            connection.unwrap()
-        connection.close()
-        return
-    if how == "TCP":
+        connection.settimeout(PATIENCE)
+        below = connection.unwrap()  # the root says goodbye too
+        assert below.recv(1) == b""  # and ends what is below
+        below.close()
+    elif how == "TCP":
         connection.shutdown(socket.SHUT_WR)
         assert farewell(connection)[0] in (0, PROTOCOL)
     else:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.close()
+    until("the root holds nothing of it any more", lambda: not held(root, own))
+
+
+def held(site: Site, peer_port: int) -> bool:
+    """Whether the controller has a socket whose other end has this port."""
+    assert site.process is not None
+    rows = [line.split() for line in Path(f"/proc/{site.process.pid}/net/tcp").read_text().splitlines()[1:]]
+    nodes = {f"socket:[{row[9]}]" for row in rows if int(row[2].partition(":")[2], 16) == peer_port}
+    return bool(nodes & {str(path.readlink()) for path in Path(f"/proc/{site.process.pid}/fd").iterdir()})
 
 
 def test_a_flood_of_pings_that_nobody_reads_the_answers_of_is_bounded(root: Site) -> None:

@@ -11,11 +11,15 @@ from msgspec import json
 
 from cluster_controller.resources.registry import REGISTRY, ResourceType, Subresource
 from openapi import discovery
+from openapi.front.invoke import MAX_BODY, MAX_SECONDS
 from openapi.schemas import Schema, Schemas, reference
 
 Operation = dict[str, Any]
 STATUS = "dev.banyan.meta.v1.Status"
 SCALE = "dev.banyan.autoscaling.v1.Scale"
+CALL = "dev.banyan.v1alpha1.Invoke"
+CALLED = "dev.banyan.v1alpha1.InvokeResult"
+GROUP = "banyan.dev"
 
 _QUERY: dict[str, Schema] = {
     "labelSelector": {"type": "string", "description": "Only objects whose labels match, as in `tier in (edge,hub),!draining`."},
@@ -98,6 +102,8 @@ class Documents:
         for review_group, version, plural, kind in discovery.REVIEWS:
             if review_group == group:
                 paths[f"/apis/{group}/{version}/{plural}"] = _review(group, version, kind, schemas)
+        if group == GROUP:
+            paths[f"/{path}/invoke"] = _invoke(schemas)
         info = {"title": f"Banyan {path}", "version": self._version, "description": "The resource API of a Banyan cluster controller."}
         return {
             "openapi": "3.0.0", "info": info, "paths": paths,
@@ -237,6 +243,49 @@ def _review(group: str, version: str, kind: str, schemas: Schemas) -> dict[str, 
         "post": {
             "operationId": f"create{kind}", "tags": [group], "description": "Ask.", "requestBody": _body(reference(name)),
             "responses": answers, "x-kubernetes-group-version-kind": gvk, "x-kubernetes-action": "post",
+        }
+    }  # fmt: skip
+
+
+def _invoke(schemas: Schemas) -> dict[str, Any]:
+    """One request to many clusters: what `openapi/front/invoke.py` takes and answers."""
+    text, number = {"type": "string"}, {"type": "number", "minimum": 0}
+    schemas.components[CALL] = {
+        "type": "object", "description": "A request, and which clusters get it: all, where neither names nor a selector are given.",
+        "required": ["path"], "additionalProperties": False, "properties": {
+            "labelSelector": text | {"description": "Clusters whose labels match, as in `tier=edge`.", "default": ""},
+            "clusters": {"type": "array", "items": text, "description": "Clusters by name or uid."},
+            "method": text | {"enum": ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"], "default": "GET"},
+            "path": text | {"pattern": "^/[!-~]*$", "description": "Of each controller's API, percent-encoded.", "example": "/healthz"},
+            "headers": {"type": "object", "additionalProperties": text, "description": "All but those of the connection and of the user."},
+            "body": text | {"description": "As text; this or bodyBase64."}, "bodyBase64": text | {"format": "byte"},
+            "timeoutSeconds": number | {"exclusiveMinimum": True, "maximum": MAX_SECONDS, "default": 10, "description": "For each answer."},
+            "maxBodyBytes": {"type": "integer", "minimum": 0, "maximum": MAX_BODY, "default": 65536, "description": "Of each answer."},
+        },
+    }  # fmt: skip
+    row = {
+        "type": "object", "required": ["cluster", "uid", "code", "age", "milliseconds"], "additionalProperties": False, "properties": {
+            "cluster": text, "uid": text, "code": {"type": "integer"}, "contentType": text, "body": text,
+            "bodyBase64": text | {"format": "byte", "description": "Instead of body, where that is no UTF-8."},
+            "truncated": {"type": "boolean", "description": "Whether there was more than maxBodyBytes."},
+            "message": text | {"description": "Why there is no answer."},
+            "age": number | {"nullable": True, "description": "Seconds: 0 for an answer, else since the cluster was last heard of."},
+            "ageAtLeast": {"type": "boolean", "description": "Whether it may be older still."},
+            "brokenHop": text | {"description": "Between which two clusters the way is cut."},
+            "milliseconds": number,
+        },
+    }  # fmt: skip
+    schemas.components[CALLED] = {
+        "type": "object", "description": "One row for each cluster, in the order in which they came.",
+        "required": ["kind", "apiVersion", "items"], "properties": {
+            "kind": text | {"enum": ["InvokeResult"]}, "apiVersion": text, "items": {"type": "array", "items": row},
+        },
+    }  # fmt: skip
+    return {
+        "post": {
+            "operationId": "invoke", "tags": ["invoke"], "requestBody": _body(reference(CALL)),
+            "description": "Send one request to many clusters, as the same user; one that fails is a row and spoils no other.",
+            "responses": _ok(reference(CALLED)) | _failures(_ALWAYS),
         }
     }  # fmt: skip
 

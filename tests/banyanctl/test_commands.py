@@ -15,7 +15,7 @@ import click
 import pytest
 from msgspec import structs
 
-from banyanctl import cli
+from banyanctl import cli, run
 from banyanctl.endpoint import read, render, write_private
 from tests.banyanctl.https import Asked, Authority, Reply, endpoint, serving
 
@@ -35,14 +35,14 @@ def every_command() -> Iterator[tuple[str, click.Command]]:
 COMMANDS = dict(every_command())
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "run"])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help_examples_and_an_output_format(name: str) -> None:
     command = COMMANDS[name]
     with click.Context(command, info_name=name, parent=click.Context(cli.build(), info_name="banyan")) as context:
-        text = command.get_help(context)
+        text = run.help_text() if name == "run" else command.get_help(context)  # it parses its own flags, those of Config
     assert command.help
     assert f"banyan {name}" in text.partition("Examples:")[2], f"banyan {name} --help shows no example of itself"
-    assert "-o, --output" in text
+    assert ("-o, --output" in text) is (name != "run")  # which prints nothing, and logs
 
 
 def test_help_loads_no_group_and_nothing_heavy() -> None:
@@ -160,9 +160,6 @@ def test_a_selector_sees_the_labels_that_the_site_gave_itself(banyan: Banyan, ap
     api.replies[f"GET {CLUSTERS}"] = (200, table(*rows))
     assert banyan("tree", "-l", "tier=edge", "-o", "name").stdout == "c1\n"
     assert banyan("cluster", "list", "-l", "tier=edge", "-o", "name").stdout == "cluster/c1\n"
-    api.replies[f"GET {CLUSTERS}/c1/banyan/healthz"] = (200, b"ok")
-    asked = json.loads(banyan("invoke", "--clusters", "tier=edge", "/healthz", "-o", "json").stdout)["items"]
-    assert [each["cluster"] for each in asked] == ["c1"]
     assert "SELECTOR" not in banyan("tree", "-l", "tier=(", code=2).stderr
 
 
@@ -298,15 +295,40 @@ def test_a_kubeconfig_for_a_descendant_goes_through_the_tree(banyan: Banyan, api
     assert "--banyan" in banyan("kubeconfig", "edge-1", code=2).stderr
 
 
+INVOKE = "/apis/banyan.dev/v1alpha1/invoke"
+ROWS = [
+    {"cluster": "edge-2", "uid": "u2", "code": 200, "contentType": "application/json", "body": '{"a": 1}', "truncated": False, "age": 0.0},
+    {"cluster": "edge-1", "uid": "u1", "code": 503, "message": "root → region-a is cut", "age": 41.7, "ageAtLeast": True, "brokenHop": "x"},
+    {"cluster": "edge-3", "uid": "u3", "code": 200, "contentType": "application/json", "body": '{"a"', "truncated": True, "age": 0.0},
+    {"cluster": "edge-4", "uid": "u4", "code": 200, "contentType": "image/png", "bodyBase64": "AA==", "truncated": False, "age": 0.0},
+    {"cluster": "edge-5", "uid": "u5", "code": 504, "message": "late", "age": None},
+]
+
+
 def test_one_cluster_that_fails_does_not_spoil_the_others(banyan: Banyan, api: Api) -> None:
-    api.replies[f"GET {CLUSTERS}"] = (200, TREE)
-    api.replies["GET /healthz"] = (200, b"ok", {"Content-Type": "text/plain"})
-    api.replies[f"GET {CLUSTERS}/edge-2/banyan/healthz"] = (200, b"ok", {"Content-Type": "text/plain"})
-    api.replies[f"GET {CLUSTERS}/edge-1/banyan/healthz"] = (503, {"kind": "Status", "message": "root → region-a is cut"})
-    api.replies[f"GET {CLUSTERS}/region-a/banyan/healthz"] = (503, {"kind": "Status", "message": "cut"})
-    done = json.loads(banyan("invoke", "--clusters", "", "/healthz", "-o", "json", code=1).stdout)
-    assert {each["cluster"]: each["code"] for each in done["items"]} == {"root": 200, "region-a": 503, "edge-1": 503, "edge-2": 200}
-    assert all("heard" in each and each["milliseconds"] > 0 for each in done["items"])
+    """The controller asks them; what it says of each is told as it is."""
+    api.replies[f"POST {INVOKE}"] = (200, {"kind": "InvokeResult", "items": [row | {"milliseconds": 3.5} for row in ROWS]})
+    done = banyan("invoke", "--clusters", "tier=edge", "shop", "/x?y=1", "-d", "{}", "--timeout", "3", "-o", "json", code=1)
+    rows = {each["cluster"]: each for each in json.loads(done.stdout)["items"]}
+    assert list(rows) == ["edge-1", "edge-2", "edge-3", "edge-4", "edge-5"]
+    assert rows["edge-2"]["body"] == {"a": 1} and rows["edge-3"]["body"] == '{"a"'
+    assert rows["edge-1"] == ROWS[1] | {"milliseconds": 3.5}
+    assert banyan.asked[-1].json == {
+        "labelSelector": "tier=edge", "method": "POST", "path": f"{APPS}/shop/proxy/x?y=1", "headers": {"Content-Type": "application/json"},
+        "bodyBase64": "e30=", "timeoutSeconds": 3.0, "maxBodyBytes": 1 << 20,
+    }  # fmt: skip
+    shown = [" ".join(line.split()) for line in banyan("invoke", "--clusters", "", "/healthz", code=1).stdout.splitlines()]
+    assert shown[1] == "edge-1 503 4 ms ≥ 42s root → region-a is cut"
+    assert shown[2] == 'edge-2 200 4 ms 0s {"a": 1}'
+    assert shown[4:] == ["edge-4 200 4 ms 0s binary", "edge-5 504 4 ms never heard late"]
+    assert (banyan.asked[-1].json["labelSelector"], banyan.asked[-1].json["method"]) == ("", "GET")
+
+
+def test_when_all_answer_it_ends_well_and_when_none_is_meant_it_says_so(banyan: Banyan, api: Api) -> None:
+    api.replies[f"POST {INVOKE}"] = (200, {"items": [ROWS[0] | {"milliseconds": 1}]})
+    banyan("invoke", "--clusters", "tier=edge", "/healthz")
+    api.replies[f"POST {INVOKE}"] = (404, {"kind": "Status", "reason": "NotFound", "message": "no cluster has these labels"})
+    assert "no cluster has these labels" in banyan("invoke", "--clusters", "tier=none", "/healthz", code=3).stderr
 
 
 def test_an_application_is_invoked_through_its_proxy(banyan: Banyan, api: Api) -> None:

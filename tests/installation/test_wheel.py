@@ -3,11 +3,13 @@
 Needs the package registry, so only `make installation` and `.ci/run` run it.
 """
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,17 +95,69 @@ def test_it_speaks_from_outside_the_checkout(environment: Path, tmp_path: Path) 
         assert done.returncode == 0, done.stderr
 
 
-@pytest.fixture
-def data(environment: Path, tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "root"
+def ended(environment: Path, folder: Path) -> Iterator[Path]:
     yield folder
     if (folder / "process").exists():
         code = "import sys, pathlib; from cluster_shim.process import client; client.end(pathlib.Path(sys.argv[1]), 0)"
-        run(environment / "bin" / "python", "-c", code, folder / "process", folder=tmp_path)
+        run(environment / "bin" / "python", "-c", code, folder / "process", folder=folder.parent)
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_a_tree_starts_serves_and_stops(environment: Path, tmp_path: Path, data: Path) -> None:
+@pytest.fixture
+def data(environment: Path, tmp_path: Path) -> Iterator[Path]:
+    yield from ended(environment, tmp_path / "root")
+
+
+@pytest.fixture
+def edge(environment: Path, tmp_path: Path) -> Iterator[Path]:
+    yield from ended(environment, tmp_path / "edge-1")
+
+
+HELLO = """
+import os
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+class Hello(BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = b"hello from " + os.environ["BANYAN_APPLICATION"].encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+HTTPServer((os.environ["HOST"], int(os.environ["PORT"])), Hello).serve_forever()
+"""
+
+
+def a_leaf_joins_and_serves(environment: Path, root: Path, edge: Path) -> None:
+    """One command application, asked through the tree; whoever joined is ended again."""
+    banyan, folder = environment / "bin" / "banyan", root.parent
+    token = run(banyan, "--data", root, "token", "create", "-o", "json", folder=folder)
+    argv = [banyan, "--data", edge, "join", json.loads(token.stdout)["status"]["token"], "--name", "edge-1"]
+    argv += ["--api-listen", "127.0.0.1:0", "--tunnel-listen", ""]
+    clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    component = {"name": "web", "command": [str(environment / "bin" / "python"), "-c", HELLO], "takesSocket": False}
+    document = {"apiVersion": "banyan.dev/v1alpha1", "kind": "Application", "metadata": {"name": "hello"}}
+    document["spec"] = {"components": [component | {"expose": {"port": 18999}}], "placement": {"clusterName": "edge-1"}}
+    manifest = folder / "hello.json"
+    manifest.write_text(json.dumps(document))
+    with (folder / "edge-1.log").open("wb") as log, subprocess.Popen(argv, cwd=folder, env=clean, stdout=log, stderr=log) as process:
+        try:
+            applied = run(banyan, "--data", root, "apply", "-f", manifest, folder=folder)
+            assert applied.returncode == 0, applied.stderr
+            deadline = time.monotonic() + START_SECONDS
+            answer = run(banyan, "--data", root, "invoke", "hello", "/", folder=folder)
+            while answer.stdout != "hello from hello" and time.monotonic() < deadline:
+                assert process.poll() is None, (folder / "edge-1.log").read_text()
+                answer = run(banyan, "--data", root, "invoke", "hello", "/", folder=folder)
+            assert answer.stdout == "hello from hello", answer.stderr
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(START_SECONDS) == 0
+        finally:
+            process.kill()
+
+
+def test_a_tree_starts_serves_and_stops(environment: Path, tmp_path: Path, data: Path, edge: Path) -> None:
     banyan = environment / "bin" / "banyan"
     made = run(banyan, "init", "root", "--data", data, "--api-listen", "127.0.0.1:0", "--tunnel-listen", "127.0.0.1:0", folder=tmp_path)
     assert made.returncode == 0, made.stderr
@@ -121,6 +175,7 @@ def test_a_tree_starts_serves_and_stops(environment: Path, tmp_path: Path, data:
             assert "root" in tree.stdout, tree.stderr
             namespaces = run(banyan, "--data", data, "get", "namespaces", "-o", "name", folder=tmp_path)
             assert namespaces.stdout == "namespace/default\n", namespaces.stderr
+            a_leaf_joins_and_serves(environment, data, edge)
             process.send_signal(signal.SIGTERM)
             process.communicate(timeout=START_SECONDS)
         finally:

@@ -16,11 +16,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from cluster_controller.errors import InvalidInput, NotFound, Unauthenticated
+from cluster_controller.errors import InvalidInput, NotFound, Unauthenticated, Unreachable
 from cluster_controller.resources.tables import Heard
 from cluster_controller.store import Key, Limits, Store
+from cluster_controller.tunnel.messages import Lane
 from cluster_shim.contract import ByteStream, OpenTarget, ShimError
 from openapi.app import Api, create_app
+from openapi.front.connection import RawRoutes
 from openapi.front.server import Front
 from openapi.services import Ask, Blob, Grant, KindHooks, NoHooks, User, Write
 
@@ -120,6 +122,9 @@ class Services:
     def metrics(self) -> bytes:
         return b"banyan_up 1\n"
 
+    async def open(self, uid: str, service: str, metadata: bytes, lane: Lane) -> ByteStream:
+        raise Unreachable(f"the way to {uid} is cut")
+
     async def open_local(self, target: OpenTarget) -> ByteStream:
         self.opened.append(target)
         if target.instance not in self.logs:
@@ -162,9 +167,10 @@ class Server:
 
     async def put(self, space: str, kind: str, name: str, namespace: str = "", **document: Any) -> int:
         """Write as a controller does, past the API."""
-        metadata = {"name": name, "uid": f"uid-{name}", "creationTimestamp": "2026-11-21T11:00:00Z", **document.pop("metadata", {})}
+        uid = document.pop("uid", f"uid-{name}")
+        metadata = {"name": name, "uid": uid, "creationTimestamp": "2026-11-21T11:00:00Z", **document.pop("metadata", {})}
         body = msgspec.json.encode({"metadata": metadata, **document})
-        stored = await self.store.commit(lambda tx: tx.put(Key(space, kind, namespace, name), body, uid=f"uid-{name}"))
+        stored = await self.store.commit(lambda tx: tx.put(Key(space, kind, namespace, name), body, uid=uid))
         return stored.revision
 
 
@@ -207,10 +213,10 @@ class Tokens:
 
 
 @asynccontextmanager
-async def fronted(server: Server, folder: Path, port: int = 0) -> AsyncIterator[int]:
+async def fronted(server: Server, folder: Path, port: int = 0, routes: RawRoutes | None = None) -> AsyncIterator[int]:
     """The same API on a port of 127.0.0.1; writes `ca.pem` and one kubeconfig per token into ``folder``."""
     context = _server_context(folder)
-    front = Front(server.api, Tokens())
+    front = Front(server.api, Tokens(), routes)
     bound = await front.serve("127.0.0.1", port, context)
     for token in TOKENS:
         write_kubeconfig(folder, bound, token)

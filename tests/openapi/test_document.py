@@ -3,15 +3,21 @@
 import asyncio
 import os
 import re
+import ssl
 import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
+import msgspec
 import pytest
 
 from cluster_controller.resources.registry import REGISTRY
+from cluster_controller.resources.tables import Heard
 from openapi.app import Api
 from openapi.document import Documents
+from openapi.front import invoke
+from openapi.front.raw import ProxyRoutes
 from tests.openapi.support import Server, application, config_map, fronted, run
 from tests.openapi.test_objects import ok
 
@@ -72,6 +78,39 @@ def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
     run(tmp_path, body)
 
 
+def trusting(folder: Path) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=str(folder / "ca.pem"))
+
+
+def test_an_invocation_is_documented_as_it_is_taken_and_answered(tmp_path: Path) -> None:
+    async def body(server: Server) -> None:
+        document = ok(await server.admin.get("/openapi/v3/apis/banyan.dev/v1alpha1"))
+        operation = document["paths"]["/apis/banyan.dev/v1alpha1/invoke"]["post"]
+        schemas = document["components"]["schemas"]
+        asked = schemas[operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].rsplit("/", 1)[1]]
+        assert set(asked["properties"]) == {field.encode_name for field in msgspec.structs.fields(invoke.Call)}
+        answered = schemas[operation["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].rsplit("/", 1)[1]]
+        await server.put("own", "Cluster", "root", uid=server.services.uid)
+        await server.put("own", "Cluster", "edge-1", metadata={"labels": {"tier": "edge"}})
+        server.services.heards["uid-edge-1"] = Heard(41.7, True, "root → edge-1")
+        routes = ProxyRoutes(server.services)
+        async with fronted(server, tmp_path, routes=routes) as port, httpx.AsyncClient(verify=trusting(tmp_path)) as client:
+            answer = await client.post(
+                f"https://127.0.0.1:{port}/apis/banyan.dev/v1alpha1/invoke",
+                json={"path": "/healthz", "clusters": ["root", "edge-1"]}, headers={"Authorization": "Bearer admin-token"},
+            )  # fmt: skip
+        await routes.close()
+        items = {item["cluster"]: item for item in ok(answer)["items"]}
+        row = answered["properties"]["items"]["items"]
+        for item in items.values():
+            assert set(row["required"]) <= set(item) <= set(row["properties"])
+        assert (items["root"]["code"], items["root"]["age"]) == (200, 0.0)
+        lost = items["edge-1"]
+        assert (lost["code"], lost["age"], lost["ageAtLeast"], lost["brokenHop"]) == (503, 41.7, True, "root → edge-1")
+
+    run(tmp_path, body)
+
+
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,response_headers_conformance"
 
 
@@ -90,8 +129,11 @@ def test_no_answer_is_undocumented(tmp_path: Path, token: str, path: str) -> Non
     async def body(server: Server) -> None:
         ok(await server.admin.post("/apis/banyan.dev/v1alpha1/namespaces/default/applications", json=application()), 201)
         ok(await server.admin.post("/api/v1/namespaces/default/configmaps", json=config_map("m")), 201)
+        await server.put("own", "Cluster", "root", uid=server.services.uid)
+        await server.put("own", "Cluster", "edge-1")  # out of reach
         server.api = Unwatched(server.api)  # type: ignore[assignment]
-        async with fronted(server, tmp_path) as port:
+        routes = ProxyRoutes(server.services)
+        async with fronted(server, tmp_path, routes=routes) as port:
             process = await asyncio.create_subprocess_exec(
                 str(Path(sys.executable).with_name("schemathesis")), "run", f"https://127.0.0.1:{port}/openapi/v3/{path}",
                 "--header", f"Authorization: Bearer {token}", "--tls-verify", str(tmp_path / "ca.pem"), "--checks", CHECKS,
@@ -105,7 +147,9 @@ def test_no_answer_is_undocumented(tmp_path: Path, token: str, path: str) -> Non
                 if process.returncode is None:
                     process.kill()
                     await process.wait()
+        await routes.close()
         text = out.decode()
+        print(text)  # how many cases there were: `-rP` shows it
         assert process.returncode == 0 and "passed" in text, text[-6000:]
 
     run(tmp_path, body)
