@@ -1,11 +1,13 @@
 """The node's cache of model files: what it keeps, what it lets go when the disk is full, and what it never touches."""
 
+import asyncio
 import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 
 from edge_ai import fetch
 from edge_ai.fetch import Cache, Failed, Wanted
+from edge_ai.serve import __main__ as serve
 
 MIB = 1 << 20
 DISK = 10 * MIB
@@ -263,3 +266,28 @@ def test_the_worker_holds_the_folder_that_it_serves(server: tuple[Path, "subproc
 def test_the_worker_says_that_the_folder_is_in_use_where_it_stays(server: tuple[Path, "subprocess.Popen[bytes]"]) -> None:
     folder, _ = server
     assert (folder.parent / "mark").stat().st_mtime > time.time() - fetch.UNUSED_SECONDS / 2
+
+
+def test_a_mark_that_cannot_be_set_is_said_once_and_served_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(serve, "IN_USE_SECONDS", 0.0)
+    tried, utime = threading.Event(), os.utime
+    paths: list[Path] = []
+
+    def seen(path: Path) -> None:
+        paths.append(path)
+        if len(paths) == 5:
+            tried.set()
+        utime(path)
+
+    async def play() -> None:
+        using = asyncio.create_task(serve._use(tmp_path / "none"))
+        assert await asyncio.to_thread(tried.wait, 30)
+        using.cancel()
+        await asyncio.gather(using, return_exceptions=True)
+
+    monkeypatch.setattr(os, "utime", seen)
+    asyncio.run(play())
+    out = capfd.readouterr()
+    assert (out.out + out.err).count("worker.mark_not_set") == 1
