@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from banyanctl.cli import COMPLETION_VARIABLE, examples
+from banyanctl import output
+from banyanctl.cli import COMPLETION_VARIABLE, examples, settings
 from cluster_controller.errors import InvalidInput
 
 SHELLS = ("bash", "zsh", "fish")
@@ -21,4 +22,5 @@ def completion(shell: Annotated[str, typer.Argument(help="bash, zsh or fish.")])
         raise InvalidInput(f"there is no completion for {shell!r}; there is for {', '.join(SHELLS)}")
     from typer._completion_shared import get_completion_script
 
-    print(get_completion_script(prog_name="banyan", complete_var=COMPLETION_VARIABLE, shell=shell))
+    script = get_completion_script(prog_name="banyan", complete_var=COMPLETION_VARIABLE, shell=shell)
+    output.emit({"shell": shell, "script": script}, settings().output, lambda: print(script))

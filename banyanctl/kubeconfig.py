@@ -11,6 +11,7 @@ from msgspec import structs
 
 from banyanctl import kinds, output, reach
 from banyanctl.cli import examples, settings
+from banyanctl.credential import document
 from banyanctl.endpoint import added, below, render, write_private
 from cluster_controller.errors import InvalidInput
 
@@ -52,4 +53,4 @@ def kubeconfig(
         what = "applications,pods" if banyan or not name else "pods"
         output.note(f"wrote {write}; use it with: kubectl --kubeconfig {write} --context {context} get {what}")
         return
-    print(render(endpoint, context, user), end="")
+    output.emit(document(endpoint, context, user), settings().output, lambda: print(render(endpoint, context, user), end=""))

@@ -1,7 +1,9 @@
 """`banyan logs`: what an application's instances print, wherever in the tree they run."""
 
+import json
 import sys
 import threading
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -27,6 +29,9 @@ class Instance(Struct, frozen=True):
         return f"{self.cluster}/{self.name}" if self.cluster else self.name
 
 
+Shape = Callable[[Instance, str], str]  # how a line is printed
+
+
 @examples(
     "banyan logs emotion",
     "banyan logs emotion -f --tail 20",
@@ -41,7 +46,11 @@ def logs(
     cluster: Annotated[str, typer.Option("--cluster", help="Only instances on this cluster.")] = "",
     component: Annotated[str, typer.Option("--component", help="Only instances of this component.")] = "",
 ) -> None:
-    """Print the logs of an application's instances, each line with where it comes from when there are several."""
+    """Print the logs of an application's instances, each line with where it comes from when there are several.
+
+    With -o json each line is a document: {"cluster", "instance", "line"}.
+    """
+    form = settings().output
     query: dict[str, Any] = {"follow": "true"} if follow else {}
     if tail >= 0:
         query["tailLines"] = tail
@@ -49,9 +58,21 @@ def logs(
         space = namespace or client.endpoint.namespace
         found = _instances(client, which, space, cluster, component)
         if len(found) == 1:
-            _print(client, found[0], query, "")
+            _print(client, found[0], query, _document if form == "json" else _bare)
             return
-        _print_all(client, found, query, follow=follow)
+        _print_all(client, found, query, _document if form == "json" else _labelled, follow=follow)
+
+
+def _bare(instance: Instance, line: str) -> str:
+    return line
+
+
+def _labelled(instance: Instance, line: str) -> str:
+    return f"[{instance.label}] {line}"
+
+
+def _document(instance: Instance, line: str) -> str:
+    return json.dumps({"cluster": instance.cluster, "instance": instance.name, "line": line}, ensure_ascii=False)
 
 
 def _instances(client: Client, which: str, namespace: str, cluster: str, component: str) -> list[Instance]:
@@ -79,15 +100,16 @@ def _instances(client: Client, which: str, namespace: str, cluster: str, compone
     return found
 
 
-def _print_all(client: Client, found: list[Instance], query: dict[str, Any], *, follow: bool) -> None:
+def _print_all(client: Client, found: list[Instance], query: dict[str, Any], shape: Shape, *, follow: bool) -> None:
     if not follow:
         for instance in found:
-            _print(client, instance, query, f"[{instance.label}] ")
+            _print(client, instance, query, shape)
         return
     if len(found) > AT_ONCE:
         output.note(f"following {AT_ONCE} of {len(found)} instances; choose with --cluster or --component")
     threads = [
-        threading.Thread(target=_follow, args=(client, instance, query), name=instance.label, daemon=True) for instance in found[:AT_ONCE]
+        threading.Thread(target=_follow, args=(client, instance, query, shape), name=instance.label, daemon=True)
+        for instance in found[:AT_ONCE]
     ]
     for thread in threads:
         thread.start()
@@ -95,16 +117,16 @@ def _print_all(client: Client, found: list[Instance], query: dict[str, Any], *, 
         thread.join()
 
 
-def _follow(client: Client, instance: Instance, query: dict[str, Any]) -> None:
+def _follow(client: Client, instance: Instance, query: dict[str, Any], shape: Shape) -> None:
     try:
-        _print(client, instance, query, f"[{instance.label}] ")
+        _print(client, instance, query, shape)
     except BanyanError as error:
         output.note(f"[{instance.label}] {error}")
 
 
-def _print(client: Client, instance: Instance, query: dict[str, Any], lead: str) -> None:
+def _print(client: Client, instance: Instance, query: dict[str, Any], shape: Shape) -> None:
     with client.at(instance.cluster).copy() as asked:
         for line in asked.lines(kinds.path(PODS, instance.namespace, instance.name, "log"), query):
             with STDOUT:
-                sys.stdout.write(lead + line.decode("utf-8", "replace").rstrip("\n") + "\n")
+                sys.stdout.write(shape(instance, line.decode("utf-8", "replace").rstrip("\n")) + "\n")
                 sys.stdout.flush()

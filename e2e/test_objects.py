@@ -3,6 +3,7 @@
 import contextlib
 import json
 import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from banyanctl.client import Client
 from banyanctl.endpoint import ADMIN_KUBECONFIG, read
 from e2e.support import APPS, Site, Tree, program, until
 from e2e.test_workloads import change, create, pods
+from tests.banyanctl.test_commands import COMMANDS
 from tools import needs
 
 pytestmark = pytest.mark.needs("kubectl")
@@ -176,3 +178,48 @@ def test_an_address_that_is_not_there_is_said_with_the_remedy(tmp_path: Path) ->
     done = site.banyan("get", "pods", check=False)
     assert done.returncode != 0
     assert str(tmp_path / "nobody") in done.stderr
+
+
+# What each command that only tells something is asked; a new command belongs here, or to those that change something.
+TOLD = {
+    "tree": (), "status": ("shown",), "get": ("applications",), "explain": ("shown",), "history": ("shown",), "version": (),
+    "logs": ("shown", "--tail", "1"), "invoke": ("shown", "/"), "kubeconfig": ("edge-1", "--banyan"), "completion": ("bash",),
+    "approve": (), "token list": (), "user list": (), "cluster list": (), "cluster conflicts": ("root",), "model list": (),
+}  # fmt: skip
+CHANGES = (
+    "apply", "delete", "undo", "init", "join", "run", "leave", "demo", "shim serve", "shim verify", "model publish", "token create",
+    "token revoke", "user create", "user revoke", "cluster remove", "cluster revoke", "cluster keep",
+)  # fmt: skip
+
+
+def test_every_command_that_tells_something_tells_it_as_json(grove: Tree) -> None:
+    """Whole documents and nothing else, from a controller that really runs."""
+    root = grove.sites["root"]
+    create(root, program("shown", command=[sys.executable, "-c", SPEAKS], takesSocket=False, expose={"port": 18340}))
+    until("it has spoken", lambda: root.banyan("logs", "shown").stdout)
+    assert sorted([*TOLD, *CHANGES]) == sorted(COMMANDS)
+    for name, words in TOLD.items():
+        done = root.banyan(*name.split(), *words, "-o", "json")
+        assert json.loads(done.stdout), (name, done.stdout)
+    assert json.loads(root.banyan("logs", "shown", "--tail", "1", "-o", "json").stdout) == {
+        "cluster": "edge-1", "instance": pods(grove.sites["edge-1"], "shown")[0]["metadata"]["name"], "line": "here I am",
+    }  # fmt: skip
+
+
+SPEAKS = """
+import os
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+class Hello(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"ok")
+
+    def log_message(self, *_):
+        pass
+
+print("here I am", flush=True)
+HTTPServer((os.environ["HOST"], int(os.environ["PORT"])), Hello).serve_forever()
+"""
