@@ -79,7 +79,7 @@ class Exchange:
         if until is not None:
             assert until.wait(SECONDS), "what a test waited for did not happen"
         else:
-            self.socket.settimeout(SECONDS)
+            self.socket.settimeout(3 * SECONDS)  # longer than any test waits for anything
             while self.socket.recv(1024):
                 pass
             self._handler.close_connection = True
