@@ -11,6 +11,7 @@ from cluster_controller import tasks
 from cluster_shim.contract import Component, Desired, Work
 from cluster_shim.kubernetes import session
 from cluster_shim.kubernetes.api import Access, Api
+from cluster_shim.kubernetes.health import Blind
 from cluster_shim.kubernetes.picture import Picture
 from cluster_shim.kubernetes.status import Trouble
 
@@ -28,7 +29,7 @@ class Defective:
     """An applier that breaks twice in a way that nobody has foreseen."""
 
     def __init__(self) -> None:
-        self.tries = 0
+        self.tries = self.hurried = 0
         self.done = asyncio.Event()
 
     async def apply(self, work: Work) -> dict[str, Trouble]:
@@ -45,7 +46,7 @@ class Defective:
         return set()
 
     def hurry(self) -> None:
-        return
+        self.hurried += 1
 
     def held(self, uid: str) -> dict[str, Trouble]:
         return {}
@@ -86,3 +87,28 @@ def test_a_defect_leaves_no_work_behind(tmp_path: Path, monkeypatch: pytest.Monk
     asyncio.run(run())
     assert tasks.crashes["shim/kubernetes/session"] == before + 2
     tasks.crashes["shim/kubernetes/session"] = before  # foreseen here
+
+
+def test_when_sight_returns_everything_that_is_watched_is_watched_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an API server's machine was told to forget, it does not say that it has forgotten."""
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.write_text(json.dumps(KUBECONFIG), encoding="utf-8")
+
+    async def run() -> None:
+        api = Api(Access(kubeconfig=str(kubeconfig)))
+        applier, blind = Defective(), [Blind("10:00", "no answer")]
+        picture = Picture(api, lambda uids: None, lambda: None, {})
+        hurried: list[str] = []
+        for informer in picture.informers():
+            monkeypatch.setattr(informer, "hurry", lambda path=informer.path: hurried.append(path))
+        it = session.Session(picture, applier, lambda: blind[0] if blind else None)
+        it.sight_changed()
+        assert (hurried, applier.hurried) == ([], 0)
+        blind.clear()
+        it.sight_changed()
+        assert hurried == [informer.path for informer in picture.informers()]
+        assert applier.hurried == 1
+        await picture.close()
+        await api.close()
+
+    asyncio.run(run())
