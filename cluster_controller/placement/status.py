@@ -94,12 +94,13 @@ def _verdict(status: kinds.WorkStatusStatus, counts: _Counts, missing: Sequence[
     desired, ready, updated, unplaced = counts
     if missing:
         return "Pending", "MissingReference", f"waits for {', '.join(missing)}: create it or correct the name"
-    trouble = next((component for component in status.components if component.reason), None)
+    troubled = (component for component in status.components if component.reason)
+    trouble = min(troubled, key=lambda component: component.reason in kinds.UNDER_WAY, default=None)
     if unplaced and unplaced >= desired:
         return "Pending", "Unplaced", trouble.message if trouble else "no cluster takes it; see `banyan explain`"
     if ready >= desired and updated >= desired:
         return "Running", "AllReady", f"{ready} of {desired} replicas ready"
-    if trouble is not None and trouble.reason not in {"Starting", "Progressing"}:
+    if trouble is not None and trouble.reason not in kinds.UNDER_WAY:
         return "Degraded", trouble.reason, f"{ready} of {desired} replicas ready; {trouble.name}: {trouble.message or trouble.reason}"
     return "Progressing", "Progressing", f"{ready} of {desired} replicas ready, {updated} updated"
 

@@ -23,7 +23,8 @@ def work_status(
         for name, message in sorted(problems.items())
         if name not in known
     ]
-    trouble = next((item for item in components if item.reason), None)
+    # What is on its way is no news where something is broken.
+    trouble = min((item for item in components if item.reason), key=lambda item: item.reason in kinds.UNDER_WAY, default=None)
     ready = sum(item.ready for item in components)
     desired = sum(item.desired for item in components)
     row = kinds.ClusterRow(

@@ -218,6 +218,9 @@ class User(Resource, frozen=True, kw_only=True):
     status: UserStatus = UserStatus()
 
 
+# Reasons in a status that pass by themselves: where something else is broken, that is told.
+UNDER_WAY = frozenset({"Starting", "Progressing"})
+
 # Known fields that nothing acts on yet: (kind, dotted path, None or the values that are refused, what to do instead).
 UNSERVED: tuple[tuple[str, str, tuple[object, ...] | None, str], ...] = (
     ("Application", "spec.placement.onUnreachable.action", ("Replace",), "use Keep"),
@@ -230,6 +233,7 @@ UNSERVED: tuple[tuple[str, str, tuple[object, ...] | None, str], ...] = (
 __all__ = [
     "API_VERSION",
     "GROUP",
+    "UNDER_WAY",
     "UNSERVED",
     "VERSION",
     "Application",

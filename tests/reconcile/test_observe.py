@@ -46,6 +46,11 @@ def test_a_work_that_is_well() -> None:
 def test_the_first_trouble_is_shown_in_the_row() -> None:
     status = work_status(component(), component("pump", 1, 0, reason="BackOff", message="exit 1"))
     assert (status.clusters[0].reason, status.clusters[0].message) == ("BackOff", "exit 1")
+    started = component("first", 1, 1, reason="Starting", message="waiting until the new instances are ready")
+    refused = component("pump", 1, 0, reason="Invalid", message="port 99999")
+    for order in ((started, refused), (refused, started)):
+        assert work_status(*order).clusters[0].reason == "Invalid"
+    assert work_status(started).clusters[0].reason == "Starting"
 
 
 def test_a_component_that_could_not_be_told_is_not_updated_and_says_why() -> None:
