@@ -297,6 +297,10 @@ def test_a_watch_misses_nothing_through_restarts_and_a_server_that_forgot(testbe
             await until("it sees again", lambda: informer.failing_since is None)
             await asyncio.to_thread(put, member, "later")
             await until("it goes on", lambda: "later" in seen.now)
+            informer.hurry()  # in the middle of a watch
+            await asyncio.to_thread(put, member, "anew")
+            await until("it is begun anew", lambda: "anew" in seen.now)
+            assert informer.failing_since is None
             assert all(len(set(versions)) == len(versions) for versions in seen.versions.values()), "nothing is told twice"
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)

@@ -84,12 +84,14 @@ class Cut:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._answer: Any = None
+        self.ended = False  # the watch that is under way
         self.stopped = False
 
     def now(self) -> None:
         """Whoever reads it reads its end."""
         with self._lock:
             if self._answer is not None:
+                self.ended = True
                 with contextlib.suppress(ValueError, OSError, RuntimeError):
                     self._answer.shutdown()
 
@@ -101,7 +103,7 @@ class Cut:
     @contextlib.contextmanager
     def over(self, answer: Any) -> Iterator[None]:
         with self._lock:
-            self._answer = answer
+            self._answer, self.ended = answer, self.stopped
         try:
             yield
         finally:
@@ -324,10 +326,10 @@ class Api:
                     raise self._refused(answer.status, answer.read(MAX_ANSWER), answer.headers.get("retry-after"))
                 yield []
                 pending = bytearray()
-                while not cut.stopped:
+                while not cut.ended:
                     data = answer.read1(CHUNK)
-                    if not data:
-                        return
+                    if not data or cut.ended:
+                        return  # what is read of a TLS connection that was shut down is not to be trusted
                     pending += data
                     end = pending.rfind(b"\n")
                     if end >= 0:
@@ -336,7 +338,7 @@ class Api:
                     if len(pending) > MAX_LINE:
                         raise ApiError(f"{path}: a watch event of more than {MAX_LINE >> 20} MiB is not read", status=500)
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            if not cut.stopped:
+            if not cut.ended:
                 raise ApiError(f"{path}: the watch broke off: {_cause(error)}") from None
         finally:
             with self._lock:
