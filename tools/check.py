@@ -25,8 +25,8 @@ INSTALLATION = "tests/installation"  # builds and installs the wheel: minutes on
 ON_KUBERNETES = tuple(
     f"e2e/test_{name}.py"
     for name in (
-        *("apply", "apply_faults", "benchmarks", "demo_kubernetes", "install_kubernetes", "kubernetes_contract", "kubernetes_shim"),
-        *("member_api", "member_faults", "member_kubectl", "pods", "testbed"),
+        *("apply", "apply_faults", "benchmarks", "charts", "demo_kubernetes", "install_kubernetes", "k3s", "kubernetes_contract"),
+        *("kubernetes_shim", "member_api", "member_faults", "member_kubectl", "member_metrics", "pods", "testbed"),
     )
 )
 LAST_FAILED = ROOT / ".pytest_cache" / "v" / "cache" / "lastfailed"
