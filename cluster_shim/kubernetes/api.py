@@ -207,7 +207,11 @@ class Api:
 
     async def credential_headers(self) -> list[tuple[bytes, bytes]]:
         """``Authorization`` for a raw connection; empty where the connection's certificate says who we are."""
-        headers = await asyncio.get_running_loop().run_in_executor(self._executor, _headers, self._way)
+        way = self._way
+        if way.configuration.refresh_api_key_hook is None:
+            headers = _headers(way)  # nothing is read from a disk, nobody is asked
+        else:
+            headers = await asyncio.get_running_loop().run_in_executor(self._executor, _headers, way)
         return [(name.encode(), value.encode()) for name, value in headers.items() if name == "authorization"]
 
     # --- requests ---

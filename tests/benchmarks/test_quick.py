@@ -12,10 +12,11 @@ from benchmarks.__main__ import CLUSTERS, NAMES
 
 NEEDS = {"lists": ("kubectl",)}
 SECONDS = 60
+ELSEWHERE = {*CLUSTERS, "demo"}  # e2e/test_benchmarks.py; e2e/test_demo.py plays the demo, and there is no smaller one
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.needs(*NEEDS.get(name, ()))) for name in NAMES if name not in CLUSTERS]
+    "name", [pytest.param(name, marks=pytest.mark.needs(*NEEDS.get(name, ()))) for name in NAMES if name not in ELSEWHERE]
 )
 def test_it_measures_what_it_promises(name: str, tmp_path: Path) -> None:
     before = records.RESULTS.joinpath(f"{name}.json")
