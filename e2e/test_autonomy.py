@@ -4,13 +4,15 @@ import os
 import re
 import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from banyanctl.demo import processes
 from banyanctl.demo.ports import free_port
-from e2e.support import APPS, Asker, Tree, infer, model_application, publish, talker, until
+from e2e.support import APPS, ROOT, Asker, Site, Tree, application, infer, model_application, publish, talker, until
 
 
 def three(tree: Tree) -> None:
@@ -21,8 +23,8 @@ def three(tree: Tree) -> None:
 
 
 @pytest.mark.exact
-def test_the_workload_outlives_its_manager(tree: Tree) -> None:
-    """Restart, SIGKILL and a new version of the application, while a client asks the site's own port all the time."""
+def test_the_workload_outlives_its_manager(tree: Tree, tmp_path: Path) -> None:
+    """SIGKILL, an upgrade, the supervisor's death and a new version of the application, while a client asks its port all the time."""
     three(tree)
     root, edge = tree.sites["root"], tree.sites["edge-1"]
     publish(root, "1")
@@ -37,10 +39,12 @@ def test_the_workload_outlives_its_manager(tree: Tree) -> None:
         edge.kill()
         edge.run()
         assert edge.stop() == 0
+        before = supervisors(edge)
+        edge.environment |= upgraded(tmp_path / "installed")
         edge.run()
-        supervisor = [pid for pid in edge.everything() if b"supervisor" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-        assert supervisor
-        os.kill(supervisor[0], signal.SIGKILL)
+        until("another version runs", lambda: root.clusters()["edge-1"]["facts"]["version"] == NEXT)
+        until("its supervisor is another program, and the same process", lambda: supervisors(edge) == dict.fromkeys(before, NEXT))
+        os.kill(next(iter(before)), signal.SIGKILL)
         document = root.get(f"{APPS}/emotion")
         document["spec"]["components"][0]["model"]["version"] = "2"
         code, answer = root.ask("PUT", f"{APPS}/emotion", document)
@@ -54,6 +58,32 @@ def test_the_workload_outlives_its_manager(tree: Tree) -> None:
     assert report["requests"] > 50
     pods = edge.get("/api/v1/pods")["items"]
     assert len(pods) == 1
+
+
+NEXT = "0.2.0"
+PACKAGES = ("cluster_controller", "cluster_shim", "openapi", "edge_ai", "banyanctl")
+
+
+def upgraded(folder: Path) -> dict[str, str]:
+    """Another installation, of the next minor version: the environment in which a controller is that one."""
+    for name in PACKAGES:
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    with (folder / "cluster_shim" / "process" / "supervisor" / "core.py").open("a") as source:
+        source.write(f"# {NEXT}\n")
+    metadata = folder / f"banyan_edge-{NEXT}.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text(f"Metadata-Version: 2.4\nName: banyan-edge\nVersion: {NEXT}\n")
+    return {"PYTHONPATH": str(folder), "PYTHONSAFEPATH": "1"}
+
+
+def supervisors(site: Site) -> dict[int, str]:
+    """Their pids, and the version of each by where its program lies."""
+    found = {}
+    for pid in site.everything():
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().decode()
+        if "/cluster_shim/process/supervisor" in command:
+            found[pid] = "this checkout" if f"{ROOT}/cluster_shim" in command else NEXT
+    return found
 
 
 @pytest.mark.needs("kubectl")
@@ -119,12 +149,51 @@ def test_a_region_acts_alone_and_the_root_hears_of_it(tree: Tree) -> None:
     until("it is stale", lambda: re.search(r"0/1 .*Unknown \(root → region-a silent", root.kubectl("get", "subtreeapplications")))
 
 
+def value(site: Site, name: str, **labels: str) -> float:
+    """The sum of what a metric says with these labels; KeyError when it says nothing."""
+    found = [
+        float(line.rpartition(" ")[2])
+        for line in site.ask("GET", "/metrics")[1].decode().splitlines()
+        if re.match(rf"{name}[{{ ]", line) and all(f'{key}="{wanted}"' in line for key, wanted in labels.items())
+    ]
+    if not found:
+        raise KeyError(f"{site.name} says nothing of {name} {labels}")
+    return sum(found)
+
+
+BUSY = "while True:\n    pass"
+
+
 def test_logs_and_usage_reach_the_one_who_asks(tree: Tree) -> None:
-    three(tree)
-    root, edge = tree.sites["root"], tree.sites["edge-1"]
+    """Every number is one that something made happen here."""
+    root = tree.root()
+    region = tree.region("region-a", root)
+    edge = tree.edge("edge-1", region, BANYAN_REPORT_USAGE_SECONDS="1")
     assert root.ask("POST", APPS, talker("talker"))[0] == 201
-    until("it runs", lambda: root.status("talker").get("ready") == 1)
+    busy = application("busy", [{"name": "spin", "command": [sys.executable, "-S", "-c", BUSY], "takesSocket": False}])
+    assert root.ask("POST", APPS, busy)[0] == 201
+    until("they run", lambda: [root.status(name).get("ready") for name in ("talker", "busy")] == [1, 1])
     until("it has said something", lambda: "line 2" in root.banyan("logs", "talker", check=False).stdout)
-    metrics = edge.ask("GET", "/metrics")[1].decode()
-    for name in ("banyan_links 1.0", "banyan_store_objects", "banyan_link_received_bytes_total", "banyan_placements_total"):
-        assert name in metrics, metrics
+    assert value(edge, "banyan_links") == 1
+    assert value(region, "banyan_links") == 2
+    for what in ("frames", "bytes", "messages"):
+        assert value(edge, f"banyan_link_received_{what}_total", peer="region-a") > 0
+        assert value(edge, f"banyan_link_sent_{what}_total", peer="region-a") > 0
+    assert value(edge, "banyan_store_objects") > 0
+    assert value(root, "banyan_placements_total") >= 2
+    until("usage is measured", lambda: value(edge, "banyan_instance_cpu_cores", application="busy") > 0.1)
+    assert value(edge, "banyan_instance_memory_bytes", application="busy") > 1 << 20
+    assert value(edge, "banyan_instance_restarts_total", application="busy") == 0
+    # Its parent is silent: what it has to say waits, and is counted until it is heard.
+    until("everything is told", lambda: value(edge, "banyan_sync_lag_revisions", peer="region-a") == 0)
+    assert region.process is not None
+    region.process.send_signal(signal.SIGSTOP)
+    try:
+        (spinning,) = (found.pid for found in processes.below(edge.folder) if found.application == "busy")
+        os.kill(spinning, signal.SIGKILL)
+        until("it is started again", lambda: value(edge, "banyan_instance_restarts_total", application="busy") >= 1)
+        until("the lag grows", lambda: value(edge, "banyan_sync_lag_revisions", peer="region-a") > 0)
+    finally:
+        region.process.send_signal(signal.SIGCONT)
+    until("and is made up for", lambda: value(edge, "banyan_sync_lag_revisions", peer="region-a") == 0)
+    assert value(edge, "banyan_instance_restarts_total", application="talker") == 0

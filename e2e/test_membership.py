@@ -21,7 +21,8 @@ def refused(tree: Tree, name: str, token: str, *options: str) -> tuple[int, str]
     site = tree.site(name)
     done = site.banyan("join", token, "--name", name, "--no-run", *options, check=False)
     assert done.returncode != 0, done.stdout
-    assert not (site.folder / "identity" / "identity.json").exists()
+    left = list(site.folder.rglob("*")) if site.folder.exists() else []
+    assert left == [], f"{name} was refused, and {left} are left behind"
     return done.returncode, done.stderr
 
 
@@ -82,9 +83,11 @@ def test_approval_replacement_and_revocation(tree: Tree, root: Site) -> None:
     until("it is in", lambda: root.clusters()["edge-1"]["phase"] == "Ready")
     began = time.monotonic()
     root.banyan("cluster", "revoke", "edge-1")
-    until("its link is cut", lambda: root.clusters()["edge-1"]["phase"] == "Revoked", 5.0)
-    until("it is told", lambda: "revoked" in site.log(), 5.0)
-    assert time.monotonic() - began < 30
+
+    def cut_and_told() -> bool:
+        return root.clusters()["edge-1"]["phase"] == "Revoked" and "revoked" in site.log()
+
+    until("its link is cut and it is told", cut_and_told, began + 5 - time.monotonic())
     fresh = tree.site("new-machine", BANYAN_SHIM="none")
     fresh.launch(
         "--data", str(fresh.folder), "join", root.token("--replace", "edge-1"), "--name", "edge-1", "--api-listen", "127.0.0.1:0",

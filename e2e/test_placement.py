@@ -1,14 +1,16 @@
 """Where an application runs, tried from the root on a real tree: selectors, taints, cordon, capacity, and moves between live leaves."""
 
 import json
+import sys
 import threading
 import time
+import urllib.request
 from functools import partial
 from typing import Any
 
 import pytest
 
-from e2e.support import APPS, Site, Tree, program, until
+from e2e.support import APPS, SITE_PROGRAM, Site, Tree, program, until
 from e2e.test_workloads import BOTH, change, create, pods
 
 pytestmark = pytest.mark.needs("kubectl")
@@ -114,6 +116,36 @@ def test_components_and_applications_share_a_node_and_never_overbook_it(grove: T
     twice = create(root, program("twice", replicas=3, takesSocket=False, placement=BOTH | {"strategy": "Duplicated"}), ready=2)
     assert root.status(twice)["unplaced"] == 4  # of each site's three only one can be
     assert "does not take a socket" in root.status(twice)["components"][0]["message"]
+
+
+FAILS_THERE = f"""
+import os, runpy, sys
+if "/edge-2/" in os.environ["HOME"]:
+    sys.exit("no such camera")
+runpy.run_path({str(SITE_PROGRAM)!r}, run_name="__main__")
+"""
+
+
+def test_of_three_clusters_one_fails_and_the_others_run(tree: Tree) -> None:
+    """What it runs fails, and then the whole site: each cluster is judged by itself, and told with its reason."""
+    root = tree.root()
+    edges = {name: tree.edge(name, root) for name in ("edge-1", "edge-2", "edge-3")}
+    until("all are Ready", lambda: [item["phase"] for item in root.clusters().values()] == ["Ready"] * 4)
+    everywhere: dict[str, Any] = {"clusterSelector": {"matchLabels": {"tier": "edge"}}, "strategy": "Duplicated"}
+    command = [sys.executable, "-c", FAILS_THERE]
+    create(root, program("picky", placement=everywhere, command=command, expose={"port": 18320}), ready=0)
+    until("two are ready", lambda: root.status("picky").get("ready") == 2)
+    until("the third is told with its reason", lambda: "no such camera" in root.banyan("status", "picky").stdout)
+    edges["edge-2"].destroy()
+    until("the root knows", lambda: root.clusters()["edge-2"]["phase"] == "Unknown")
+    create(root, program("later", placement=everywhere, expose={"port": 18321}), ready=2)
+    for name in ("edge-1", "edge-3"):
+        for port in (18320, 18321):
+            with urllib.request.urlopen(f"http://{edges[name].environment['BANYAN_SITE_BIND']}:{port}/", timeout=10) as answer:
+                assert answer.status == 200
+        assert len(edges[name].get("/api/v1/pods")["items"]) == 2
+    edges["edge-2"].run()
+    until("the third runs what it can", lambda: [root.status(name).get("ready") for name in ("picky", "later")] == [2, 3])
 
 
 @pytest.mark.exact
