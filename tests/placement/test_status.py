@@ -10,7 +10,8 @@ REFUSED = kinds.ComponentStatus(name="bad", desired=1, reason="Invalid", message
 
 
 def verdict(*components: kinds.ComponentStatus) -> tuple[str, str, str]:
-    status = application_status(kinds.Application(spec=kinds.ApplicationSpec(components=[])), kinds.WorkStatusStatus(components=list(components)), (), "now")
+    application = kinds.Application(spec=kinds.ApplicationSpec(components=[]))
+    status = application_status(application, kinds.WorkStatusStatus(components=list(components)), (), "now")
     ready = next(condition for condition in status.conditions if condition.type == "Ready")
     return status.phase, ready.reason, ready.message
 
