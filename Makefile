@@ -36,7 +36,7 @@ test-kubernetes: testbed ## End-to-end tests on real Kubernetes clusters (as roo
 testbed: $(VENV)/.ready-dev ## Build a real Kubernetes, etcd, kwok and kine once, into ~/.cache; install what they need (as root)
 	@$(BIN)/python -m e2e.testbed build
 
-testbed-compat: testbed ## Build an older Kubernetes too, and run the tests of Kubernetes members on it; TESTS=... for others
+testbed-compat: testbed ## Build an older Kubernetes and the fork of k3s too, and run the tests of Kubernetes members on them; TESTS=... for others
 	@$(BIN)/python -m e2e.testbed compat $(TESTS)
 
 installation: $(VENV)/.ready-dev ## Build the wheel, install it into an empty environment, and run it there

@@ -1,6 +1,7 @@
 """The testbed itself: real clusters start, are what they say, come to grief in the ways that tests need, and leave nothing behind."""
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -17,13 +19,13 @@ from typing import Any
 import pytest
 
 from e2e.support import ROOT, until
-from e2e.testbed import Member, Shape, Testbed, registry
+from e2e.testbed import Member, Shape, Testbed, build, registry
 from e2e.testbed.build import KUBERNETES, default_version
 from e2e.testbed.components import APISERVER, SOCKET
 from e2e.testbed.fixtures import begin
 from e2e.testbed.machine import KEEPER, MachineError
 from e2e.testbed.member import Ended
-from tools.needs import go, kubectl
+from tools.needs import Missing, go, kubectl
 
 pytestmark = pytest.mark.needs("kubectl")
 WEB = "echo started; mkdir -p /www; hostname > /www/index.html; exec httpd -f -p 8080 -h /www"
@@ -430,3 +432,24 @@ def test_what_does_not_compile_leaves_nothing_and_says_why(hello: list[str], tmp
     assert "hello could not be built" in done.stdout
     assert "nonsense" in done.stdout
     assert [path.name for path in (tmp_path / "banyan-testbed" / f"kubernetes-{KUBERNETES}").iterdir()] == [".lock"]
+
+
+@pytest.mark.needs("go")
+@pytest.mark.parametrize("altered", [False, True])
+def test_sources_are_those_that_are_named_to_the_last_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, altered: bool) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    proxy = tmp_path / "example.test/forked/@v/v1.zip"
+    proxy.parent.mkdir(parents=True)
+    with zipfile.ZipFile(proxy, "w") as archive:
+        archive.writestr("example.test/forked@v1/go.mod", "module example.test/hello\n")
+    sources = build.Sources("example.test/forked", "v1", hashlib.sha256(proxy.read_bytes()).hexdigest())
+    monkeypatch.setenv("GOPROXY", f"file://{tmp_path},off")
+    if altered:
+        proxy.write_bytes(proxy.read_bytes() + b"x")
+        with pytest.raises(Missing, match="is not what it was: its sha256 is"):
+            build.fetch(sources)
+        assert not sources.unpacked.exists()
+        return
+    assert (build.fetch(sources) / "go.mod").read_text(encoding="utf-8") == "module example.test/hello\n"
+    proxy.unlink()
+    assert build.fetch(sources) == sources.unpacked  # once

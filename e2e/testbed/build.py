@@ -6,10 +6,14 @@ program that is in the cache is whole: it is built under another name and rename
 """
 
 import fcntl
+import hashlib
 import os
+import shutil
 import subprocess
 import tempfile
 import time
+import urllib.request
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,14 +23,31 @@ from e2e.testbed import host
 from tools.needs import Missing, cache, go
 
 KUBERNETES = "1.34.2"
-ETCD = "3.6.5"
 KWOK = "0.8.0"
-KINE = "0.16.4"
 MODULES = Path(__file__).parent / "go"
 BUILD_SECONDS = 3600  # one program, on a slow machine that does other things too
 VERSION_VARIABLE = "BANYAN_TESTBED_VERSION"
 """Environment variable: the version of Kubernetes of members that name none. For `make testbed-compat`."""
 STAMPS = "k8s.io/component-base/version"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """A module that the proxy gives out as an archive, but not its go.mod: unpacked here, and built from the folder."""
+
+    module: str
+    version: str
+    sha256: str
+    """Of the archive; the checksum database does not know it, so that the repository has to."""
+
+    @property
+    def unpacked(self) -> Path:
+        return cache() / "sources" / f"{self.module}@{self.version}"
+
+
+K3S = Sources("github.com/k3s-io/kubernetes", "v1.34.2-k3s1", "cec971086ff450f003a2512d52870df3550edca204c7d583da15d6ce99f19697")
+ARCHIVE_LIMIT = 64 << 20
+DOWNLOAD_SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -40,14 +61,16 @@ class Recipe:
     package: str
     flags: str = "-s -w"
     cgo: bool = False
+    sources: Sources | None = None
+    """What the module's go.mod expects as the folder `fork` beside it."""
 
 
-def kubernetes(name: str, module: str = "kubernetes", version: str = KUBERNETES) -> Recipe:
+def kubernetes(name: str, module: str = "kubernetes", version: str = KUBERNETES, sources: Sources | None = None) -> Recipe:
     """A program of Kubernetes that reports `version`; without the stamp it would say v0.0.0 and clients would distrust it."""
     major, minor, _ = version.split(".", 2)
     stamps = {"gitVersion": f"v{version}", "gitMajor": major, "gitMinor": minor}
     flags = " ".join(["-s", "-w", *(f"-X {STAMPS}.{key}={value}" for key, value in stamps.items())])
-    return Recipe(name, module, f"k8s.io/kubernetes/cmd/{name}", flags)
+    return Recipe(name, module, f"k8s.io/kubernetes/cmd/{name}", flags, sources=sources)
 
 
 PROGRAMS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy")
@@ -120,9 +143,8 @@ def compile_one(recipe: Recipe, target: Path) -> None:
     try:
         argv = [str(go()), "build", "-trimpath", "-ldflags", recipe.flags, "-o", str(temporary), recipe.package]
         environment = os.environ | {"CGO_ENABLED": "1" if recipe.cgo else "0", "GO111MODULE": "on", "GOWORK": "off"}
-        done = subprocess.run(
-            argv, cwd=MODULES / recipe.module, env=environment, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False
-        )
+        with _workplace(recipe, environment) as place:
+            done = subprocess.run(argv, cwd=place, env=environment, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False)
         if done.returncode != 0:
             raise Missing(
                 f"{recipe.name} could not be built ({' '.join(argv[:2])} in {MODULES / recipe.module}): {done.stderr.strip()[-2000:]}"
@@ -131,6 +153,45 @@ def compile_one(recipe: Recipe, target: Path) -> None:
         temporary.rename(target / recipe.name)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _workplace(recipe: Recipe, environment: dict[str, str]) -> Iterator[Path]:
+    """Where Go is run: the committed folder, or a copy of it with the sources that it needs beside it."""
+    sources = recipe.sources
+    if sources is None:
+        yield MODULES / recipe.module
+        return
+    environment["GONOSUMDB"] = f"{sources.module}/*"  # verified by the committed go.sum instead
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        for file in ("go.mod", "go.sum"):
+            shutil.copy(MODULES / recipe.module / file, place)
+        (place / "fork").symlink_to(fetch(sources))
+        yield place
+
+
+def fetch(sources: Sources) -> Path:
+    """The unpacked archive, from the Go module proxy. Raises Missing."""
+    if sources.unpacked.exists():
+        return sources.unpacked
+    proxies = subprocess.run([str(go()), "env", "GOPROXY"], capture_output=True, text=True, timeout=60, check=True).stdout
+    url = f"{proxies.split(',')[0].strip()}/{sources.module}/@v/{sources.version}.zip"
+    try:
+        with urllib.request.urlopen(url, timeout=DOWNLOAD_SECONDS) as answer:
+            content = answer.read(ARCHIVE_LIMIT)
+    except (OSError, ValueError) as error:
+        raise Missing(f"{url} cannot be had: {error}") from None
+    found = hashlib.sha256(content).hexdigest()
+    if found != sources.sha256:
+        raise Missing(f"{url} is not what it was: its sha256 is {found}, not {sources.sha256}")
+    sources.unpacked.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=sources.unpacked.parent) as folder, tempfile.TemporaryFile() as archive:
+        archive.write(content)
+        with zipfile.ZipFile(archive) as packed:
+            packed.extractall(folder)
+        (Path(folder) / f"{sources.module}@{sources.version}").rename(sources.unpacked)
+    return sources.unpacked
 
 
 @contextmanager

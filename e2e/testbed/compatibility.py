@@ -1,9 +1,9 @@
 """Other versions of Kubernetes than the one that every change is tried on: built when asked for, and put through the same tests.
 
-`make testbed-compat`. What passes here is what the compatibility table may name. k3s's own fork of Kubernetes is not among them: of the
-modules `github.com/k3s-io/kubernetes` the Go module proxy refuses some (403), and the checksum database knows none (404), so they could
-be built only by telling Go not to verify what it downloads. A k3s-style member is therefore Kubernetes' own API server on k3s's datastore,
-under a version as k3s gives it.
+`make testbed-compat`. What passes here is what the compatibility table may name: a second minor version, and k3s's own fork of Kubernetes.
+Of the fork the Go module proxy does not give out everything: its main module comes as an archive alone (`build.K3S`), and three of its
+modules are not to be had at all (`kms`, `cri-client`, and the settings of the controller manager); those are Kubernetes' own of the same
+version. The checksum database knows none of it: the hashes are in the committed go.sum.
 """
 
 import os
@@ -15,12 +15,14 @@ from pathlib import Path
 from e2e.testbed import build
 
 ROOT = Path(__file__).parent.parent.parent
-VERSIONS = {"1.33.13": "kubernetes-1.33"}  # version → folder under go/
+VERSIONS = {"1.33.13": ("kubernetes-1.33", None), "1.34.2+k3s1": ("kubernetes-k3s", build.K3S)}  # version → folder under go/, sources
 TESTS = (
     "e2e/test_testbed.py",
-    "e2e/test_informer.py",
     "e2e/test_apply.py",
+    "e2e/test_apply_faults.py",
+    "e2e/test_kubernetes_contract.py",
     "e2e/test_kubernetes_shim.py",
+    "e2e/test_member_kubectl.py",
     "e2e/test_pods.py",
 )
 
@@ -28,7 +30,8 @@ TESTS = (
 def build_all() -> int:
     """Build every version; how many programs that took."""
     return sum(
-        build.build([build.kubernetes(name, module, version) for name in build.PROGRAMS], version) for version, module in VERSIONS.items()
+        build.build([build.kubernetes(name, module, version, sources) for name in build.PROGRAMS], version)
+        for version, (module, sources) in VERSIONS.items()
     )
 
 

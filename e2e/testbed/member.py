@@ -71,7 +71,8 @@ class Shape:
     @classmethod
     def k3s(cls, nodes: int = 1, *, node: bool = False) -> Self:
         """An API server on SQLite, which is what k3s is made of, under a version as k3s gives it; not the k3s program, nor its fork."""
-        reported = f"{build.default_version()}+k3s1"
+        version = build.default_version()
+        reported = version if "+k3s" in version else f"{version}+k3s1"
         return cls(datastore="kine", kwok_nodes=0 if node else nodes, node=node, reported=reported)
 
     @classmethod
@@ -252,6 +253,29 @@ class Member:
         self.machine.run(
             ["ctr", "--address", components.SOCKET, "--namespace", "k8s.io", "images", "import", str(tar.resolve())], seconds=300
         )
+
+    def give_volume(self, name: str, size: str, storage_class: str = "") -> None:
+        """A PersistentVolume on the node, for the node has no provisioner: a claim of this class, and of no more than `size`, gets it."""
+        folder = self._volume(name)
+        self.machine.run(["mkdir", "-p", folder])
+        here = {"key": "kubernetes.io/hostname", "operator": "In", "values": [self.name]}
+        spec = {
+            "capacity": {"storage": size},
+            "accessModes": ["ReadWriteOnce"],
+            "storageClassName": storage_class,
+            "persistentVolumeReclaimPolicy": "Retain",
+            "local": {"path": folder},
+            "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [here]}]}},
+        }
+        volume = {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name}, "spec": spec}
+        self.kubectl("apply", "-f", "-", stdin=json.dumps(volume))
+
+    def take_volume(self, name: str) -> None:
+        self.kubectl("delete", "pv", name, "--wait=false")
+        self.machine.run(["rm", "-rf", self._volume(name)])
+
+    def _volume(self, name: str) -> str:
+        return f"/var/lib/banyan-volumes/{self.name}/{name}"
 
     def destroy(self) -> None:
         self.machine.destroy()
