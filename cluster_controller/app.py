@@ -131,6 +131,7 @@ class Controller:
             path=lambda: self.identity().path,
         )
         self.links = Links(store, self.tunnel, self.uid, self._link_changed)
+        self.membership.silence = self.links.silence
         self.tunnel.handle(BLOB, self._serve_blob)
         self.engine = Engine(store, reporter, uid=self.uid, name=self.name, silent=self.census.silent, timestamp=clock.timestamp)
         self.upward = Upward(store, reporter, uid=self.uid, name=self.name, silent=self.census.silent, timestamp=clock.timestamp)

@@ -51,6 +51,7 @@ class Links:
         self._children: dict[str, asyncio.Task[None]] = {}
         self._parent: asyncio.Task[None] | None = None
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by the peer's uid; gone with their last holder
+        self._leaving: set[str] = set()  # children that are taken leave of, for as long as their link stands
         self.sessions: dict[str, SyncSession] = {}  # by the peer's uid
         self.interrupted = 0  # sessions that failed, to be started again
         tunnel.handle(SYNC, self._serve_sync)
@@ -66,6 +67,7 @@ class Links:
                 self._parent.cancel()
             self._parent = self._tasks.keep("sync-parent", lambda: self._sync_parent(link))
         else:
+            self._leaving.discard(link.peer_uid)
             self._linked(link.peer_uid, None)
 
     def down(self, link: Link) -> None:
@@ -74,7 +76,18 @@ class Links:
                 self._parent.cancel()
                 self._parent = None
         elif link.peer_uid not in self._tunnel.links:
+            self._leaving.discard(link.peer_uid)
             self._linked(link.peer_uid, link.last_heard)
+
+    def silence(self, child: str) -> None:
+        """Take in no more reports of a child that leaves, over the link that it has now.
+
+        What it said so far is committed when the caller's next commit returns, and nothing of it afterwards: else a report that is
+        under way would bring back what the caller removes.
+        """
+        self._leaving.add(child)
+        if (task := self._children.get(child)) is not None:
+            task.cancel()
 
     def require_child(self, stream: Stream) -> str:
         """The direct child that opened ``stream``; Forbidden for anybody else."""
@@ -113,6 +126,8 @@ class Links:
 
     async def _serve_sync(self, stream: Stream) -> None:
         child = self.require_child(stream)
+        if child in self._leaving:
+            raise Forbidden(f"{child} leaves this tree: its reports are taken no more")
         previous = self._children.get(child)
         if previous is not None:
             previous.cancel()

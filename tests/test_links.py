@@ -406,3 +406,32 @@ def test_closing_in_the_middle_of_sync_leaves_nothing(tmp_path: Path, first: str
         assert asyncio.all_tasks() == mine
 
     run(main)
+
+
+def test_what_a_child_that_leaves_still_has_to_say_brings_nothing_back(tmp_path: Path) -> None:
+    """Its link stands until it has heard that it is out, and its reports do not end by themselves."""
+
+    async def main() -> None:
+        async with tree(tmp_path) as (parent, child, port):
+            child.dial(port)
+            await child.put("report", "before")
+            await parent.holds(f"up/{child.uid}", 1)
+            writing = asyncio.create_task(write(child))
+            await until(lambda: parent.store.size(f"up/{child.uid}") > 20)
+            parent.links.silence(child.uid)
+            await parent.store.commit(lambda tx: None)
+            await parent.store.commit(lambda tx: [tx.delete(each.key) for each in list(parent.store.scan(f"up/{child.uid}"))])
+            written = child.store.size("report")
+            await until(lambda: child.store.size("report") > written + 50)
+            assert child.links.interrupted  # it was told, and tries again
+            assert parent.store.size(f"up/{child.uid}") == 0
+            assert child.uid in parent.tunnel.links
+            writing.cancel()
+            parent.tunnel.links[child.uid].close(CloseCode.GOING_AWAY, "test")
+            await parent.holds(f"up/{child.uid}", child.store.size("report"))  # should it ever be let in again
+
+    async def write(child: Site) -> None:
+        for number in range(100_000):
+            await child.put("report", f"o{number}")
+
+    run(main)

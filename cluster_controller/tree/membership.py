@@ -76,6 +76,7 @@ class Membership(Decisions):
         self._tunnel: Tunnel | None = None
         self._proxy: str | None = None
         self._heeded: RefusedByParent | None = None  # the last refusal that was acted on
+        self.silence: Callable[[str], None] = lambda uid: None  # called before a child is forgotten: its reports are taken no more
         self.child = Child(store, identity, settings, wall=wall, addresses=addresses)
         self.names = Reservations(store, identity, boottime=boottime)
         self.barring = Barring(store, identity, wall)
@@ -292,6 +293,8 @@ class Membership(Decisions):
             if record is not None:
                 self.remove(tx, record, "left")
 
+        self.silence(uid)
+        await self._store.commit(lambda tx: None)  # what it said before is on the disk now, where `work` finds it
         await self._store.commit(work)
         log.info("child.left", uid=uid)
         return Left()

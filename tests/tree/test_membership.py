@@ -366,7 +366,10 @@ def test_leaving_frees_the_name_and_a_removed_one_stays_out(tmp_path: Path) -> N
             async with member(top, tmp_path / "a", "a") as one:
                 with pytest.raises(Conflict, match="is connected"):
                     await top.membership.remove_cluster("a")
+                silenced: list[list[str]] = []
+                top.membership.silence = lambda uid: silenced.append([uid, *(found.uid for found in top.store.list("own", "Cluster"))])
                 await one.membership.leave()
+                assert silenced == [[one.uid, one.uid]]  # before it was forgotten: no report of it comes afterwards
                 await until(lambda: not top.store.list("own", "Cluster"))
             async with member(top, tmp_path / "b", "a") as two:  # the name is free
                 uid = two.uid
