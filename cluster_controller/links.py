@@ -79,15 +79,17 @@ class Links:
             self._leaving.discard(link.peer_uid)
             self._linked(link.peer_uid, link.last_heard)
 
-    def silence(self, child: str) -> None:
+    async def silence(self, child: str) -> None:
         """Take in no more reports of a child that leaves, over the link that it has now.
 
-        What it said so far is committed when the caller's next commit returns, and nothing of it afterwards: else a report that is
-        under way would bring back what the caller removes.
+        What it said so far is on the disk once this returns, and nothing of it afterwards: else a report that is under way would bring
+        back what the caller removes.
         """
         self._leaving.add(child)
         if (task := self._children.get(child)) is not None:
             task.cancel()
+            await asyncio.wait({task})
+        await self._store.commit(lambda tx: None)
 
     def require_child(self, stream: Stream) -> str:
         """The direct child that opened ``stream``; Forbidden for anybody else."""

@@ -418,8 +418,7 @@ def test_what_a_child_that_leaves_still_has_to_say_brings_nothing_back(tmp_path:
             await parent.holds(f"up/{child.uid}", 1)
             writing = asyncio.create_task(write(child))
             await until(lambda: parent.store.size(f"up/{child.uid}") > 20)
-            parent.links.silence(child.uid)
-            await parent.store.commit(lambda tx: None)
+            await parent.links.silence(child.uid)
             await parent.store.commit(lambda tx: [tx.delete(each.key) for each in list(parent.store.scan(f"up/{child.uid}"))])
             written = child.store.size("report")
             await until(lambda: child.store.size("report") > written + 50)
@@ -427,6 +426,8 @@ def test_what_a_child_that_leaves_still_has_to_say_brings_nothing_back(tmp_path:
             assert parent.store.size(f"up/{child.uid}") == 0
             assert child.uid in parent.tunnel.links
             writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
+            await child.store.commit(lambda tx: None)
             parent.tunnel.links[child.uid].close(CloseCode.GOING_AWAY, "test")
             await parent.holds(f"up/{child.uid}", child.store.size("report"))  # should it ever be let in again
 

@@ -6,7 +6,7 @@ a revocation that was acknowledged to a person has cut its link. Everything here
 A stream of service ``membership`` carries what is no part of the handshake: reserving a name at the ancestors, and leaving.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 
 import structlog
@@ -54,6 +54,10 @@ log = structlog.get_logger()
 DEFAULT_SETTINGS = Settings()
 
 
+async def _nobody(uid: str) -> None:
+    """Where nothing carries reports there is nobody to silence."""
+
+
 class Membership(Decisions):
     """What people decide is inherited from `Decisions`; who they are is in ``people``.
 
@@ -76,7 +80,7 @@ class Membership(Decisions):
         self._tunnel: Tunnel | None = None
         self._proxy: str | None = None
         self._heeded: RefusedByParent | None = None  # the last refusal that was acted on
-        self.silence: Callable[[str], None] = lambda uid: None  # called before a child is forgotten: its reports are taken no more
+        self.silence: Callable[[str], Awaitable[None]] = _nobody  # before a child is forgotten: its reports are taken no more
         self.child = Child(store, identity, settings, wall=wall, addresses=addresses)
         self.names = Reservations(store, identity, boottime=boottime)
         self.barring = Barring(store, identity, wall)
@@ -293,8 +297,7 @@ class Membership(Decisions):
             if record is not None:
                 self.remove(tx, record, "left")
 
-        self.silence(uid)
-        await self._store.commit(lambda tx: None)  # what it said before is on the disk now, where `work` finds it
+        await self.silence(uid)
         await self._store.commit(work)
         log.info("child.left", uid=uid)
         return Left()

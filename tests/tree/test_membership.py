@@ -367,7 +367,11 @@ def test_leaving_frees_the_name_and_a_removed_one_stays_out(tmp_path: Path) -> N
                 with pytest.raises(Conflict, match="is connected"):
                     await top.membership.remove_cluster("a")
                 silenced: list[list[str]] = []
-                top.membership.silence = lambda uid: silenced.append([uid, *(found.uid for found in top.store.list("own", "Cluster"))])
+
+                async def silence(uid: str) -> None:
+                    silenced.append([uid, *(found.uid for found in top.store.list("own", "Cluster"))])
+
+                top.membership.silence = silence
                 await one.membership.leave()
                 assert silenced == [[one.uid, one.uid]]  # before it was forgotten: no report of it comes afterwards
                 await until(lambda: not top.store.list("own", "Cluster"))
