@@ -1,6 +1,7 @@
 """A controller that runs at the site of a whole member, beside its cluster and behind its router, as somebody would run it there."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,20 @@ import pytest
 from e2e.support import Site, until
 from e2e.testbed import Member
 from e2e.testbed.components import SOCKET
+from tools import edge_image as builder
+from tools.needs import cache
 
 CONTROLLER = "controller"
+
+
+def edge_image(folder: Path) -> Path:
+    """The project's own image as a tar in ``folder``, from the work tree as it is; what seldom changes is kept in the cache.
+    BANYAN_EDGE_IMAGE names one that was built before."""
+    if built := os.environ.get("BANYAN_EDGE_IMAGE"):
+        return Path(built)
+    tar = folder / "banyan-edge.tar"
+    builder.build(tar, keep=cache() / "image-parts")
+    return tar
 
 
 def load_worker(member: Member, tar: Path) -> str:

@@ -16,36 +16,17 @@ import pytest
 
 from banyanctl.demo import ports
 from e2e.support import ROOT, until
+from e2e.telling import Telling
 
 PLAY_SECONDS = 240.0
-FIRST_WORDS = "== Banyan"
 STEPS = ("1. six clusters join", "3. one HTTPS call", "5. the link above region-a", "7. the link heals")
 
 
-class Demo:
-    """One demo in a session of its own; what it says goes to a file, as plain lines."""
-
+class Demo(Telling):
     def __init__(self, folder: Path, *options: str) -> None:
         self.folder = folder
-        self._said = folder.with_suffix(".said")
-        with self._said.open("wb") as said:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "banyanctl", "demo", "--folder", str(folder), *options],
-                cwd=ROOT, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True,
-            )  # fmt: skip
-
-    def said(self) -> str:
-        return self._said.read_text(encoding="utf-8")
-
-    def wait_for(self, words: str) -> None:
-        def there() -> bool:
-            if words in self.said():
-                return True
-            if self.process.poll() is not None:
-                pytest.fail(f"the demo ended with {self.process.returncode} before it said {words!r}:\n{self.said()}")
-            return False
-
-        until(f"the demo says {words!r}", there, PLAY_SECONDS)
+        argv = [sys.executable, "-m", "banyanctl", "demo", "--folder", str(folder), *options]
+        super().__init__(argv, folder.with_suffix(".said"), PLAY_SECONDS)
 
     def end(self, number: signal.Signals) -> int:
         self.process.send_signal(number)

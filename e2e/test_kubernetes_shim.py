@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from e2e.place import Place, busybox, join
+from e2e.at_site import load_worker
+from e2e.place import Place, busybox, config_map, join, manifests
 from e2e.support import API, Site, Tree, application, growing, until
 from e2e.testbed.components import APISERVER
 from e2e.testbed.member import Member
 
 pytestmark = pytest.mark.needs("kubectl")
-IMAGE = "banyan-edge:0.1.0"  # as `edge_image` names it
 SERVER = """
 import os, sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -46,10 +46,10 @@ MANY = 24
 @pytest.fixture(scope="module")
 def at_whole(whole_member: Member, edge_image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, Site, Member]]:
     """root, and a controller beside a cluster where pods really run."""
-    whole_member.load_image(edge_image)
+    image = load_worker(whole_member, edge_image)
     with growing(tmp_path_factory.mktemp("whole")) as tree:
         root = tree.root()
-        yield root, join(tree, root, "edge-k8s", whole_member, "--kubernetes", f"worker_image={IMAGE}"), whole_member
+        yield root, join(tree, root, "edge-k8s", whole_member, "--kubernetes", f"worker_image={image}"), whole_member
 
 
 @pytest.fixture
@@ -96,8 +96,9 @@ def deployment(name: str, **pod: Any) -> dict[str, Any]:
     }
 
 
-def test_an_application_runs_in_pods_answers_and_shows_its_log(whole: Place) -> None:
-    whole.create("web", {"container": {"image": IMAGE, "command": ["python3", "-c", SERVER]}, "env": [{"name": "PORT", "value": "8099"}],
+def test_an_application_runs_in_pods_answers_and_shows_its_log(whole: Place, edge_image: Path) -> None:
+    image = load_worker(whole.member, edge_image)
+    whole.create("web", {"container": {"image": image, "command": ["python3", "-c", SERVER]}, "env": [{"name": "PORT", "value": "8099"}],
                          "expose": {"port": 8099}, "replicas": 2, "readiness": {"tcpSocket": {}}})  # fmt: skip
     whole.until_ready("web", 2)
     pods = {pod["metadata"]["name"] for pod in whole.objects("pods")}
@@ -184,6 +185,16 @@ def test_a_frozen_api_server_is_shown_and_loses_nothing(kwok: Place, other: Plac
     assert kwok.row("before").get("reason", "") == ""
 
 
+def test_drift_that_is_only_reported_is_told_at_the_root(kwok: Place) -> None:
+    kwok.create("watched", manifests(config_map("watched", a="1")), apply={"drift": "Report"})
+    kwok.until_ready("watched")
+    by_hand = ("patch", "configmap", "watched", "-n", kwok.namespace, "--type=merge", "-p", '{"data": {"a": "2"}}')
+    kwok.member.kubectl(*by_hand, "--field-manager=somebody")
+    message = kwok.until_reason("watched", "Drifted")
+    assert ".data.a by somebody" in message
+    assert json.loads(kwok.member.kubectl("get", "configmap", "watched", "-n", kwok.namespace, "-o", "json"))["data"] == {"a": "2"}
+
+
 def test_an_api_server_that_dies_in_the_middle_of_applying(kwok: Place) -> None:
     with ThreadPoolExecutor(1) as person:
         creating = [person.submit(kwok.create, f"many-{number}", SLEEP) for number in range(MANY)]
@@ -249,11 +260,11 @@ def test_a_kubeconfig_that_is_not_there_is_refused_before_the_token_is_spent(kwo
     root = tree.root()
     token = root.token()
     site = tree.site("edge-k8s")
-    given = ["--tunnel-listen", "", "--api-listen", "127.0.0.1:0", "--shim", "kubernetes", "--kubeconfig"]
-    refused = site.banyan("join", token, *given, str(tmp_path / "none"), check=False)
+    given = ["--tunnel-listen", "", "--shim", "kubernetes", "--kubeconfig"]
+    refused = site.banyan("join", token, "--name", site.name, *given, str(tmp_path / "none"), check=False)
     assert refused.returncode == 2
     assert f"--kubeconfig {tmp_path / 'none'}: there is no such file" in refused.stderr
-    site.join(token, *given[4:], str(kwok_member.kubeconfig))
+    site.join(token, *given, str(kwok_member.kubeconfig))
     site.wait()
     until("the same token has let it in", lambda: root.clusters()["edge-k8s"]["phase"] == "Ready")
 
@@ -266,7 +277,8 @@ def test_a_kubeconfig_that_is_deleted_after_the_join(kwok_member: Member, tree: 
     site.stop()
     kubeconfig.unlink()
     site.launch("run", "--data", str(site.folder))
-    until("it says what is wrong", lambda: f"--kubeconfig {kubeconfig}: there is no such file" in site.log(200))
+    until("it says what is wrong", lambda: "name a kubeconfig that kubectl accepts" in site.log(200))
+    told_at_the_root(root, str(kubeconfig))
 
 
 def test_a_kubeconfig_that_has_expired(kwok_member: Member, tree: Tree) -> None:

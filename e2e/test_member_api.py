@@ -137,7 +137,6 @@ def test_a_client_certificate_that_is_replaced_on_disk(control_plane: Member) ->
         (lambda path: path.unlink(), "Invalid kube-config file|name a kubeconfig that kubectl accepts"),
         (lambda path: path.write_text("{"), "cannot be read as a kubeconfig|kube-config"),
         (lambda path: path.write_text("[]"), "kubeconfig"),
-        (lambda path: path.write_text(path.read_text().replace('"testbed"', '"x"', 1)), ""),
     ],
 )
 def test_a_kubeconfig_that_is_none(control_plane: Member, tmp_path: Path, damage: Callable[[Path], object], says: str) -> None:
@@ -149,9 +148,6 @@ def test_a_kubeconfig_that_is_none(control_plane: Member, tmp_path: Path, damage
         async with asking(path):
             pass
 
-    if not says:
-        asyncio.run(play())
-        return
     with pytest.raises(ShimError, match=says) as refused:
         asyncio.run(play())
     assert str(path) in str(refused.value)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from e2e import at_site
 from e2e.testbed.member import Member, Shape, Testbed, check
-from tools import edge_image as edge_image_builder
-from tools.needs import Missing, cache
+from tools.needs import Missing
 
 
 def need(shape: Shape) -> None:
@@ -72,9 +72,5 @@ def whole_member(_shared_members: Testbed) -> Member:
 
 @pytest.fixture(scope="session")
 def edge_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project's own image as a tar, from the work tree as it is; for `Member.load_image`. BANYAN_EDGE_IMAGE names one built before."""
-    if built := os.environ.get("BANYAN_EDGE_IMAGE"):
-        return Path(built)
-    tar = tmp_path_factory.mktemp("image") / "banyan-edge.tar"
-    print(edge_image_builder.build(tar, keep=cache() / "image-parts"))
-    return tar
+    """The project's own image as a tar, for `at_site.load_worker`."""
+    return at_site.edge_image(tmp_path_factory.mktemp("image"))
