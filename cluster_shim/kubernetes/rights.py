@@ -119,7 +119,7 @@ RUN = (
     Rule(resources=("pods/log",), verbs=("get",), reason="`banyan logs`, and the last log line of an instance that crashed."),
     Rule(
         resources=("pods/portforward",),
-        verbs=("get", "create"),
+        verbs=("get",),
         reason="Requests to an application that came through the tree, where the controller cannot reach pods itself.",
     ),
 )
