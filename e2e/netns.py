@@ -98,6 +98,18 @@ class Link:
                 end.space.run("nft", f"add chain ip cut {hook} {{ type filter hook {hook} priority -10; }}")
                 end.space.run("nft", f'add rule ip cut {hook} {match} "{end.device}" drop')
 
+    def lose(self, percent: int) -> None:
+        """So many of a hundred packets that come, either way and at random. Until the namespaces end."""
+        for end in (self.upper, self.lower):
+            end.space.run("nft", "add table ip lose; flush table ip lose")
+            end.space.run("nft", "add chain ip lose input { type filter hook input priority -5; }")
+            end.space.run("nft", f'add rule ip lose input iifname "{end.device}" numgen random mod 100 < {percent} counter drop')
+
+    def lost(self) -> int:
+        """Packets that `lose` took."""
+        tables = [end.space.run("nft", "list", "table", "ip", "lose") for end in (self.upper, self.lower)]
+        return sum(int(found) for table in tables for found in re.findall(r"counter packets (\d+)", table))
+
     def mend(self) -> None:
         for end in (self.upper, self.lower):
             end.space.run("nft", "delete table ip cut")

@@ -19,14 +19,21 @@ from tools import coverage_gate, needs
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
-# One worker per core; the tests of one file stay together, so that what a module's fixture started is started once.
-WORKERS = ("-n", str(max(2, os.cpu_count() or 2)), "--dist", "loadfile")
+CORES = os.cpu_count() or 2
+# The tests of one file stay together, so that what a module's fixture started is started once.
+TOGETHER = ("--dist", "loadfile")
+# Many unit tests wait for real programs that they started, so there are two workers per core.
+WORKERS = ("-n", str(max(4, 2 * CORES)), *TOGETHER)
+# An end-to-end test starts a handful of controllers, each of which takes half a second of a core, and then waits for them mostly.
+WORKERS_E2E = ("-n", str(max(2, CORES + CORES // 2)), *TOGETHER)
+# Whole Kubernetes clusters take the machine.
+WORKERS_KUBERNETES = ("-n", str(max(2, CORES)), *TOGETHER)
 INSTALLATION = "tests/installation"  # builds and installs the wheel: minutes on a slow link, so only CI and those who ask
 ON_KUBERNETES = tuple(
     f"e2e/test_{name}.py"
     for name in (
-        *("apply", "apply_faults", "benchmarks", "charts", "demo_kubernetes", "install_kubernetes", "k3s", "kubernetes_contract"),
-        *("kubernetes_shim", "member_api", "member_faults", "member_kubectl", "member_metrics", "pods", "testbed"),
+        *("apply", "apply_faults", "benchmarks", "charts", "demo_kubernetes", "install_kubernetes", "install_tree", "k3s"),
+        *("kubernetes_contract", "kubernetes_shim", "member_api", "member_faults", "member_kubectl", "member_metrics", "pods", "testbed"),
     )
 )
 LAST_FAILED = ROOT / ".pytest_cache" / "v" / "cache" / "lastfailed"
@@ -77,11 +84,11 @@ def pytest(*arguments: str, environment: dict[str, str] | None = None) -> bool:
     return subprocess.run(argv, cwd=ROOT, env=os.environ | (environment or {}), check=False).returncode == 0
 
 
-def twice(*what: str, arguments: Sequence[str] = ()) -> bool:
-    """End-to-end tests on every core. A few that fail are named and tried once more, one at a time: on a machine that does much else, a
+def twice(*what: str, workers: Sequence[str] = (), arguments: Sequence[str] = ()) -> bool:
+    """End-to-end tests, several at once. A few that fail are named and tried once more, one at a time: on a machine that does much else, a
     wait that is bounded for the sake of CI may end too soon. What fails again has failed, and so have many that fail together, and
     whatever is marked `exact`. What passed only then is named once more as the last thing that is said."""
-    if pytest(*what, *WORKERS, "--cache-clear", *arguments):
+    if pytest(*what, *workers, "--cache-clear", *arguments):
         return True
     failed = sorted(json.loads(LAST_FAILED.read_bytes())) if LAST_FAILED.exists() else []
     if not 0 < len(failed) <= MOST_TRIED_AGAIN:
@@ -128,12 +135,12 @@ def unit(arguments: Sequence[str] = ()) -> bool:
 def e2e(arguments: Sequence[str] = ()) -> bool:
     """Real processes, TLS and kubectl; what needs a Kubernetes cluster is `kubernetes`."""
     make_tools()
-    return twice("e2e", *(f"--ignore={path}" for path in ON_KUBERNETES), arguments=arguments)
+    return twice("e2e", *(f"--ignore={path}" for path in ON_KUBERNETES), workers=WORKERS_E2E, arguments=arguments)
 
 
 def kubernetes(arguments: Sequence[str] = ()) -> bool:
     """On real Kubernetes clusters of the testbed, started in seconds once `make testbed` has built them."""
-    return twice(*ON_KUBERNETES, arguments=arguments)
+    return twice(*ON_KUBERNETES, workers=WORKERS_KUBERNETES, arguments=arguments)
 
 
 def installation(arguments: Sequence[str] = ()) -> bool:

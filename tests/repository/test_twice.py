@@ -14,7 +14,6 @@ NEVER = "def test_never():\n    assert False\n"
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = -p no:xdist -p no:cov\n", encoding="utf-8")
     monkeypatch.setattr(check, "ROOT", tmp_path)
-    monkeypatch.setattr(check, "WORKERS", ())
     monkeypatch.setattr(check, "LAST_FAILED", tmp_path / ".pytest_cache" / "v" / "cache" / "lastfailed")
     monkeypatch.setattr(check, "PASSED_ALONE", tmp_path / "build" / "passed-alone")
     monkeypatch.delenv("CI", raising=False)
