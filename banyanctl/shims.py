@@ -55,7 +55,9 @@ def of(settings: Config) -> "Shim | None":
     given = _capacity(settings)
     capacity = Capacity(cpu_millis=given[0], memory_bytes=given[1]) if given is not None else None
     name = settings.node_name or os.uname().nodename.lower()
-    return ProcessShim(settings.process_folder, node_name=name, bind=settings.site_bind, capacity=capacity)
+    return ProcessShim(
+        settings.process_folder, node_name=name, bind=settings.site_bind, capacity=capacity, usage_seconds=settings.report_usage_seconds
+    )
 
 
 def _capacity(settings: Config) -> tuple[int, int] | None:

@@ -63,7 +63,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Disk budget of the model cache; least recently used models that nothing runs are dropped first."""
     heartbeat_seconds: float = 5.0
     """Pause after which a silent link is asked for a sign of life; it is dead after three."""
-    report_usage_seconds: float = 30.0
+    report_usage_seconds: float = 15.0
     """How often usage of nodes and instances is sampled for /metrics."""
     log_format: str = "auto"
     """human, json or auto (human on a terminal)."""

@@ -41,6 +41,7 @@ class Setting(Struct, frozen=True):
     node: str
     python: str
     bind: str
+    usage_seconds: float = 0.0  # how often usage is measured; 0 for `session.USAGE_SECONDS`
 
 
 def instance_id(work: Work, component: str) -> str:

@@ -316,7 +316,7 @@ class Session:
     async def _keep_measuring(self) -> None:
         before, when = facts.machine_usage(), boottime()
         while True:
-            await asyncio.sleep(USAGE_SECONDS)
+            await asyncio.sleep(self._setting.usage_seconds or USAGE_SECONDS)
             now, usage = boottime(), facts.machine_usage()
             self._node = structs.replace(
                 self._node,

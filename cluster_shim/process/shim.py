@@ -36,7 +36,10 @@ def _version() -> str:
 
 
 class ProcessShim:
-    """``folder``: DATA/process. ``bind``: where site ports listen. ``capacity``: instead of what the machine has."""
+    """``folder``: DATA/process. ``bind``: where site ports listen. ``capacity``: instead of what the machine has.
+
+    ``usage_seconds``: how often usage is measured; 0 for `session.USAGE_SECONDS`.
+    """
 
     def __init__(
         self,
@@ -48,10 +51,11 @@ class ProcessShim:
         python: str = sys.executable,
         bind: str = "127.0.0.1",
         capacity: Capacity | None = None,
+        usage_seconds: float = 0.0,
         supervisor_options: Mapping[str, str] = NOTHING,
     ) -> None:
         folder = folder.absolute()
-        self._setting = Setting(folder=folder, node=node_name, python=python, bind=bind)
+        self._setting = Setting(folder=folder, node=node_name, python=python, bind=bind, usage_seconds=usage_seconds)
         self._node = facts.node(node_name, dict(labels), reserve, capacity)
         options = tuple(word for name, value in supervisor_options.items() for word in (f"--{name}", value))
         self._supervisor = SupervisorClient(folder, python, self._changed, options)

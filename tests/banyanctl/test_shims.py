@@ -82,3 +82,10 @@ def test_the_kubeconfig_of_a_person_is_not_that_of_a_member(tmp_path: Path) -> N
     assert found.member_kubeconfig == ""
     found = config.load(tmp_path, {"BANYAN_MEMBER_KUBECONFIG": "/etc/site"}, {"name": "edge-1", "shim": "kubernetes"})
     assert found.member_kubeconfig == "/etc/site"
+
+
+def test_how_often_usage_is_measured_is_what_was_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, object] = {}
+    monkeypatch.setattr("cluster_shim.process.shim.ProcessShim", lambda folder, **options: given.update(options))
+    shims.of(Config(data=tmp_path, name="a", report_usage_seconds=2.5))
+    assert given["usage_seconds"] == 2.5

@@ -99,11 +99,10 @@ def test_what_is_ready_of_another_revision_is_not_updated() -> None:
 def test_a_deadline_passes_and_the_old_one_serves_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The new revision starts for ever. When its time is over it says so; nothing else happens."""
     monkeypatch.setattr(observe, "PROGRESS_SECONDS", 1.0)
-    monkeypatch.setattr("cluster_shim.process.session.USAGE_SECONDS", 0.2)
 
     async def scenario() -> None:
         port = free_port()
-        async with cluster(tmp_path) as shim, Driver(shim) as driver:
+        async with cluster(tmp_path, usage_seconds=0.2) as shim, Driver(shim) as driver:
             driver.want(work(server(port=port)))
             before = await driver.until_ready()
             async with Asker(port) as asker:
