@@ -122,6 +122,13 @@ def test_the_model_came_from_the_sites_controller_and_the_photograph_is_answered
     spec = pod(member)["spec"]
     assert spec["containers"][0]["securityContext"]["readOnlyRootFilesystem"]
     assert spec["automountServiceAccountToken"] is False
+    # The server, no root, can say in the node's cache that it uses the model, and can write nothing else there.
+    name, args = pod(member)["metadata"]["name"], spec["containers"][0]["args"]
+    mark, folder = (args[args.index(option) + 1] for option in ("--in-use", "--model-folder"))
+    assert "mark_not_set" not in member.kubectl("logs", name)
+    member.kubectl("exec", name, "--", "python3", "-c", f"import os; os.utime({mark!r})")
+    said = member.kubectl("exec", name, "--", "python3", "-c", f"open({folder + '/x'!r}, 'w')", check=False)
+    assert "Read-only file system" in said
 
 
 def test_another_pod_takes_the_model_from_the_node(grown: Grown) -> None:
