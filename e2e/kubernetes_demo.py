@@ -24,10 +24,11 @@ from banyanctl.demo.sites import Plan, Site
 from banyanctl.demo.story import APPS, Story
 from banyanctl.demo.words import output
 from cluster_controller.errors import BanyanError, Unreachable
-from e2e.at_site import load_worker
+from e2e.at_site import edge_image, load_worker
 from e2e.testbed import Member, Missing, Shape, Testbed
 from e2e.testbed.machine import MachineError
-from tools import edge_image, needs
+from tools import needs
+from tools.edge_image import CannotBuild
 
 T = TypeVar("T")
 
@@ -74,7 +75,7 @@ class KubernetesStory(Story):
     async def begin(self) -> None:
         self.screen.step(1, "two Kubernetes clusters start, each as a site has it; a root starts beside them")
         began = time.monotonic()
-        image = self._thread(self._build_image)
+        image = self._thread(lambda: edge_image(self.folder))
         whole = self._thread(lambda: self.testbed.start(K8S, Shape.whole()))
         light = self._thread(lambda: self.testbed.start(K3S, Shape.k3s()))
         root = self._add(Plan(name="root"))
@@ -89,14 +90,6 @@ class KubernetesStory(Story):
         self._image = await self._thread(lambda: load_worker(member, tar))
         self.screen.good(f"the image {self._image}, written from the wheel without a container engine, is on the node")
         self._row("two clusters and a root start", f"{K8S}, {K3S}", began)
-
-    def _build_image(self) -> Path:
-        """From this checkout; what seldom changes is kept in the cache. BANYAN_EDGE_IMAGE names one that is built already."""
-        if built := os.environ.get("BANYAN_EDGE_IMAGE"):
-            return Path(built)
-        tar = self.folder / "banyan-edge.tar"
-        edge_image.build(tar, keep=needs.cache() / "image-parts")
-        return tar
 
     # --- 2 ---
 
@@ -115,7 +108,7 @@ class KubernetesStory(Story):
 
     async def _join_from_within(self, region: Site) -> None:
         token = await self._token(region)
-        await self._kubectl("apply", "-f", "-", stdin=json.dumps(volume(self.member)))
+        await self._thread(lambda: self.member.give_volume(SYSTEM, "10Gi", "by-hand"))
         options = ["--print-manifest", "--image", self._image, "--storage-class", "by-hand"]
         options += ["--kubernetes", f"files_url=https://{FILES_ADDRESS}:8444"]
         manifest = await region.run("join", token, "--name", K8S, *options)
@@ -283,7 +276,7 @@ class KubernetesStory(Story):
         def mapped() -> T:
             try:
                 return call()
-            except (MachineError, edge_image.CannotBuild) as error:
+            except (MachineError, CannotBuild) as error:
                 raise Unreachable(str(error)) from error
 
         task = asyncio.ensure_future(asyncio.to_thread(mapped))
@@ -305,25 +298,6 @@ class KubernetesStory(Story):
         if len(items) != 1:
             raise Unreachable(f"{K8S} runs {len(items)} pods of the application, not one")
         return str(items[0]["metadata"]["name"])
-
-
-def volume(member: Member) -> dict[str, Any]:
-    """For the controller's data: the testbed's node has no provisioner."""
-    path = f"/var/lib/{SYSTEM}"
-    member.machine.run(["mkdir", "-p", path])
-    here = {"key": "kubernetes.io/hostname", "operator": "In", "values": [member.name]}
-    return {
-        "apiVersion": "v1",
-        "kind": "PersistentVolume",
-        "metadata": {"name": SYSTEM},
-        "spec": {
-            "capacity": {"storage": "10Gi"},
-            "accessModes": ["ReadWriteOnce"],
-            "storageClassName": "by-hand",
-            "local": {"path": path},
-            "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [here]}]}},
-        },
-    }
 
 
 def files_service() -> dict[str, Any]:

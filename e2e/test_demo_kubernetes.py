@@ -3,49 +3,26 @@
 import os
 import re
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from e2e.support import ROOT, until
+from e2e.telling import Telling
 from e2e.testbed import Shape, registry
-from e2e.testbed.member import check
-from tools.needs import Missing
+from e2e.testbed.fixtures import need
 
 pytestmark = [pytest.mark.needs("kubectl"), pytest.mark.needs("root")]
 PLAY_SECONDS = 400.0
 
 
-class Played:
-    """One demo in a session of its own; what it says goes to a file, as plain lines."""
-
+class Played(Telling):
     def __init__(self, folder: Path, image: Path) -> None:
-        self._said = folder / "said"
         self._places = folder / "places"  # TMPDIR: its folders, and nobody else's
         self._places.mkdir()
-        environment = os.environ | {"BANYAN_EDGE_IMAGE": str(image), "TMPDIR": str(self._places)}
-        environment["BANYAN_TESTBED"] = str(registry.base())
-        with self._said.open("wb") as said:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "e2e.kubernetes_demo"],
-                cwd=ROOT, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True, env=environment,
-            )  # fmt: skip
-
-    def said(self) -> str:
-        return self._said.read_text(encoding="utf-8")
-
-    def wait_for(self, words: str) -> None:
-        def there() -> bool:
-            if words in self.said():
-                return True
-            if self.process.poll() is not None:
-                pytest.fail(f"the demo ended with {self.process.returncode} before it said {words!r}:\n{self.said()}")
-            return False
-
-        until(f"the demo says {words!r}", there, PLAY_SECONDS)
+        own = {"BANYAN_EDGE_IMAGE": str(image), "TMPDIR": str(self._places), "BANYAN_TESTBED": str(registry.base())}
+        super().__init__([sys.executable, "-m", "e2e.kubernetes_demo"], folder / "said", PLAY_SECONDS, os.environ | own)
 
     def left(self) -> list[str]:
         """What still runs in its session or out of its folders, and members that are not removed."""
@@ -64,13 +41,8 @@ class Played:
 
 @pytest.fixture
 def played(edge_image: Path, tmp_path: Path) -> Iterator[Played]:
-    try:
-        check(Shape.whole())
-        check(Shape.k3s())
-    except Missing as missing:
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"the testbed lacks something: {missing}", pytrace=False)
-        pytest.skip(f"the testbed lacks something: {missing}")
+    need(Shape.whole())
+    need(Shape.k3s())
     demo = Played(tmp_path, edge_image)
     yield demo
     if demo.process.poll() is None:
