@@ -109,7 +109,7 @@ SETUPS = {"": lambda _: None, "root": start_root, "checkout": in_checkout, "root
 
 def left_out(block: Block, page: Path, shell: Shell) -> bool:
     """Whether a block's tool is missing, which the run's summary says; in CI that is a failure."""
-    if any(needs.lacks(name, f"{page.relative_to(ROOT)}: {block.text.splitlines()[0]}") for name in block.needs):
+    if any(needs.lacks(name, f"{page.relative_to(ROOT)}, line {block.line}") for name in block.needs):
         return True
     return bool(block.needs) and shell.run(f"export PATH={shlex.quote(shell.path())}") != ("", 0)
 
