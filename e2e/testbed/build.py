@@ -70,7 +70,8 @@ def kubernetes(name: str, module: str = "kubernetes", version: str = KUBERNETES,
     major, minor, _ = version.split(".", 2)
     stamps = {"gitVersion": f"v{version}", "gitMajor": major, "gitMinor": minor}
     flags = " ".join(["-s", "-w", *(f"-X {STAMPS}.{key}={value}" for key, value in stamps.items())])
-    return Recipe(name, module, f"k8s.io/kubernetes/cmd/{name}", flags, sources=sources)
+    package = f"./{name}" if (MODULES / module / name).is_dir() else f"k8s.io/kubernetes/cmd/{name}"
+    return Recipe(name, module, package, flags, sources=sources)
 
 
 PROGRAMS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy")
@@ -164,9 +165,7 @@ def _workplace(recipe: Recipe, environment: dict[str, str]) -> Iterator[Path]:
         return
     environment["GONOSUMDB"] = f"{sources.module}/*"  # verified by the committed go.sum instead
     with tempfile.TemporaryDirectory() as name:
-        place = Path(name)
-        for file in ("go.mod", "go.sum"):
-            shutil.copy(MODULES / recipe.module / file, place)
+        place = shutil.copytree(MODULES / recipe.module, Path(name) / "module")
         (place / "fork").symlink_to(fetch(sources))
         yield place
 
