@@ -140,6 +140,7 @@ def test_too_many_files_and_too_large_an_archive_are_refused(tmp_path: Path, mon
         (packed()[:-30], "helm package"),
         (zlib.compress(b"x" * 100), "helm package"),
     ],
+    ids=["nothing", "a zip", "no tar", "no folder", "no Chart.yaml", "two folders", "cut off", "no gzip"],
 )
 def test_what_is_no_chart_is_said_to_be_none(tmp_path: Path, data: bytes, said: str) -> None:
     assert said in refused(tmp_path, data)
