@@ -199,6 +199,7 @@ class Record:
             code = 503
         if not reason and code == 101 and self._stream is not None:
             reason = self._stream.broken
+        self._answered()  # an answer that came whole with its head has not been told yet
         line = self._line("ended", code, reason)
         if (self._begun and self._lasts) or 0 < code < 400:
             self._services.audit.write(line, clock.boottime())
