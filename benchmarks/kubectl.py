@@ -74,8 +74,10 @@ def environment(folder: Path) -> dict[str, str]:
 
 async def got(member: Member, through: Path, count: int) -> dict[str, list[float]]:
     took: dict[str, list[float]] = {"direct": [], "tree": []}
+    ways = [("direct", member.kubeconfig), ("tree", through)]
     for number in range(count + 1):
-        for name, kubeconfig in (("direct", member.kubeconfig), ("tree", through)):
+        ways.reverse()  # neither always comes first
+        for name, kubeconfig in ways:
             began = time.monotonic()
             process = await asyncio.create_subprocess_exec(
                 *argv(kubeconfig, "get", "pods", "-o", "name"), stdout=asyncio.subprocess.DEVNULL, env=environment(member.folder)

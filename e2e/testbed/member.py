@@ -70,7 +70,7 @@ class Shape:
 
     @classmethod
     def k3s(cls, nodes: int = 1, *, node: bool = False) -> Self:
-        """An API server on SQLite, which is what k3s is made of, under a version as k3s gives it; not the k3s program, nor its fork."""
+        """An API server on SQLite, which is what k3s is made of, under a version as k3s gives it; not the k3s program."""
         version = build.default_version()
         reported = version if "+k3s" in version else f"{version}+k3s1"
         return cls(datastore="kine", kwok_nodes=0 if node else nodes, node=node, reported=reported)
