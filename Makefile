@@ -8,7 +8,7 @@ LOCK    := uv pip compile --quiet pyproject.toml --universal --python-version 3.
            --custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-kubernetes test test-kubernetes unit e2e testbed testbed-compat lint installation format bench proto docs lock clean
+.PHONY: help setup demo demo-kubernetes test test-kubernetes test-benchmarks unit e2e testbed testbed-compat lint installation format bench proto docs lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9%-]+):.*## /  make \1\t/' | expand -t 24
@@ -32,6 +32,9 @@ e2e: $(VENV)/.ready-dev ## End-to-end tests: real processes, real TLS, the real 
 
 test-kubernetes: testbed ## End-to-end tests on real Kubernetes clusters (as root)
 	@$(BIN)/python -m tools.check kubernetes
+
+test-benchmarks: $(VENV)/.ready-dev ## Every benchmark with small counts, to see that it works; CI runs it too
+	@$(BIN)/python -m tools.check benchmarks
 
 testbed: $(VENV)/.ready-dev ## Build a real Kubernetes, etcd, kwok and kine once, into ~/.cache; install what they need (as root)
 	@$(BIN)/python -m e2e.testbed build

@@ -13,6 +13,7 @@ pytestmark = [pytest.mark.needs("root"), pytest.mark.exact]
 
 LOSS = 10  # of a hundred packets
 COUNT = 50
+LOST = 10  # packets at least; how many there are depends on how much goes into one
 
 
 def planted(tree: Tree, root: PlacedSite, edge: PlacedSite, address: str) -> None:
@@ -51,4 +52,4 @@ def test_fifty_changes_come_once_over_a_link_that_loses_a_tenth(tmp_path_factory
             assert root.ask("DELETE", f"{APPS}/{name}")[0] == 200
         until("half of them ended", lambda: processes.instances(edge.folder) == Counter(wanted - gone))
         until("and the root was told", lambda: {item["metadata"]["name"] for item in root.get(APPS)["items"]} == wanted - gone)
-        assert link.lost() > COUNT, "the link lost next to nothing"
+        assert link.lost() >= LOST, "the link lost next to nothing"

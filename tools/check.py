@@ -1,6 +1,6 @@
 """`make lint|unit|e2e|test|test-kubernetes`: every check, in one order, with one line each and all output of those that fail.
 
-    python -m tools.check lint|unit|e2e|kubernetes|installation|all
+    python -m tools.check lint|unit|e2e|kubernetes|benchmarks|installation|all
 
 `all` is what needs no Kubernetes cluster and takes minutes. It goes on after a failure, so that one run names everything that is wrong,
 and ends with the test runner's own summary.
@@ -29,6 +29,7 @@ WORKERS_E2E = ("-n", str(max(2, CORES + CORES // 2)), *TOGETHER)
 # Whole Kubernetes clusters take the machine.
 WORKERS_KUBERNETES = ("-n", str(max(2, CORES)), *TOGETHER)
 INSTALLATION = "tests/installation"  # builds and installs the wheel: minutes on a slow link, so only CI and those who ask
+BENCHMARKS = "tests/benchmarks/test_quick.py"  # each benchmark with small counts: two minutes, for CI and those who touch them
 ON_KUBERNETES = tuple(
     f"e2e/test_{name}.py"
     for name in (
@@ -128,7 +129,7 @@ def unit(arguments: Sequence[str] = ()) -> bool:
     make_tools()
     settings = coverage_gate.write_settings(ROOT)
     covered = ("--cov", f"--cov-config={settings}", "--cov-report=")
-    passed = pytest("tests", f"--ignore={INSTALLATION}", *WORKERS, "--cache-clear", *covered, *arguments)
+    passed = pytest("tests", f"--ignore={INSTALLATION}", f"--ignore={BENCHMARKS}", *WORKERS, "--cache-clear", *covered, *arguments)
     return coverage_gate.judge(ROOT) and passed
 
 
@@ -141,6 +142,11 @@ def e2e(arguments: Sequence[str] = ()) -> bool:
 def kubernetes(arguments: Sequence[str] = ()) -> bool:
     """On real Kubernetes clusters of the testbed, started in seconds once `make testbed` has built them."""
     return twice(*ON_KUBERNETES, workers=WORKERS_KUBERNETES, arguments=arguments)
+
+
+def benchmarks(arguments: Sequence[str] = ()) -> bool:
+    make_tools()
+    return pytest(BENCHMARKS, "-n", str(CORES), *arguments)
 
 
 def installation(arguments: Sequence[str] = ()) -> bool:
@@ -162,6 +168,7 @@ def main() -> int:
         "unit": unit,
         "e2e": e2e,
         "kubernetes": kubernetes,
+        "benchmarks": benchmarks,
         "installation": installation,
         "all": everything,
     }
