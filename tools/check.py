@@ -30,11 +30,11 @@ WORKERS_E2E = ("-n", str(max(2, CORES + CORES // 2)), *TOGETHER)
 WORKERS_KUBERNETES = ("-n", str(max(2, CORES)), *TOGETHER)
 INSTALLATION = "tests/installation"  # builds and installs the wheel: minutes on a slow link, so only CI and those who ask
 BENCHMARKS = "tests/benchmarks/test_quick.py"  # each benchmark with small counts: two minutes, for CI and those who touch them
-ON_KUBERNETES = tuple(
+ON_KUBERNETES = tuple(  # what takes longest first, so that no worker is left alone with it at the end
     f"e2e/test_{name}.py"
     for name in (
-        *("apply", "apply_faults", "benchmarks", "charts", "demo_kubernetes", "install_kubernetes", "install_tree", "k3s"),
-        *("kubernetes_contract", "kubernetes_shim", "member_api", "member_faults", "member_kubectl", "member_metrics", "pods", "testbed"),
+        *("install_kubernetes", "member_kubectl", "member_faults", "kubernetes_shim", "pods", "demo_kubernetes", "install_tree"),
+        *("kubernetes_contract", "testbed", "apply", "apply_faults", "benchmarks", "charts", "k3s", "member_api", "member_metrics"),
     )
 )
 LAST_FAILED = ROOT / ".pytest_cache" / "v" / "cache" / "lastfailed"
