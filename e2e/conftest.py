@@ -19,13 +19,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "exact: counts what must be so at any time, however busy the machine; never tried again")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What is under test runs in processes of its own. A connection that a test's own event loop left half open is found whenever the
-    garbage collector looks, and would be blamed on whichever test runs then."""
-    for item in items:
-        item.add_marker(pytest.mark.filterwarnings("default:unclosed transport:ResourceWarning"))
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if os.environ.get(AGAIN) and item.get_closest_marker("exact"):

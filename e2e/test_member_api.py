@@ -191,10 +191,20 @@ class Cable:
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         host, port = self._member.api_url.removeprefix("https://").split(":")
-        with contextlib.suppress(OSError):
+        self._open.add(writer)
+        try:
             inner_reader, inner_writer = await asyncio.open_connection(host, int(port))
-            self._open |= {writer, inner_writer}
+        except OSError:  # the API server is away
+            writer.close()
+            self._open.discard(writer)
+            return
+        self._open.add(inner_writer)
+        try:
             await asyncio.gather(self._pump(reader, inner_writer), self._pump(inner_reader, writer))
+        finally:
+            for end in (writer, inner_writer):
+                end.transport.abort()
+                self._open.discard(end)
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):

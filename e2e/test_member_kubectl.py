@@ -255,6 +255,7 @@ def test_a_client_that_vanishes_frees_everything(far: Far) -> None:
     with contextlib.ExitStack() as stack:
         running = [stack.enter_context(far.running(*arguments)) for arguments in LASTING]
         until("all of them are served", lambda: all(count >= base[name] + len(LASTING) for name, count in far.streams().items()))
+        until("each has begun at the member", lambda: len(lines("begun")) == len(LASTING))
         for process in running:
             process.send_signal(signal.SIGKILL)
         killed = time.monotonic()

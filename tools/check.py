@@ -88,7 +88,11 @@ def pytest(*arguments: str, environment: dict[str, str] | None = None) -> bool:
 def twice(*what: str, workers: Sequence[str] = (), arguments: Sequence[str] = ()) -> bool:
     """End-to-end tests, several at once. A few that fail are named and tried once more, one at a time: on a machine that does much else, a
     wait that is bounded for the sake of CI may end too soon. What fails again has failed, and so have many that fail together, and
-    whatever is marked `exact`. What passed only then is named once more as the last thing that is said."""
+    whatever is marked `exact`. What passed only then is named once more as the last thing that is said.
+
+    What is under test runs in processes of its own. A connection that a test's own event loop left half open is found whenever the garbage
+    collector looks, and would be blamed on whichever test runs then: that is shown, and fails nothing."""
+    arguments = ("-W", "default::ResourceWarning", *arguments)
     if pytest(*what, *workers, "--cache-clear", *arguments):
         return True
     failed = sorted(json.loads(LAST_FAILED.read_bytes())) if LAST_FAILED.exists() else []
