@@ -39,7 +39,7 @@ async def measure(options: Options) -> list[Row]:
         with watchers(20 * logs):
             grown = await followed(through, {"root": root, "region": region, "edge": site}, logs)
     direct, tree_ = statistics.median(took["direct"]), statistics.median(took["tree"])
-    note = f"the same kubectl, {gets} times each, in turns; a whole cluster with a node; its controller runs on the host that measures"
+    note = f"Kubernetes' own kubectl, {gets} times each, in turns; a whole cluster with a node, its controller on the host that measures"
     speed = {name: statistics.median(values) for name, values in rates.items()}
     size = blocks * 65536 / gauges.MIB
     most = max(grown, key=lambda name: grown[name])
@@ -65,7 +65,7 @@ def pods(member: Member, blocks: int) -> None:
 
 
 def argv(kubeconfig: Path, *arguments: str) -> list[str]:
-    return [str(needs.kubectl()), "--kubeconfig", str(kubeconfig), "-n", "default", *arguments]
+    return [str(needs.plain_kubectl()), "--kubeconfig", str(kubeconfig), "-n", "default", *arguments]
 
 
 def environment(folder: Path) -> dict[str, str]:

@@ -69,8 +69,13 @@ def installed_kubectl() -> Path | None:
 @functools.cache
 def kubectl() -> Path:
     """An unmodified kubectl, 1.30 or newer; built from Go modules once where there is none. Raises Missing."""
-    if found := installed_kubectl():
-        return found
+    return installed_kubectl() or plain_kubectl()
+
+
+@functools.cache
+def plain_kubectl() -> Path:
+    """Kubernetes' own, whatever is installed: some distributors' is a wrapper that asks the server for its version before each command.
+    Raises Missing."""
     built = _built()
     built.parent.mkdir(parents=True, exist_ok=True)
     with (built.parent / "kubectl.lock").open("w") as lock:
