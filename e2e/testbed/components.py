@@ -91,6 +91,7 @@ def apiserver(place: Place, bind: str, audit_log: Path, extra: Sequence[str]) ->
     return [
         place.program(APISERVER), f"--etcd-servers=http://{place.address}:2379", f"--bind-address={bind}", f"--secure-port={API_PORT}",
         f"--advertise-address={LAN_ADDRESS}", f"--tls-cert-file={certificate}", f"--tls-private-key-file={key}",
+        f"--cert-dir={place.folder}",  # the fork of k3s keeps the certificate of its connection to itself there
         f"--client-ca-file={place.authority.certificate}", f"--service-account-key-file={keys / 'service-accounts.pub'}",
         f"--service-account-signing-key-file={keys / 'service-accounts.key'}", "--service-account-issuer=https://kubernetes.default.svc",
         f"--service-cluster-ip-range={SERVICES}", "--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction",
