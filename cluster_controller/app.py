@@ -140,7 +140,13 @@ class Controller:
             store.subscribe(self.reconciler.changed)
             self._tasks.keep("reconcile", self.reconciler.run)
         self.shelf = Shelf(store, blobs)
-        for room in (self.census, self.engine, self.upward, News(store, reporter, name=self.name), self.shelf):
+        for room in (
+            self.census,
+            self.engine,
+            self.upward,
+            News(store, reporter, name=self.name, tells=not self.identity().is_root),
+            self.shelf,
+        ):
             room.load()
             store.subscribe(room.changed)
             self._tasks.keep(type(room).__name__.lower(), room.run)

@@ -21,27 +21,31 @@ LOOK_EVERY = 16  # Events that are new here, between two looks whether there is 
 
 
 class News:
-    """``name``: of this cluster, as those above list its Applications (NAME.ORIGIN)."""
+    """``name``: of this cluster, as those above list its Applications (NAME.ORIGIN). ``tells``: there may be somebody above."""
 
-    def __init__(self, store: Store, reporter: Reporter, *, name: str) -> None:
+    def __init__(self, store: Store, reporter: Reporter, *, name: str, tells: bool) -> None:
         self._store = store
         self._reporter = reporter
         self._name = name
+        self._tells = tells
         self._documents = Documents()
         self._settler = Settler(store, self.settle)
         self._fresh = 0
 
     def load(self) -> None:
         for space in self._store.spaces():
-            if space == "own" or space.startswith("up/"):
+            if self._heeds(space):
                 for stored in self._store.list(space, KIND):
                     self._mark(stored.key)
 
     def changed(self, changes: Sequence[Event]) -> None:
         for change in changes:
             key = change.stored.key
-            if key.kind == KIND and (key.space == "own" or key.space.startswith("up/")):
+            if key.kind == KIND and self._heeds(key.space):
                 self._mark(key)
+
+    def _heeds(self, space: str) -> bool:
+        return space.startswith("up/") or (self._tells and space == "own")
 
     def _mark(self, key: Key) -> None:
         self._settler.mark("\0".join((key.space, key.namespace, key.name)))
@@ -89,4 +93,5 @@ class News:
             if self._fresh % LOOK_EVERY == 0:
                 events.make_room(tx)
         tx.put(here, encode(document), uid=stored.uid)
-        self._reporter.put(tx, told, document, stored.uid, relayed=stored)
+        if self._tells:
+            self._reporter.put(tx, told, document, stored.uid, relayed=stored)

@@ -60,7 +60,7 @@ class Site:
         silent = self.census.silent
         self.engine = Engine(self.store, reporter, **who, silent=silent, timestamp=lambda: "2026-01-01T00:00:00Z")
         self.upward = Upward(self.store, reporter, **who, silent=silent, timestamp=lambda: "2026-01-01T00:00:00Z")
-        self.news = News(self.store, reporter, name=self.name)
+        self.news = News(self.store, reporter, name=self.name, tells=self.parent is not None)
 
     def facts(self) -> kinds.ClusterFacts:
         if not self.cpu_millis:
