@@ -7,6 +7,7 @@ the long-lived process, and what it loads it keeps.
 import asyncio
 import contextlib
 import faulthandler
+import gc
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator
@@ -30,6 +31,7 @@ DISTRIBUTION = "banyan-edge"
 APPROVAL_SECONDS = 7 * 24 * 3600.0  # how long `banyan join` waits for a person
 STOP_SECONDS = 8.0  # for the API's requests in flight, and again for everything else
 STUCK_SECONDS = 18.0  # after which a stop is cut off, with the stack of every thread in the log; service managers wait for longer
+SETTLED_SECONDS = 5.0  # after which a controller has loaded and begun what it needs
 FILES = 65_536  # open files that a controller asks for; the hard limit may allow fewer
 
 
@@ -156,6 +158,7 @@ async def _serve(settings: Config) -> None:
         await asyncio.to_thread(_write_admin, settings, controller, serving)
         _announce(settings, controller, serving)
         notify.tell(notify.READY)
+        loop.call_later(SETTLED_SECONDS, _freeze)
         await stop.wait()
     finally:
         notify.tell(notify.STOPPING)
@@ -163,6 +166,12 @@ async def _serve(settings: Config) -> None:
         if serving is not None:
             await _bounded("serving", serving.close())
         await _bounded("controller", controller.stop())
+
+
+def _freeze() -> None:
+    """What was loaded to start stays: from now on no garbage collection walks through it, which takes 40 ms of a busy controller's time."""
+    gc.collect()
+    gc.freeze()
 
 
 def _write_admin(settings: Config, controller: "Controller", serving: "Serving") -> None:

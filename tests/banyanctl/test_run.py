@@ -68,6 +68,27 @@ def test_the_real_process_loads_nothing_that_an_edge_has_no_use_for(data: Path) 
     assert "rich.console" not in "".join(said)
 
 
+def test_what_a_start_loaded_is_left_alone_by_the_garbage_collector(data: Path) -> None:
+    """A full collection walks through all that is not frozen, and the requests of that moment wait for it."""
+    program = (
+        "import atexit, gc, sys\n"
+        "from banyanctl import run, service\n"
+        "service.SETTLED_SECONDS = 0\n"
+        "atexit.register(lambda: print('frozen', gc.get_freeze_count(), file=sys.stderr))\n"
+        f"sys.exit(run.main(['--data', {str(data)!r}]))"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            lines_until(process, "root serves https://")
+            assert banyan("--data", str(data), "get", "namespaces", "-o", "name").returncode == 0  # a turn of the loop after ready
+            process.send_signal(signal.SIGTERM)
+            _, rest = process.communicate(timeout=START_SECONDS)
+        finally:
+            process.kill()
+    frozen = int(re.search(r"^frozen (\d+)$", rest, re.MULTILINE)[1])  # type: ignore[index]
+    assert frozen > 50_000
+
+
 def test_logs_are_one_line_each_as_json_or_for_people(data: Path) -> None:
     """Of a whole life, from the first line to the last; JSON is the default where no terminal is."""
     for form in ("json", "auto", "human"):
