@@ -23,6 +23,8 @@ from cluster_controller.placement.model import ClusterRecord, Demand, Given, Pla
 from cluster_controller.placement.place import place
 from cluster_controller.placement.refused import Refused
 from cluster_controller.placement.status import application_status, withdraw_application, write_application_status, write_work_status
+from cluster_controller.placement.subtree import Subtree, placing_facts
+from cluster_controller.placement.uses import Uses
 from cluster_controller.placement.works import Reader, Works
 from cluster_controller.reports import Reporter
 from cluster_controller.resources import kinds
@@ -32,7 +34,6 @@ from cluster_controller.store import Event, Key, Store, Stored, Tx
 log = structlog.get_logger()
 
 REFERENCED = ("Model", "ConfigMap", "Secret")
-Use = tuple[str, str, str]  # kind, namespace, name; below the origin kind, "", uid
 
 
 class Seen(NamedTuple):
@@ -74,17 +75,12 @@ class Engine:
         self._documents = Documents()
         self._works = Works(uid)
         self._keys: dict[str, Key] = {}  # application uid → its Application or Work
-        self._uses: dict[str, frozenset[Use]] = {}  # application → documents that it names
-        self._users: dict[Use, set[str]] = {}  # and back
+        self._uses = Uses()
         self._unplaced: set[str] = set()
         self._ledger = Ledger()
+        self._subtree = Subtree(uid, self._documents, self._ledger)
         self._refused = Refused()
         self._settler = Settler(store, self.settle)
-        self._clusters: list[tuple[kinds.Cluster, str]] | None = None
-        self._names: dict[str, str] = {}  # of those clusters, by uid
-        self._ways: dict[str, str] = {}  # and through whom they are reached
-        self._asked: dict[str, Request] = {}  # per target, what its clusters say that is asked for there
-        self._bases: list[ClusterRecord] = []  # their records, without what any application runs there
         self._ran = False
         self.settled = 0  # placements decided, for /metrics
         self.unknown = 0  # reports about applications that nobody here knows, dropped
@@ -121,7 +117,7 @@ class Engine:
             elif kind == "Cluster" and space == "own":
                 self._cluster_changed(event)
             elif kind in REFERENCED and space in {"own", "desired"}:
-                self._reference_changed(event.stored)
+                self._settler.mark_all(self._uses.of(event.stored))
 
     def _reported(self, event: Event) -> None:
         application = event.stored.key.name
@@ -135,7 +131,7 @@ class Engine:
             self._learn(application, event.stored)
         else:
             self._keys.pop(application, None)
-            self._learn_uses(application, frozenset())
+            self._uses.learn(application, frozenset())
         self._settler.mark(application)
 
     def _learn(self, application: str, stored: Stored) -> None:
@@ -143,34 +139,17 @@ class Engine:
         self._keys[application] = stored.key
         if stored.key.space == "desired":
             links = self._documents.read(stored, kinds.Work).spec.references
-            self._learn_uses(application, frozenset((link.kind, "", link.uid) for link in links))
+            self._uses.learn(application, frozenset((link.kind, "", link.uid) for link in links))
         else:
             components = self._documents.read(stored, kinds.Application).spec.components
-            self._learn_uses(application, frozenset((kind, stored.key.namespace, name) for kind, name, _ in needed(components)))
-
-    def _learn_uses(self, application: str, uses: frozenset[Use]) -> None:
-        before = self._uses.pop(application, frozenset())
-        for use in before - uses:
-            self._users[use].discard(application)
-            if not self._users[use]:
-                del self._users[use]
-        for use in uses - before:
-            self._users.setdefault(use, set()).add(application)
-        if uses:
-            self._uses[application] = uses
-
-    def _reference_changed(self, stored: Stored) -> None:
-        namespace = stored.key.namespace if stored.key.space == "own" else ""
-        self._settler.mark_all(self._users.get((stored.key.kind, namespace, stored.key.name), ()))
-        if stored.key.kind == "Model" and stored.key.space == "desired":  # an own Application may name it NAME.ORIGIN
-            self._settler.mark_all(user for use, users in self._users.items() if use[0] == "Model" and "." in use[2] for user in users)
+            self._uses.learn(application, frozenset((kind, stored.key.namespace, name) for kind, name, _ in needed(components)))
 
     def _cluster_changed(self, event: Event) -> None:
-        self._refused.forget(self._ways.get(event.stored.uid, ""))
-        self._clusters = None
+        self._refused.forget(self._subtree.ways.get(event.stored.uid, ""))
+        self._subtree.forget()
         after = self._documents.read(event.stored, kinds.Cluster) if event.kind_of == "put" else None
         before = self._documents_before(event)
-        if after is not None and before is not None and _placing_facts(before) == _placing_facts(after):
+        if after is not None and before is not None and placing_facts(before) == placing_facts(after):
             # Only what is free has changed: of interest to those who still look for room.
             for application in self._unplaced:
                 self._settler.mark(application)
@@ -229,9 +208,8 @@ class Engine:
 
         Where a target's own users ask for more this comes out too small. Then its placement, which knows, reports what did not fit.
         """
-        self._known(tx)
         pending = {}
-        for target, counted in self._asked.items():
+        for target, counted in self._subtree.asked(tx).items():
             left = add(self._ledger.total(target), counted, -1)
             for component in allotment.components:
                 item = given.get(target, {}).get(component.name, Given())
@@ -311,7 +289,7 @@ class Engine:
         reports = [self._target_report(tx, target, None, self._works.status(tx, target, application)) for target in waiting]
         left = aggregate(components=allotment.components, duplicated=True, reports=reports, unplaced={}, messages={}, version=0)
         before = self._documents.read(stored, kinds.Application).status
-        names = [self._target_name(tx, target) for target in waiting]
+        names = [self._subtree.name(tx, target) for target in waiting]
         withdraw_application(tx, stored, before, waiting=names, left=left, timestamp=self._timestamp())
 
     def _given(
@@ -374,7 +352,7 @@ class Engine:
 
     def _target_report(self, tx: Tx, target: str, work: kinds.WorkSpec | None, status: kinds.WorkStatusStatus | None) -> TargetReport:
         return TargetReport(
-            name="" if target == self._uid else self._target_name(tx, target),
+            name="" if target == self._uid else self._subtree.name(tx, target),
             shares={component.name: component.replicas for component in work.components} if work is not None else {},
             share_id=work.shares[-1].id if work is not None else 0,
             status=status,
@@ -385,7 +363,7 @@ class Engine:
         """One sentence with the most frequent reasons; `explain` shows them all."""
         if placement.waiting.get(component):
             return "waits until another cluster has given replicas back"
-        names = self._names
+        names = self._subtree.names
         refusals = [item for item in placement.refusals if item.component == component]
         # What could be mended soonest comes first; that a controller has no cluster of its own explains little.
         refusals.sort(key=lambda item: (item.filter == "NoShim", item.filter not in {"UnknownCluster", "Capacity"}, bool(item.cluster)))
@@ -395,54 +373,14 @@ class Engine:
 
     # --- clusters ---
 
-    def _known(self, tx: Tx) -> list[tuple[kinds.Cluster, str]]:
-        """Every cluster of the subtree with the uid of the direct child (or self) through which it is reached."""
-        if self._clusters is None:
-            documents = [self._documents.read(stored, kinds.Cluster) for stored in tx.list("own", "Cluster")]
-            parents = {document.status.uid: document.status.parent_uid for document in documents}
-            ways = ((document, _via(document.status.uid, parents, self._uid)) for document in documents)
-            self._clusters = [(document, via) for document, via in ways if via]
-            self._names = {document.status.uid: document.metadata.name for document, _ in self._clusters}
-            self._ways = {document.status.uid: via for document, via in self._clusters}
-            self._bases = [records.cluster(document, via, {}) for document, via in self._clusters]
-            self._asked = {}
-            for document, via in self._clusters:
-                self._asked[via] = add(self._asked.get(via, Request()), records.asked(document))
-        return self._clusters
-
     def _records(self, tx: Tx, seen: Mapping[str, Seen]) -> list[ClusterRecord]:
-        running: dict[str, dict[str, int]] = {}
+        running: dict[str, Mapping[str, int]] = {}
         for target, (work, status) in seen.items():
             for row in status.clusters if status is not None else ():
                 running[row.cluster] = row.components
             if target == self._uid and work is not None:
                 running[target] = {component.name: component.replicas for component in work.components if component.replicas}
-        found = []
-        for (document, _), base in zip(self._known(tx), self._bases, strict=True):
-            runs = running.get(base.uid)
-            if base.uid == self._uid:
-                found.append(records.own(document, runs or {}, self._ledger.total(base.uid)))
-            else:
-                found.append(msgspec.structs.replace(base, running=runs) if runs else base)
-        return found
-
-    def _target_name(self, tx: Tx, target: str) -> str:
-        self._known(tx)
-        return self._names.get(target, target)
-
-
-def _via(uid: str, parents: Mapping[str, str], me: str) -> str:
-    """Walk up until the parent is this controller; "" when the chain does not lead here (a cycle, an orphan)."""
-    if uid == me:
-        return me
-    for _ in range(len(parents)):
-        parent = parents.get(uid, "")
-        if parent == me:
-            return uid
-        if not parent:
-            return ""
-        uid = parent
-    return ""
+        return self._subtree.records(tx, running)
 
 
 def _answers(work: kinds.WorkSpec | None, status: kinds.WorkStatusStatus | None) -> bool:
@@ -463,24 +401,3 @@ def _counted(status: kinds.WorkStatusStatus | None, component: str, at_least: in
 
 def _standing(given: Mapping[str, Mapping[str, Given]]) -> dict[str, dict[str, int]]:
     return {target: {name: item.share for name, item in per.items() if item.share} for target, per in given.items()}
-
-
-def _placing_facts(cluster: kinds.Cluster) -> tuple[object, ...]:
-    """What decides where things may go, but for how much is free at the moment."""
-    status = cluster.status
-    classes = [
-        (item.architecture, item.count, item.ready, item.allocatable, tuple(sorted(item.labels.items())), tuple(item.names))
-        for item in status.facts.node_classes
-    ]
-    return (
-        status.phase,
-        status.parent_uid,
-        status.labels,
-        status.taints,
-        status.unschedulable,
-        status.facts.shim,
-        status.facts.component_kinds,
-        status.facts.shim_trouble,
-        classes,
-        cluster.metadata.name,
-    )
