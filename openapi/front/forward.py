@@ -111,10 +111,23 @@ class Forwarder:
 
     async def _over(self, exchange: Exchange, target: Target, stream: PushbackStream) -> None:
         """One attempt. Whatever happens, ``stream`` is kept, closed or aborted afterwards."""
-        sent = asyncio.Event()
-        client = asyncio.create_task(_client_side(exchange, stream, target, sent), name="forward/request")
-        answer = asyncio.create_task(_answer_head(exchange.head.method, stream, target), name="forward/answer")
         clean = False
+        try:
+            # In the turn of the loop in which it was opened: over a link the two are then one message, and each hop wakes once for both.
+            taken = await _send_head(exchange, stream, target)
+            head, sent = await self._rest(exchange, target, stream, taken)
+            clean = True
+        finally:
+            if not clean:
+                stream.abort("the request was given up")
+        if not (sent and _keep(exchange, target, stream, head)):
+            self._tasks.spawn("retire", _retire(stream))
+
+    async def _rest(self, exchange: Exchange, target: Target, stream: PushbackStream, taken: bool) -> tuple[ResponseHead, bool]:
+        """What follows the request's head. The answer's head, and whether the whole request was sent."""
+        sent = asyncio.Event()
+        client = asyncio.create_task(_client_side(exchange, stream, taken, sent), name="forward/request")
+        answer = asyncio.create_task(_answer_head(exchange.head.method, stream, target), name="forward/answer")
         try:
             head = await _unless_gone(answer, client)
             if head.status == 101:
@@ -123,14 +136,10 @@ class Forwarder:
             else:
                 body = asyncio.create_task(_answer_body(exchange, target, stream, head), name="forward/body")
                 await _unless_gone(body, client)
-            clean = True
+            return head, sent.is_set()
         finally:
             await _stop(client)
             await _stop(answer)
-            if not clean:
-                stream.abort("the request was given up")
-            elif not (sent.is_set() and _keep(exchange, target, stream, answer.result())):
-                self._tasks.spawn("retire", _retire(stream))
 
     async def _upgrade(self, exchange: Exchange, target: Target, stream: PushbackStream, head: ResponseHead) -> None:
         if not exchange.head.upgrade:
@@ -181,20 +190,29 @@ def request_head(head: RequestHead, target: Target, *, last: bool = True) -> byt
     return b"".join([*lines, b"\r\n"])
 
 
-async def _client_side(exchange: Exchange, stream: ByteStream, target: Target, sent: asyncio.Event) -> None:
-    """Send head and body, set ``sent``, then watch the client. Ends only by raising what is wrong with the client."""
+async def _send_head(exchange: Exchange, stream: ByteStream, target: Target) -> bool:
+    """False when the other side reads no more of it; its answer, or the lack of one, says why."""
     try:
         await stream.write(request_head(exchange.head, target, last=not _may_share(exchange, target)))
+    except STREAM_ERRORS:
+        return False
+    return True
+
+
+async def _client_side(exchange: Exchange, stream: ByteStream, taken: bool, sent: asyncio.Event) -> None:
+    """Send the body if the head was ``taken``, set ``sent``, then watch the client. Ends only by raising what is wrong with the client."""
+    try:
         chunked = exchange.head.length == CHUNKED
-        while piece := await exchange.read_body():
+        while taken and (piece := await exchange.read_body()):
             await stream.write(bodies.chunk(piece) if chunked else piece)
-        if chunked:
+        if taken and chunked:
             await stream.write(bodies.LAST_CHUNK)
-        sent.set()
+        if taken:
+            sent.set()
     except Disconnected:
         raise
     except STREAM_ERRORS:
-        pass  # the other side reads no more of it; its answer, or the lack of one, says why
+        pass  # as with the head
     if not exchange.body_done:
         await asyncio.get_running_loop().create_future()
     await exchange.disconnected()

@@ -5,11 +5,13 @@ import hashlib
 import http.client
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import websockets.asyncio.server
 import websockets.sync.client
 
+from cluster_shim.contract import ByteStream
 from openapi.front.raw import ProxyRoutes
 from tests.front.support import AUTH, RunningFront, pki, raw_exchange, read_all
 from tests.front.test_server import echo
@@ -81,6 +83,32 @@ def test_request_to_an_application(world: World) -> None:
     client.close()
     assert world.root.front.metrics.accepted == 1
     world.root.eventually(lambda: world.root.front.metrics.requests["application", 200] == 3)
+
+
+def test_the_request_leaves_in_the_turn_in_which_its_stream_was_opened() -> None:
+    """Over a link the opening and the head are one message then, and every hop between wakes once for both."""
+    world = World(local=False)
+    try:
+        services, log = world.services, []
+        open_stream = services.open
+
+        async def opened(*arguments: Any) -> ByteStream:
+            stream = await open_stream(*arguments)
+            write = stream.write
+
+            async def written(data: bytes) -> None:
+                log.append(data[:4])
+                await write(data)
+
+            stream.write = written  # type: ignore[method-assign]
+            asyncio.get_running_loop().call_soon(log.append, b"next turn")
+            return stream
+
+        services.open = opened  # type: ignore[assignment]
+        assert world.ask("GET", f"{PROXY}/once")[0] == 200
+        assert log[:2] == [b"GET ", b"next turn"]
+    finally:
+        world.close()
 
 
 def test_bodies_with_length_and_in_chunks(world: World) -> None:
