@@ -70,6 +70,13 @@ SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
         ),
     ),
     (
+        "Keep",
+        (
+            Entry("backup", "banyanctl.backup:backup", "Write an encrypted backup of a controller, while it works"),
+            Entry("restore", "banyanctl.backup:restore", "Make a controller's data folder from its backup", remote=False),
+        ),
+    ),
+    (
         "Other",
         (
             Entry("demo", "banyanctl.demo.command:demo", "Play a three-level tree on this machine that serves a real model", remote=False),

@@ -147,6 +147,23 @@ class Client:
         finally:
             self.close()
 
+    def download(self, method: str, path: str, body: Any = None) -> tuple[dict[str, str], Iterator[bytes]]:
+        """A large answer as it comes: its headers (names in lower case) and its bytes. Raises the error that the API named."""
+        data = None if body is None else json.dumps(body).encode()
+        response = self._send(method, path, None, data, {"Content-Type": "application/json"} if data is not None else None)
+        if response.status >= 400:
+            raise_for(Answer(response.status, {}, response.read(1024 * 1024)), self.endpoint)
+        return {name.lower(): value for name, value in response.getheaders()}, self._chunks(response)
+
+    def _chunks(self, response: http.client.HTTPResponse) -> Iterator[bytes]:
+        try:
+            while chunk := response.read(256 * 1024):
+                yield chunk
+        except (OSError, http.client.HTTPException) as error:
+            raise Unreachable(f"the connection to {self.endpoint.server} broke while the answer came: {error}; try again") from error
+        finally:
+            self.close()
+
     def pages(self, path: str, query: Mapping[str, Any] | None = None, accept: str = "") -> Iterator[Document]:
         """A list, page by page."""
         query = dict(query or {}) | {"limit": PAGE}

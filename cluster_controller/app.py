@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 import structlog
 
-from cluster_controller import clock, reports
+from cluster_controller import clock, reports, restored
 from cluster_controller.config import Config, split_address
 from cluster_controller.documents import Documents
 from cluster_controller.errors import Conflict, NotFound, Unreachable
@@ -107,6 +107,7 @@ class Controller:
 
     async def _build(self) -> None:
         config, store = self.config, self.store
+        await restored.settle(store)
         self.requested = Requested(store)
         settings = Settings(
             software=f"banyan {self.version}", heartbeat_seconds=config.heartbeat_seconds, dead_after_seconds=3 * config.heartbeat_seconds
@@ -133,7 +134,16 @@ class Controller:
         self.links = Links(store, self.tunnel, self.uid, self._link_changed)
         self.membership.silence = self.links.silence
         self.tunnel.handle(BLOB, self._serve_blob)
-        self.engine = Engine(store, reporter, uid=self.uid, name=self.name, silent=self.census.silent, timestamp=clock.timestamp)
+        self.engine = Engine(
+            store,
+            reporter,
+            uid=self.uid,
+            name=self.name,
+            silent=self.census.silent,
+            silence=self.census.silence,
+            now=clock.boottime,
+            timestamp=clock.timestamp,
+        )
         self.upward = Upward(store, reporter, uid=self.uid, name=self.name, silent=self.census.silent, timestamp=clock.timestamp)
         if self.shim is not None:
             self.reconciler = Reconciler(store, self.shim, self.library, uid=self.uid, name=self.name, nodes_changed=self._nodes_changed)
@@ -146,6 +156,7 @@ class Controller:
             self.upward,
             News(store, reporter, name=self.name, tells=not self.identity().is_root),
             self.shelf,
+            restored.AfterRestore(store, uid=self.uid, timestamp=clock.timestamp),
         ):
             room.load()
             store.subscribe(room.changed)

@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from cluster_controller.errors import BanyanError, InvalidInput, NotFound, Unauthenticated
 from cluster_controller.store import Key, Tx
 from openapi import access, discovery, errors, pages, reviews, swagger
+from openapi.backup import Backups
 from openapi.bodies import read_document
 from openapi.document import Documents
 from openapi.errors import ApiError, encode, method_not_allowed
@@ -51,6 +52,7 @@ class Api:
         self.hub = Hub(services.store)
         self._handlers = Handlers(services, self.hub, Writer(services))
         self._documents = Documents(services.version)
+        self._backups = Backups(services)
         self._janitor: Janitor | None = None
         self._app = Starlette(
             routes=self._routes(),
@@ -95,6 +97,7 @@ class Api:
             route("/readyz", self._readyz),
             route("/version", self._version),
             route("/metrics", self._metrics),
+            route("/backup", self._backups.respond, ["POST"]),
             route("/", self._index),
             route("/docs", self._docs),
             route("/openapi/v2", self._swagger),
@@ -146,7 +149,7 @@ class Api:
 
     async def _index(self, request: Request) -> Response:
         groups = [f"/apis/{group}" for group in discovery.groups()]
-        about = ["/docs", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]
+        about = ["/backup", "/docs", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]
         paths = ["/api", "/api/v1", "/apis", *groups, *about]
         return _json({"paths": paths})
 

@@ -1,10 +1,12 @@
 """A backup of a running store, encrypted under a passphrase, and the way back.
 
 The state is captured from memory in one step, so it is consistent and no commit waits for it. Inside the sealed file
-(`envelope`) are msgpack records: `head` first, then files, history, floors, facts and changes, `end` last.
+(`envelope`) are msgpack records: `head` first, then when it was made, files, history, floors, facts and changes, `end` last.
+A reader passes over records of a kind that it does not know.
 
 Invariant: `restore` puts nothing in place until all of the backup has been read, verified and written beside it. A restored
-store opens under a new history id, so peers can tell what it has forgotten.
+store opens under a new history id, so peers can tell what it has forgotten, and holds the fact `RESTORED` from the first moment,
+so that whoever opens it knows that it must not believe what it says of open tokens (`cluster_controller.restored`).
 """
 
 import os
@@ -28,6 +30,8 @@ PASSPHRASE_LENGTH = 8
 FILE_BYTES = 1024 * 1024
 FORMAT = 1
 PARTIAL = ".restore"
+RESTORED = "store/restored"
+"""Fact of a store that came from a backup: a `Restored`, as JSON."""
 NOT_COPIED = ("store.db", "store.db-wal", "store.lock")
 
 
@@ -66,9 +70,22 @@ class Summary(Struct, frozen=True):
     revision: int
     objects: int
     files: tuple[str, ...]  # relative to the data folder
+    made: str = ""  # when, by the clock of the machine that made it; for people
 
 
-def write_backup(capture: Capture, folder: Path, target: Path, passphrase: str, include: Sequence[str] = ("identity",)) -> Summary:
+class Restored(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Which backup a store came from. Times are for people."""
+
+    made: str = ""
+    revision: int = 0
+    restored: str = ""
+    settled: bool = False  # its open tokens were voided
+    voided: int = 0
+
+
+def write_backup(
+    capture: Capture, folder: Path, target: Path, passphrase: str, *, include: Sequence[str] = ("identity",), made: str = ""
+) -> Summary:
     """Write ``capture`` and the files below ``include`` of the data folder to the new file ``target`` (0600).
 
     Blocks: run it beside the event loop. Raises InvalidInput, AlreadyExists, and what the disk says as StoreError.
@@ -84,18 +101,18 @@ def write_backup(capture: Capture, folder: Path, target: Path, passphrase: str, 
         raise store_error(error, target) from error
     try:
         with os.fdopen(fd, "wb") as file:
-            seal(file, _records(capture, folder, files), passphrase)
+            seal(file, _records(capture, folder, files, made), passphrase)
             file.flush()
             os.fsync(file.fileno())
         sync_folder(target.parent)
     except OSError as error:
         target.unlink(missing_ok=True)
         raise store_error(error, target) from error
-    return Summary(capture.revision, _live(capture), tuple(files))
+    return Summary(capture.revision, _live(capture), tuple(files), made)
 
 
-def restore(source: Path, folder: Path, passphrase: str) -> Summary:
-    """Make the data folder from a backup. Blocks; the store must not be open.
+def restore(source: Path, folder: Path, passphrase: str, now: str = "") -> Summary:
+    """Make the data folder from a backup. Blocks; the store must not be open. ``now``: what `Restored` shall say.
 
     Raises AlreadyExists when something would be overwritten, InvalidInput for a wrong passphrase, StoreCorrupt for a damaged file.
     """
@@ -107,7 +124,7 @@ def restore(source: Path, folder: Path, passphrase: str) -> Summary:
         shutil.rmtree(partial)
         partial.mkdir(mode=0o700)
         with source.open("rb") as file:
-            summary = _unpack(file, partial, passphrase)
+            summary = _unpack(file, partial, passphrase, now)
         _move(partial, folder, summary.files)
     except FileNotFoundError as error:
         raise InvalidInput(f"{error.filename} does not exist") from error
@@ -121,9 +138,10 @@ def restore(source: Path, folder: Path, passphrase: str) -> Summary:
 # --- what is inside
 
 
-def _records(capture: Capture, folder: Path, files: Sequence[str]) -> Iterator[bytes]:
+def _records(capture: Capture, folder: Path, files: Sequence[str], made: str) -> Iterator[bytes]:
     encode = msgspec.msgpack.Encoder().encode
     yield encode(("head", FORMAT, capture.revision))
+    yield encode(("made", made))
     for name in files:
         yield encode(("file", name, (folder / name).read_bytes()))
     for name, first in capture.history:
@@ -160,9 +178,9 @@ def _live(capture: Capture) -> int:
     return sum(live.values())
 
 
-def _unpack(file: BufferedReader, partial: Path, passphrase: str) -> Summary:
+def _unpack(file: BufferedReader, partial: Path, passphrase: str, now: str) -> Summary:
     """Write what the backup holds into ``partial``."""
-    writer = _Writer(partial)
+    writer = _Writer(partial, now)
     decode = msgspec.msgpack.Decoder(list[Any]).decode
     try:
         for record in unseal(file, passphrase):
@@ -179,8 +197,10 @@ class _Writer:
 
     BATCH = 500
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, now: str) -> None:
         self._folder = folder
+        self._now = now
+        self._made = ""
         self._database: Database | None = None
         self._batch = Batch()
         self._before: dict[Key, Stored] = {}
@@ -192,6 +212,8 @@ class _Writer:
         kind, *fields = record
         if kind == "head":
             self._head(*fields)
+        elif kind == "made":
+            self._made = str(fields[0])
         elif kind == "file":
             self._file(*fields)
         elif kind == "history":
@@ -208,8 +230,10 @@ class _Writer:
     def finish(self) -> Summary:
         if not self._ended:
             raise StoreCorrupt("the backup is not complete: use another one")
+        restored = Restored(made=self._made, revision=self._revision, restored=self._now)
+        self._batch.facts[RESTORED] = msgspec.json.encode(restored)
         self._flush()
-        return Summary(self._revision, len(self._before), tuple(self._files))
+        return Summary(self._revision, len(self._before), tuple(self._files), self._made)
 
     def close(self) -> None:
         if self._database is not None:

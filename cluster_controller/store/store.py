@@ -168,12 +168,17 @@ class Store:
         ordered = [changes[revision] for revision in sorted(changes)]
         return Capture(self.revision, ordered, self.history, self._journal.floor, self._journal.floors(), dict(self._facts))
 
-    async def backup(self, target: Path, passphrase: str, include: Sequence[str] = ("identity",)) -> Summary:
+    @property
+    def folder(self) -> Path:
+        """The data folder that this store lives in."""
+        return self._database.path.parent
+
+    async def backup(self, target: Path, passphrase: str, include: Sequence[str] = ("identity",), made: str = "") -> Summary:
         """Write an encrypted backup of what is committed now, and of the files below ``include``, to ``target``.
 
         Commits go on meanwhile. Raises InvalidInput, AlreadyExists, StoreError.
         """
-        return await asyncio.to_thread(write_backup, self.capture(), self._database.path.parent, target, passphrase, include)
+        return await asyncio.to_thread(write_backup, self.capture(), self.folder, target, passphrase, include=include, made=made)
 
     @property
     def trouble(self) -> Trouble | None:

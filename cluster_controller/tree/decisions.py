@@ -75,17 +75,6 @@ class Decisions:
         """NotFound when there is none. A used token stays used: what joined with it is revoked as a cluster."""
         await self._store.commit(lambda tx: records.revoke_token(tx, name))
 
-    async def void_tokens(self) -> int:
-        """After a restore from a backup: nobody knows which open tokens were used since. How many were voided."""
-
-        def work(tx: Tx) -> int:
-            voided = [one.metadata.name for one in records.tokens(tx) if one.status.phase in ("Open", "Pending")]
-            for name in voided:
-                records.revoke_token(tx, name)
-            return len(voided)
-
-        return await self._store.commit(work)
-
     async def create_user(self, name: str, spec: kinds.UserSpec) -> tuple[kinds.User, Mapping[str, str]]:
         """A stored User, and certificate and key, or token, to show once. AlreadyExists when the name is taken."""
         prepared = self.prepare_user(name, spec)

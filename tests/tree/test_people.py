@@ -224,15 +224,3 @@ def test_many_foreign_users_are_bounded(tmp_path: Path, monkeypatch: pytest.Monk
             assert region.membership.authenticate_again(seen[2], clock()) == seen[2]
 
     run(main())
-
-
-def test_open_tokens_are_voided_after_a_restore(tmp_path: Path) -> None:
-    async def main() -> None:
-        clock = Clock()
-        async with root(tmp_path / "root", clock) as top, member(top, tmp_path / "a", "a"):
-            await top.token("open")
-            assert await top.membership.void_tokens() == 1
-            phases = {one.metadata.name: one.status.phase for one in top.membership.list_tokens()}
-            assert phases.pop("open") == "Revoked" and set(phases.values()) == {"Used"}
-
-    run(main())
