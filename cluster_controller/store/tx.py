@@ -61,6 +61,19 @@ class Tx:
         slot = self._slots.get(key)
         return slot[0] if slot is not None else self._head.get(key)
 
+    def scan(self, space: str) -> list[Stored]:
+        """Every object of a space, in no particular order."""
+        found = {stored.key: stored for stored in self._head.mirror.scan(space)}
+        for layer in (self._head.pending, self._slots):
+            for key, slot in layer.items():
+                if key.space != space:
+                    continue
+                if slot[0] is None:
+                    found.pop(key, None)
+                else:
+                    found[key] = slot[0]
+        return list(found.values())
+
     def list(self, space: str, kind: str, namespace: str | None = None) -> list[Stored]:
         """Sorted by namespace, then name."""
         layers = (self._head.pending, self._slots)

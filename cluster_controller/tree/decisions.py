@@ -167,7 +167,7 @@ class Decisions:
         """In a commit: out of sight, its name free. A revoked one stays revoked."""
         gone = msgspec.structs.replace(record, state=record.state if record.state == "revoked" else state)
         records.put_member(tx, gone)
-        listing.forget(tx, self._store, gone)
+        listing.forget(tx, gone)
         return gone
 
     def loopback_admin(self) -> UserCredential:

@@ -128,7 +128,7 @@ class Joins:
         phase = "Pending" if outcome.waiting else ""
         listing.show(tx, record, (identity.uid, identity.name), phase, outcome.replaced)
         if outcome.replaced is not None:
-            listing.forget(tx, self._store, outcome.replaced)
+            listing.forget(tx, outcome.replaced)
         status = {"phase": "Pending" if outcome.waiting else "Used"}
         if not found.used_by:
             status |= {"usedBy": record.uid, "usedByName": record.name, "usedAt": format_time(self._wall())}

@@ -10,7 +10,7 @@ import msgspec
 
 from cluster_controller.documents import decode
 from cluster_controller.resources import kinds
-from cluster_controller.store import Key, Store, Tx
+from cluster_controller.store import Key, Tx
 from cluster_controller.tree import records
 from cluster_controller.tree.admission import Member
 
@@ -70,11 +70,11 @@ def _set_phase(tx: Tx, key: Key, phase: str) -> None:
         records.set_status(tx, key, phase="Unknown")  # the census says Ready once it is
 
 
-def forget(tx: Tx, store: Store, member: Member) -> None:
+def forget(tx: Tx, member: Member) -> None:
     """Take a member that is gone out of sight: its Cluster, what it was to hold, and what it reported."""
     key = key_of(tx, member.uid)
     if key is not None:
         tx.delete(key)
     for space in (f"down/{member.uid}", f"up/{member.uid}"):
-        for stored in list(store.scan(space)):
+        for stored in tx.scan(space):
             tx.delete(stored.key)
