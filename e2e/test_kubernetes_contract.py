@@ -1,9 +1,10 @@
-"""The contract suite on real clusters: the Kubernetes shim in this process, and the k3s shim in one of its own, spoken to over gRPC.
+"""The contract suite on real clusters: the Kubernetes shim in this process and over gRPC, and the k3s shim over gRPC.
 
 `tests/shim/test_contract.py` runs the same checks against processes, with the same results: pods start, serve, fail and keep their files.
 """
 
 import asyncio
+import contextlib
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -50,16 +51,31 @@ def k3s_address(_shared_members: Testbed, edge_image: Path, tmp_path_factory: py
     """A k3s-style cluster with a node where pods run, behind `banyan shim serve k3s`."""
     member = begin(_shared_members, "k3s-node", Shape.k3s(node=True))
     image = furnish(member, edge_image)
-    folder = tmp_path_factory.mktemp("shim")
-    address = f"unix:{folder}/shim.sock"
-    argv = [sys.executable, "-m", "banyanctl", "--data", str(folder), "shim", "serve", "k3s", "--listen", address]
-    argv += ["--kubeconfig", str(member.kubeconfig), "--kubernetes", f"worker_image={image}"]
-    with (folder / "log").open("wb") as log, subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == f"serving {address}\n"
+    with served("k3s", member.kubeconfig, image, tmp_path_factory.mktemp("shim")) as address:
         yield address
-        process.terminate()
     _shared_members.remove("k3s-node")
+
+
+@pytest.fixture(scope="module")
+def kubernetes_address(kubernetes: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    kubeconfig, image = kubernetes
+    with served("kubernetes", kubeconfig, image, tmp_path_factory.mktemp("shim")) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def served(kind: str, kubeconfig: Path, image: str, folder: Path) -> Iterator[str]:
+    """`banyan shim serve` as a process of its own; its address."""
+    address = f"unix:{folder}/shim.sock"
+    argv = [sys.executable, "-m", "banyanctl", "--data", str(folder), "shim", "serve", kind, "--listen", address]
+    argv += ["--kubeconfig", str(kubeconfig), "--kubernetes", f"worker_image={image}"]
+    with (folder / "log").open("wb") as log, subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == f"serving {address}\n"
+            yield address
+        finally:
+            process.terminate()
 
 
 def judge(result: verify.Result) -> None:
@@ -81,12 +97,21 @@ def test_kubernetes(kubernetes: tuple[Path, str], tmp_path: Path, wanted: Check)
 
 
 @pytest.mark.parametrize("wanted", verify.CHECKS, ids=lambda wanted: wanted.__name__)
+def test_kubernetes_over_grpc(kubernetes_address: str, wanted: Check) -> None:
+    over_grpc(kubernetes_address, "kubernetes", wanted)
+
+
+@pytest.mark.parametrize("wanted", verify.CHECKS, ids=lambda wanted: wanted.__name__)
 def test_k3s_over_grpc(k3s_address: str, wanted: Check) -> None:
+    over_grpc(k3s_address, "k3s", wanted)
+
+
+def over_grpc(address: str, kind: str, wanted: Check) -> None:
     async def scenario() -> None:
-        shim = GrpcShim(k3s_address)
+        shim = GrpcShim(address)
         try:
             judge(await verify.check(shim, wanted))
-            assert (await shim.describe()).kind == "k3s"
+            assert (await shim.describe()).kind == kind
         finally:
             await shim.close()
 
