@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from cluster_controller.placement.filters import fit, node_matches, room
+from cluster_controller.placement.fleet import Fleet
 from cluster_controller.placement.model import ClusterRecord, ComponentDemand, NodeRecord, Request
 
 
@@ -20,14 +21,22 @@ class Space:
     """The clusters of one decision with what is left on their nodes."""
 
     def __init__(self, clusters: Iterable[ClusterRecord]) -> None:
-        self._clusters = {cluster.uid: cluster for cluster in clusters}
+        self._fleet = clusters if isinstance(clusters, Fleet) else Fleet(clusters)
+        self._left: dict[str, tuple[NodeRecord, ...]] = {}  # of clusters from which something was taken
+
+    def copy(self) -> "Space":
+        other = Space(self._fleet)
+        other._left = dict(self._left)
+        return other
 
     def name(self, uid: str) -> str:
-        return self._clusters[uid].name if uid in self._clusters else uid
+        cluster = self._fleet.get(uid)
+        return cluster.name if cluster is not None else uid
 
     def now(self, cluster: ClusterRecord) -> ClusterRecord:
         """The same record with what is free on its nodes now."""
-        return msgspec.structs.replace(cluster, nodes=self._clusters[cluster.uid].nodes)
+        left = self._left.get(cluster.uid)
+        return cluster if left is None else msgspec.structs.replace(cluster, nodes=left)
 
     def room(self, component: ComponentDemand, cluster: ClusterRecord) -> int:
         return room(component, self.now(cluster))
@@ -36,22 +45,21 @@ class Space:
         """``replicas`` more of ``component`` will run somewhere on ``clusters``: where most of them fit, first."""
         if not component.request or replicas <= 0:
             return
-        order = sorted(clusters, key=lambda cluster: (-self.room(component, cluster), cluster.name))
+        order = clusters if len(clusters) == 1 else sorted(clusters, key=lambda cluster: (-self.room(component, cluster), cluster.name))
         for cluster in order:
             if replicas <= 0:
                 return
             record = self.now(cluster)
             takes = min(replicas, room(component, record))
-            self._clusters[cluster.uid] = msgspec.structs.replace(record, nodes=occupied(record.nodes, component, takes))
+            self._left[cluster.uid] = occupied(record.nodes, component, takes)
             replicas -= takes
 
     def drain(self, clusters: Sequence[ClusterRecord], asked: Request) -> None:
         """``asked`` in all will be taken from ``clusters``, nobody knows from which of their nodes: from each in proportion."""
-        nodes = [node for cluster in clusters for node in self._clusters[cluster.uid].nodes]
-        drained = iter(drain(nodes, asked))
-        for cluster in clusters:
-            record = self._clusters[cluster.uid]
-            self._clusters[cluster.uid] = msgspec.structs.replace(record, nodes=tuple(next(drained) for _ in record.nodes))
+        records = [self.now(cluster) for cluster in clusters]
+        drained = iter(drain([node for record in records for node in record.nodes], asked))
+        for record in records:
+            self._left[record.uid] = tuple(next(drained) for _ in record.nodes)
 
 
 def occupied(nodes: Sequence[NodeRecord], component: ComponentDemand, replicas: int) -> tuple[NodeRecord, ...]:

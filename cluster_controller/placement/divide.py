@@ -6,8 +6,9 @@ this controller was itself given, so
     sum over targets of max(share, ceiling)  <=  max(allotted, the same sum before)
 
 and a raise on one side waits until the lower share on the other side has been acknowledged. Stable: replicas that run
-somewhere allowed stay there; only the difference moves. Even: the difference goes to the target with the fewest replicas per
-eligible cluster, ties by name, so that the result does not depend on the order of records.
+somewhere allowed stay there; only the difference moves. How many a target shall have in the end is its ``goal`` (`placement.assign`
+foresees it cluster by cluster); without one the difference goes to the target with the fewest replicas per eligible cluster, ties by
+name, so that the result does not depend on the order of records.
 
 What a target reports as unplaced goes to others that have room. When nobody has, it stays in the share of the one that holds it, as
 an offer: that target knows its own cluster best and starts it as soon as it can, even when it is cut off by then.
@@ -27,6 +28,7 @@ class Target(Struct, frozen=True, kw_only=True):
     room: int
     clusters: int
     given: Given = Given()
+    goal: int | None = None
 
 
 class Division(Struct, frozen=True):
@@ -38,7 +40,10 @@ class Division(Struct, frozen=True):
 
 def divide(allotted: int, targets: Mapping[str, Target]) -> Division:
     """Shares per target for ``allotted`` replicas."""
-    shares = {uid: _standing(target) for uid, target in targets.items()}
+    shares = {uid: standing(target.given, target.clusters) for uid, target in targets.items()}
+    for uid, target in targets.items():
+        if target.goal is not None:
+            shares[uid] = min(shares[uid], target.goal)
     _lower(shares, targets, max(0, sum(shares.values()) - allotted))
     missing = allotted - sum(shares.values())
     bound = max(0, allotted - sum(max(shares[uid], target.given.ceiling) for uid, target in targets.items()))
@@ -48,12 +53,11 @@ def divide(allotted: int, targets: Mapping[str, Target]) -> Division:
     return Division(shares=shares, waiting=raised.waiting, unplaced=raised.unplaced - offered, offered=offered)
 
 
-def _standing(target: Target) -> int:
+def standing(given: Given, clusters: int) -> int:
     """What stays where it is. A target out of reach keeps its share: dead and cut off look the same from here."""
-    given = target.given
     if not given.reachable:
         return given.share
-    if target.clusters == 0:
+    if clusters == 0:
         return 0
     return max(0, given.share - given.unplaced)
 
@@ -70,6 +74,11 @@ def _lower(shares: dict[str, int], targets: Mapping[str, Target], surplus: int) 
         shares[uid] -= 1
 
 
+def takes_more(given: Given) -> bool:
+    """Not one that is out of reach, nor one that said that it has no place for what it was given."""
+    return given.reachable and not given.unplaced and not given.refused
+
+
 class _Raised(Struct, frozen=True):
     waiting: int
     unplaced: int
@@ -77,10 +86,11 @@ class _Raised(Struct, frozen=True):
 
 def _raise(shares: dict[str, int], targets: Mapping[str, Target], missing: int, bound: int) -> _Raised:
     room = {
-        uid: target.room
+        uid: target.room if target.goal is None else target.goal - shares[uid]
         for uid, target in targets.items()
-        if target.given.reachable and target.clusters > 0 and not target.given.unplaced and not target.given.refused
+        if target.clusters > 0 and takes_more(target.given)
     }
+    room = {uid: left for uid, left in room.items() if left > 0}
     for done in range(missing):
         candidates = [uid for uid, left in room.items() if left > 0]
         if not candidates:

@@ -43,15 +43,27 @@ def _holds(requirement: Requirement, labels: Mapping[str, str]) -> bool:
 
 
 def tolerated(taint: Taint, tolerations: Iterable[Toleration]) -> bool:
-    """True when some toleration covers the taint (Kubernetes: key, operator, value and effect)."""
+    """True when some toleration covers the taint for good (Kubernetes: key, operator, value and effect)."""
     for toleration in tolerations:
         if toleration.effect and toleration.effect != taint.effect:
+            continue
+        if taint.effect == "NoExecute" and toleration.seconds is not None:
             continue
         if not toleration.key and toleration.operator == "Exists":
             return True
         if toleration.key == taint.key and (toleration.operator == "Exists" or toleration.value == taint.value):
             return True
     return False
+
+
+def grace(taint: Taint, tolerations: Iterable[Toleration]) -> float:
+    """For how many seconds more a NoExecute taint is tolerated; the longest of all that cover it counts, and 0 when none does."""
+    covering = (
+        each.seconds
+        for each in tolerations
+        if each.seconds is not None and tolerated(taint, (Toleration(each.key, each.operator, each.value, each.effect),))
+    )
+    return max(0.0, max(covering, default=0) - taint.age)
 
 
 def refuse(demand: Demand, component: ComponentDemand, cluster: ClusterRecord) -> Refusal | None:
@@ -77,6 +89,13 @@ def refuse(demand: Demand, component: ComponentDemand, cluster: ClusterRecord) -
         return no("Cordoned", "is cordoned: takes nothing new until uncordoned", f"set spec.unschedulable of cluster {name} to false")
     for taint in cluster.taints:
         if taint.effect != "PreferNoSchedule" and not tolerated(taint, demand.tolerations):
+            left = grace(taint, demand.tolerations)
+            if left > 0:
+                return no(
+                    "TaintGrace",
+                    f"has the taint {taint.key}={taint.value}:NoExecute, tolerated for {left:.0f} s more: what runs there stays until then",
+                    f"remove the taint from cluster {name}, or tolerate it without tolerationSeconds",
+                )
             return no(
                 "Taint" if taint.effect == "NoExecute" else "NoScheduleTaint",
                 f"has the taint {taint.key}={taint.value}:{taint.effect} that the application does not tolerate",

@@ -10,6 +10,7 @@ class Taint(Struct, frozen=True):
     key: str
     value: str = ""
     effect: str = "NoSchedule"  # NoSchedule | PreferNoSchedule | NoExecute
+    age: float = 0.0  # seconds since this controller saw it first, by its own clock
 
 
 class Toleration(Struct, frozen=True):
@@ -19,6 +20,7 @@ class Toleration(Struct, frozen=True):
     operator: str = "Equal"  # Equal | Exists
     value: str = ""
     effect: str = ""
+    seconds: int | None = None  # of a NoExecute taint; None: for ever
 
 
 class Requirement(Struct, frozen=True):
@@ -40,6 +42,60 @@ class Request(Struct, frozen=True):
         return bool(self.cpu_millis or self.memory_bytes or self.accelerators)
 
 
+class Preference(Struct, frozen=True):
+    """Clusters with these labels rather than others; ``weight`` 1 to 100, added up over all that match."""
+
+    weight: int
+    selector: tuple[Requirement, ...]
+
+
+class Neighbour(Struct, frozen=True, kw_only=True):
+    """Another application that this one wants beside it, or away from it.
+
+    ``where`` holds the uids of the clusters that run it, by what this controller knows. ``topology`` is the label whose equal values
+    are one place; empty: each cluster is a place of its own. ``weight`` 0: a demand; else a wish of that weight.
+    """
+
+    name: str
+    where: frozenset[str] = frozenset()
+    apart: bool = False
+    topology: str = ""
+    weight: int = 0
+
+
+class Spread(Struct, frozen=True):
+    """Replicas in any two places differ by at most ``skew``; a place is a value of the label ``topology`` (empty: a cluster)."""
+
+    topology: str = ""
+    skew: int = 1
+    hard: bool = True  # False: as even as it goes, but nothing waits for it
+
+
+class Weight(Struct, frozen=True):
+    """How many parts of the whole clusters with these labels get; the first that matches counts."""
+
+    weight: int
+    selector: tuple[Requirement, ...] = ()
+
+
+class Dividing(Struct, frozen=True, kw_only=True):
+    """How replicas are divided among clusters. ``least`` and ``most`` are per cluster; ``most`` 0: no bound."""
+
+    by: str = "Even"  # Even | Weights | FreeCapacity | LowestCost
+    weights: tuple[Weight, ...] = ()
+    least: int = 0
+    most: int = 0
+
+
+class Objective(Struct, frozen=True, kw_only=True):
+    """What a replica costs somewhere: ``cost`` x thousandths of the currency an hour + ``latency`` x milliseconds to ``to``."""
+
+    cost: int = 1
+    latency: int = 1
+    to: tuple[str, ...] = ()  # names of clusters; from several the farthest counts
+    within_millis: int = 0  # a cluster farther away does not qualify; 0: any distance
+
+
 class NodeRecord(Struct, frozen=True, kw_only=True):
     """A node, or a class of ``count`` equal nodes, with what is free on each: allocatable minus requests."""
 
@@ -51,6 +107,8 @@ class NodeRecord(Struct, frozen=True, kw_only=True):
     free_cpu_millis: int = 0
     free_memory_bytes: int = 0
     free_accelerators: dict[str, int] = field(default_factory=dict)
+    whole: Request = Request()  # what applications may use of one such node
+    hourly_micros: int = 0  # what an hour of one such node costs, in millionths of the currency
 
 
 class ClusterRecord(Struct, frozen=True, kw_only=True):
@@ -75,6 +133,10 @@ class ClusterRecord(Struct, frozen=True, kw_only=True):
     nodes: tuple[NodeRecord, ...] = ()
     running: dict[str, int] = field(default_factory=dict)
     own: bool = False
+    parent: str = ""  # uid
+    rtt_millis: float | None = None  # of its link to its parent; None: not measured
+    hourly_micros: int = 0  # what an hour of the whole cluster costs, in millionths of the currency
+    models: frozenset[str] = frozenset()  # digests of models whose files are there
 
 
 class ComponentDemand(Struct, frozen=True, kw_only=True):
@@ -86,6 +148,7 @@ class ComponentDemand(Struct, frozen=True, kw_only=True):
     node_labels: dict[str, str] = field(default_factory=dict)
     architectures: tuple[str, ...] = ()
     single: bool = False  # at most one replica per cluster: a command that cannot take a socket
+    model: str = ""  # digest of the model that it serves; empty: none, or not known
 
 
 class Demand(Struct, frozen=True, kw_only=True):
@@ -99,6 +162,12 @@ class Demand(Struct, frozen=True, kw_only=True):
     names_field: str = "placement.clusterNames"  # where they were written
     origin: bool = True  # written here: so its names are names of this subtree
     tolerations: tuple[Toleration, ...] = ()
+    preferences: tuple[Preference, ...] = ()
+    neighbours: tuple[Neighbour, ...] = ()
+    spread: tuple[Spread, ...] = ()
+    dividing: Dividing = Dividing()
+    objective: Objective | None = None
+    priority: int = 0  # a higher one may take the room of a lower one
 
 
 class Given(Struct, frozen=True):
@@ -130,6 +199,17 @@ class Refusal(Struct, frozen=True):
     remedy: str = ""
 
 
+class Score(Struct, frozen=True, kw_only=True):
+    """How a cluster that passed the filters was judged for one component."""
+
+    preference: int = 0  # weights of preferences that it meets, minus those of what it should be away from
+    hourly_micros: int = 0  # one replica there, cheapest node with room
+    latency_millis: float | None = None  # to the farthest of the named clusters; None: none is named, or not measured
+    present: bool = False  # its model's files are there already
+    cost: int = 0  # of the objective, in thousandths of its unit
+    room: int = 0  # replicas that fit besides those that run
+
+
 class Placement(Struct, frozen=True):
     """``shares[target][component]`` replicas; ``unplaced[component]``; ``refusals`` say why not, per cluster.
 
@@ -142,3 +222,5 @@ class Placement(Struct, frozen=True):
     waiting: dict[str, int]
     refusals: tuple[Refusal, ...]
     eligible: dict[str, tuple[str, ...]]  # component -> uids of clusters that passed every filter
+    plan: dict[str, dict[str, int]] = field(default_factory=dict)  # component -> cluster -> replicas that the division foresees there
+    scores: dict[str, dict[str, Score]] = field(default_factory=dict)  # component -> cluster that passed -> how it was judged

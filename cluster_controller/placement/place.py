@@ -1,22 +1,30 @@
-"""Place a demand on the direct children and the own cluster: filter, divide, and keep the reasons.
+"""Place a demand on the direct children and the own cluster: filter, judge, divide, and keep the reasons.
 
 Pure and recursive: every level runs this same function over the records of its own subtree, with what it was given as the
 demand. `explain` shows the refusals that are kept here. Components are decided one after the other, each with the room that those
-before it have left.
+before it have left; only where the lowest cost is asked for are they weighed against each other (`placement.joint`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
+from cluster_controller.placement import score
+from cluster_controller.placement.assign import Assignment, assign
+from cluster_controller.placement.bins import Around, Bins, Branch, promised
 from cluster_controller.placement.capacity import Space
 from cluster_controller.placement.divide import Target, divide
 from cluster_controller.placement.filters import capacity_refusal, refuse, unknown_names
-from cluster_controller.placement.model import ClusterRecord, ComponentDemand, Demand, Given, Placement, Refusal, Request
+from cluster_controller.placement.fleet import Fleet
+from cluster_controller.placement.model import ClusterRecord, ComponentDemand, Demand, Given, Placement, Refusal, Request, Score
+from cluster_controller.placement.wishes import blocked_refusal, refuse_wishes
 
 Shares = dict[str, dict[str, int]]
-STAYS = frozenset({"Cordoned", "NoScheduleTaint", "Unreachable", "ShimLost", "NoNode"})
+# About what is new, or what may pass: what runs there stays, and it takes no more.
+STAYS = frozenset(
+    {"Cordoned", "NoScheduleTaint", "TaintGrace", "Unreachable", "ShimLost", "NoNode", "Affinity", "AntiAffinity", "Latency", "SpreadLabel"}
+)
 
 
 class Decision(Struct, frozen=True):
@@ -25,6 +33,10 @@ class Decision(Struct, frozen=True):
     shares: dict[str, int]
     unplaced: int = 0
     waiting: int = 0
+    counts: dict[str, int] = field(default_factory=dict)  # per cluster, as the division foresees it
+    added: dict[str, int] = field(default_factory=dict)  # per cluster, beyond what stands there
+    raised: dict[str, int] = field(default_factory=dict)  # per target, when nobody foresees in which cluster of it
+    blocked: dict[str, str] = field(default_factory=dict)  # clusters with room that a rule of the division keeps closed
 
 
 def place(
@@ -32,33 +44,43 @@ def place(
     clusters: Sequence[ClusterRecord],
     given: Mapping[str, Mapping[str, Given]],
     pending: Mapping[str, Request] | None = None,
+    *,
+    reasons: bool = True,
 ) -> Placement:
     """Decide the share of every target; ``given[target][component]`` is what stands today.
 
-    ``pending[target]`` is what other applications were given there and what is free does not show yet.
+    ``pending[target]`` is what other applications were given there and what is free does not show yet. Without ``reasons`` no refusal
+    and no score is put into words: shares and counts are the same, and come sooner.
     """
+    fleet = clusters if isinstance(clusters, Fleet) else Fleet(clusters)
+    around = Around(labels=fleet.labels, distance=_distance(demand, fleet))
     shares: Shares = {}
     decisions: dict[str, Decision] = {}
     refusals: list[Refusal] = []
     passed: dict[str, list[ClusterRecord]] = {}
     for component in demand.components:
-        passed[component.name], refused = _filter(demand, component, clusters)
-        refusals += refused
-        unknown = unknown_names(demand, component, clusters)
-        refusals += [unknown] if unknown is not None else []
-    space = _space(demand, clusters, passed, given, pending or {})
+        passed[component.name], refused = _filter(demand, component, fleet, around, reasons)
+        if reasons:
+            refusals += refused
+            unknown = unknown_names(demand, component, fleet)
+            refusals += [unknown] if unknown is not None else []
+    space = _space(demand, fleet, passed, given, pending or {})
+    scores = {each.name: _scores(demand, each, passed[each.name], space, around) for each in demand.components} if reasons else {}
+    bins = Bins(demand, space, around)
     for component in demand.components:
         among = passed[component.name]
-        mine = {target: per.get(component.name, Given()) for target, per in given.items()}
-        decide = _duplicate if demand.strategy == "Duplicated" else _divide
-        decided = decisions[component.name] = decide(component, among, mine, space)
-        if not decided.unplaced:
+        mine = {target: per[component.name] for target, per in given.items() if component.name in per}
+        if demand.strategy == "Duplicated":
+            decided = _duplicate(component, among, mine, space)
+        else:
+            decided = _divide(demand, component, bins.branches(component, among, mine), space)
+        decisions[component.name] = decided
+        if reasons and not decided.unplaced:
             refusals += _full(demand, component, among, decided, space)
+        _occupy(component, among, decided, space)
         for target, share in decided.shares.items():
             shares.setdefault(target, {})[component.name] = share
-            more = share - mine.get(target, Given()).share
-            space.occupy(component, [cluster for cluster in among if cluster.via == target and not cluster.cordoned], more)
-        if decided.unplaced:  # what is short is what is short after all that was given here
+        if reasons and decided.unplaced:  # what is short is what is short after all that was given here
             refusals += _full(demand, component, among, decided, space)
     return Placement(
         shares=shares,
@@ -66,10 +88,18 @@ def place(
         waiting={name: decided.waiting for name, decided in decisions.items() if demand.strategy != "Duplicated"},
         refusals=tuple(refusals),
         eligible={name: tuple(cluster.uid for cluster in among) for name, among in passed.items()},
+        plan={name: {uid: count for uid, count in decided.counts.items() if count} for name, decided in decisions.items()},
+        scores=scores,
     )
 
 
-def _filter(demand: Demand, component: ComponentDemand, clusters: Iterable[ClusterRecord]) -> tuple[list[ClusterRecord], list[Refusal]]:
+def _distance(demand: Demand, fleet: Fleet) -> score.Distance:
+    return score.distances(fleet, demand.objective.to) if demand.objective is not None and demand.objective.to else score.nowhere
+
+
+def _filter(
+    demand: Demand, component: ComponentDemand, fleet: Fleet, around: Around, reasons: bool
+) -> tuple[list[ClusterRecord], list[Refusal]]:  # fmt: skip
     """Clusters that may hold the component, and why others (or more of it) may not.
 
     A refusal that is about what is new (a cordon, NoSchedule) or about what may pass (a silent link, a node that is restarting) leaves
@@ -77,8 +107,8 @@ def _filter(demand: Demand, component: ComponentDemand, clusters: Iterable[Clust
     """
     passed: list[ClusterRecord] = []
     refused: list[Refusal] = []
-    for cluster in clusters:
-        refusal = refuse(demand, component, cluster)
+    for cluster in fleet if reasons else fleet.candidates(demand.selector, demand.cluster_names):
+        refusal = refuse(demand, component, cluster) or refuse_wishes(demand, component, cluster, around)
         if refusal is None:
             passed.append(cluster)
             continue
@@ -90,54 +120,74 @@ def _filter(demand: Demand, component: ComponentDemand, clusters: Iterable[Clust
 
 def _space(
     demand: Demand,
-    clusters: Sequence[ClusterRecord],
+    fleet: Fleet,
     passed: Mapping[str, Sequence[ClusterRecord]],
     given: Mapping[str, Mapping[str, Given]],
     pending: Mapping[str, Request],
 ) -> Space:
     """What is really left: without what others, and this application itself, were promised and are not seen to run yet."""
-    space = Space(clusters)
+    space = Space(fleet)
     for target, asked in pending.items():
         if asked:
-            space.drain([cluster for cluster in clusters if cluster.via == target], asked)
+            space.drain(fleet.behind(target), asked)
     for component in demand.components:
+        among: dict[str, list[ClusterRecord]] = {target: [] for target in given}
+        for cluster in passed[component.name] if given else ():
+            if cluster.via in among:
+                among[cluster.via].append(cluster)
         for target, per in given.items():
-            among = [cluster for cluster in passed[component.name] if cluster.via == target]
-            space.occupy(component, among, _promised(component, among, per.get(component.name, Given())))
+            space.occupy(component, among[target], promised(component, among[target], per.get(component.name, Given())))
     return space
 
 
-def _promised(component: ComponentDemand, among: Iterable[ClusterRecord], stands: Given) -> int:
-    """Given but not yet reported as running: it will take room that is still reported as free."""
-    seen = sum(cluster.running.get(component.name, 0) for cluster in among)
-    return max(0, stands.share - stands.unplaced - max(seen, stands.counted))
+def _scores(
+    demand: Demand, component: ComponentDemand, among: Sequence[ClusterRecord], space: Space, around: Around
+) -> dict[str, Score]:  # fmt: skip
+    return {
+        cluster.uid: score.score(
+            demand,
+            component,
+            space.now(cluster),
+            wish=score.preference(demand, cluster, around.labels),
+            millis=around.distance(cluster.uid),
+            room=0 if cluster.cordoned else space.room(component, cluster),
+        )
+        for cluster in among
+    }
 
 
-def _divide(component: ComponentDemand, among: Sequence[ClusterRecord], given: Mapping[str, Given], space: Space) -> Decision:
-    division = divide(component.replicas, _targets(component, among, given, space))
-    shares = {target: share for target, share in division.shares.items() if share}
-    return Decision(shares=shares, unplaced=division.unplaced + division.offered, waiting=division.waiting)
+def _divide(demand: Demand, component: ComponentDemand, found: Mapping[str, Branch], space: Space) -> Decision:
+    bins = [each for branch in found.values() for each in branch.bins]
+    foreseen: Assignment = assign(component.replicas, bins, demand.dividing.by, demand.spread)
+    targets = {
+        target: Target(
+            name=space.name(target),
+            room=branch.room,
+            clusters=branch.clusters,
+            given=branch.given,
+            goal=sum(foreseen.counts[each.uid] for each in branch.bins),
+        )
+        for target, branch in found.items()
+    }
+    division = divide(component.replicas, targets)
+    return Decision(
+        shares={target: share for target, share in division.shares.items() if share},
+        unplaced=division.unplaced + division.offered,
+        waiting=division.waiting,
+        counts=foreseen.counts,
+        added={each.uid: foreseen.counts[each.uid] - each.holds for each in bins if foreseen.counts[each.uid] > each.holds},
+        blocked=foreseen.blocked,
+    )
 
 
-def _targets(
-    component: ComponentDemand, among: Sequence[ClusterRecord], given: Mapping[str, Given], space: Space
-) -> dict[str, Target]:  # fmt: skip
-    branches: dict[str, list[ClusterRecord]] = {}
-    for cluster in among:
-        branches.setdefault(cluster.via, []).append(cluster)
-    targets = {}
-    for target in sorted({*branches, *given}):
-        branch = branches.get(target, [])
-        rooms = [0 if cluster.cordoned else space.room(component, cluster) for cluster in branch]
-        # Only a cluster that can hold something counts for evenness; one that is full would draw replicas it cannot take.
-        clusters = sum(1 for cluster, fits in zip(branch, rooms, strict=True) if fits or cluster.running.get(component.name))
-        stands = given.get(target, Given())
-        promised = _promised(component, branch, stands)
-        if promised and branch:
-            clusters = max(clusters, 1)
-        fits = sum(rooms) - (promised if component.single else 0)
-        targets[target] = Target(name=space.name(target), room=max(0, fits), clusters=clusters, given=stands)
-    return targets
+def _occupy(component: ComponentDemand, among: Sequence[ClusterRecord], decided: Decision, space: Space) -> None:
+    """What was just decided takes its room, before the next component is."""
+    if not component.request:
+        return
+    for cluster in among if decided.added else ():
+        space.occupy(component, [cluster], decided.added.get(cluster.uid, 0))
+    for target, more in decided.raised.items():
+        space.occupy(component, [cluster for cluster in among if cluster.via == target and not cluster.cordoned], more)
 
 
 def _duplicate(component: ComponentDemand, among: Sequence[ClusterRecord], given: Mapping[str, Given], space: Space) -> Decision:
@@ -162,7 +212,9 @@ def _duplicate(component: ComponentDemand, among: Sequence[ClusterRecord], given
         if not stands_there.reachable and stands_there.share:
             shares.setdefault(target, component.replicas)
     return Decision(
-        shares={target: share for target, share in shares.items() if share}, unplaced=unplaced if shares else component.replicas
+        shares={target: share for target, share in shares.items() if share},
+        unplaced=unplaced if shares else component.replicas,
+        raised={target: share - given.get(target, Given()).share for target, share in shares.items()},
     )
 
 
@@ -172,6 +224,9 @@ def _full(
     """What is short, where it matters: nothing more fits, and more is wanted, or nothing runs there."""
     for cluster in among:
         mine = decided.shares.get(cluster.uid, 0) if cluster.via == cluster.uid else 0
+        if cluster.uid in decided.blocked:
+            yield blocked_refusal(demand, component, cluster, decided.blocked[cluster.uid])
+            continue
         if cluster.cordoned or (space.room(component, cluster) and not (component.single and mine)):
             continue
         runs = cluster.running.get(component.name, 0)
