@@ -322,8 +322,8 @@ class _Doors:
         self._controller = controller
         self._membership = controller.membership
 
-    async def hello(self) -> Hello:
-        return await self._membership.hello()
+    async def hello(self, parent: str) -> Hello:
+        return await self._membership.hello(parent)
 
     async def welcome(self, hello: Hello, peer: PeerCertificate) -> Welcome | Refusal:
         return await self._membership.welcome(hello, peer)

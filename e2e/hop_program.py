@@ -43,7 +43,7 @@ class Hop:
 
     # -- Membership ---------------------------------------------------------------------------------------------------------
 
-    def hello(self) -> Hello:
+    def hello(self, parent: str) -> Hello:
         me = self.identity
         signed = attaches.sign(me.uid, me.parent_uid, time.time_ns(), me.spki, me.sign)
         return Hello(name=me.name, attach=wire.attach_message(signed, me.name))

@@ -346,7 +346,7 @@ def test_who_may_open_what(tmp_path: Path) -> None:
                 edge.dial(await region.tunnel.serve("127.0.0.1", 0))
                 await top.until(lambda: top.router.next_hop(edge.uid))
                 for site in (top, region, edge):
-                    site.tunnel.policy = lambda source, destination: True
+                    site.tunnel.policy = lambda source, destination, service: True
                 for service in (SYNC, SNAPSHOT):  # a grandchild is served by its own parent
                     await refused(await edge.tunnel.open(top.uid, service), f"{service} is served to direct children only")
                     await refused(await top.tunnel.open(region.uid, service), f"{service} is served to direct children only")

@@ -20,9 +20,12 @@ MAX_ADDRESSES = 16
 
 
 class PermittedParent(Struct, frozen=True):
+    """``relation``: what it is to the child (`tree.failover`). Not signed for: nobody but the child itself goes by it."""
+
     uid: str
     name: str
     addresses: tuple[str, ...]
+    relation: str = ""
 
 
 class Standing(Struct, frozen=True, kw_only=True):

@@ -22,6 +22,7 @@ from cluster_controller.identity.holder import Identity
 from cluster_controller.store import Store, Tx
 from cluster_controller.tree import records, wire
 from cluster_controller.tunnel.messages import CloseCode, Hello, LinkRole, Refusal, RefusalCode, RenewReply, RenewRequest, Start, Welcome
+from cluster_controller.tunnel.messages import Standing as StandingMessage
 
 log = structlog.get_logger()
 
@@ -83,12 +84,18 @@ class Child:
         self.path: tuple[str, ...] = ()
         """uids from the root down to the parent, as it said last; empty while never welcomed."""
         self.path_names: tuple[str, ...] = ()
+        self.top = ""
+        """The highest of ``path`` that the parent is linked to now, hop by hop."""
+        self.standing: standing.Standing | None = None
+        """What the home parent signed for this cluster, newest first: who else may take it in."""
+        self.standing_changed: Callable[[], None] = lambda: None
         self.trouble = ""
         """Why the parent does not let this cluster in, in its words; empty when it does."""
 
     async def begin(self) -> None:
         """Commit this start. Before anything is dialled."""
         self.instance = holder.new_instance_id()
+        self.standing = records.standing(self._store)
 
         def work(tx: Tx) -> None:
             before = records.starts(tx)
@@ -96,9 +103,10 @@ class Child:
 
         await self._store.commit(work)
 
-    async def hello(self) -> Hello:
-        """The next Hello, its attach committed."""
+    async def hello(self, parent: str = "") -> Hello:
+        """The next Hello, its attach committed. ``parent``: uid of whom it is for; "": the home parent."""
         identity = self._identity()
+        parent = parent or identity.parent_uid
         jump = self._replayed
 
         def work(tx: Tx) -> tuple[int, records.Starts]:
@@ -107,7 +115,7 @@ class Child:
             return value, records.starts(tx)
 
         number, begun = await self._store.commit(work)
-        record = attach.sign(identity.uid, identity.parent_uid, number, identity.spki, identity.sign)
+        record = attach.sign(identity.uid, parent, number, identity.spki, identity.sign)
         first = begun.number - len(begun.ids) + 1
         return Hello(
             versions=PROTOCOL_VERSIONS,
@@ -120,6 +128,7 @@ class Child:
             software=self._settings.software,
             addresses=tuple(self._addresses()),
             unix_time=self._wall().timestamp(),
+            standing=wire.standing_message(self.standing) if self.standing is not None and parent != identity.parent_uid else None,
         )
 
     async def welcomed(self, welcome: Welcome) -> None:
@@ -128,32 +137,46 @@ class Child:
         if identity.uid in welcome.path:
             raise ProtocolError(f"{welcome.name or welcome.uid} stands below this cluster: a loop", CloseCode.LOOP)
         self._replayed, self.trouble = 0, ""
-        self.path, self.path_names = welcome.path, welcome.path_names
+        self.path, self.path_names, self.top = welcome.path, welcome.path_names, welcome.top
         if welcome.unix_time:
             warn_of_skew(welcome.name, self._wall(), welcome.unix_time)
-        given = self._checked_standing(identity, welcome)
+        at_home = welcome.uid == identity.parent_uid
 
         def work(tx: Tx) -> None:
             before = records.starts(tx)
             first = before.number - len(before.ids) + 1
             position = welcome.start_acknowledged - first
-            if 0 < position < len(before.ids):
+            if at_home and 0 < position < len(before.ids):  # an adopter keeps no record of starts that anybody judges by
                 records.set_starts(tx, records.Starts(before.ids[position:], before.number))
-            if given is not None and standing.replaces(given, records.standing(tx)):
-                tx.set_fact(records.FACT_STANDING, msgspec.msgpack.encode(given))
 
         await self._store.commit(work)
+        if at_home and welcome.standing is not None:
+            await self.keep_standing(welcome.standing)
 
-    def _checked_standing(self, identity: Identity, welcome: Welcome) -> standing.Standing | None:
-        if welcome.standing is None:
-            return None
-        given = wire.standing(welcome.standing)
+    async def keep_standing(self, message: StandingMessage) -> None:
+        """Take in what the home parent signed, when it is good and newer than what is held: on the disk, then in use."""
+        identity = self._identity()
+        given = wire.standing(message)
         try:
             standing.verify(given, identity.tree_ca)
         except InvalidInput as error:
-            log.warning("standing.refused", parent=welcome.name, reason=str(error))
-            return None
-        return given if given.child == identity.uid and given.home == identity.parent_uid else None
+            log.warning("standing.refused", parent=identity.saved.parent_name, reason=str(error))
+            return
+        if given.child != identity.uid or given.home != identity.parent_uid:
+            log.warning("standing.refused", parent=identity.saved.parent_name, reason="it is for another cluster, or by another parent")
+            return
+
+        def work(tx: Tx) -> bool:
+            if not standing.replaces(given, records.standing(tx)):
+                return False
+            tx.set_fact(records.FACT_STANDING, msgspec.msgpack.encode(given))
+            return True
+
+        if await self._store.commit(work):
+            before, self.standing = self.standing, given
+            if before is None or before.parents != given.parents:
+                log.info("standing.kept", parents=[one.name for one in given.parents], serial=given.serial)
+                self.standing_changed()
 
     def refused(self, refusal: Refusal) -> None:
         """The parent did not let this cluster in. The dialler tries again; this decides what it says then."""
@@ -164,6 +187,11 @@ class Child:
             return
         event = {RefusalCode.HELD: "cluster.held", RefusalCode.REVOKED: "cluster.revoked"}.get(refusal.code, "hello.refused")
         log.error(event, reason=refusal.reason, code=refusal.code.name, instance=self.instance)
+
+    def refused_elsewhere(self, refusal: Refusal) -> None:
+        """An alternate did not take this cluster in: of what it says, only that this attach was seen before changes the next Hello."""
+        if refusal.code is RefusalCode.REPLAYED:
+            self._replayed += 1
 
     # --- renewal ---
 

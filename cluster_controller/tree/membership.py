@@ -107,17 +107,20 @@ class Membership(Decisions):
 
     # --- what the tunnel asks: as a child ---
 
-    async def hello(self) -> Hello:
+    async def hello(self, parent: str) -> Hello:
         """The next Hello, committed. BanyanError when this connection is of no use: the certificate was renewed meanwhile."""
         await self._heed_refusal()
-        return await self.child.hello()
+        return await self.child.hello(parent)
 
     async def _heed_refusal(self) -> None:
-        """What the parent said to the Hello before this one decides what this one says."""
-        error = self._tunnel.dial_error if self._tunnel is not None else None
-        if not isinstance(error, RefusedByParent) or error is self._heeded:
+        """What a parent said to the Hello before this one decides what this one says."""
+        error = self._tunnel.refusal if self._tunnel is not None else None
+        if error is None or error is self._heeded:
             return
         self._heeded = error
+        if error.by not in ("", self._identity().parent_uid):
+            self.child.refused_elsewhere(error.refusal)
+            return
         self.child.refused(error.refusal)
         if error.refusal.code is RefusalCode.EXPIRED:
             await self._renew_expired()

@@ -58,12 +58,12 @@ def is_signed(message: AttachRecord) -> bool:
 
 
 def standing_message(standing: standings.Standing) -> Standing:
-    parents = tuple(Alternate(uid=one.uid, name=one.name, addresses=one.addresses) for one in standing.parents)
+    parents = tuple(Alternate(uid=one.uid, name=one.name, addresses=one.addresses, relation=one.relation) for one in standing.parents)
     return Standing(uid=standing.child, parents=parents, serial=standing.serial, signature=standing.signature, chain=standing.chain)
 
 
 def standing(message: Standing) -> standings.Standing:
-    parents = tuple(standings.PermittedParent(one.uid, one.name, one.addresses) for one in message.parents)
+    parents = tuple(standings.PermittedParent(one.uid, one.name, one.addresses, one.relation) for one in message.parents)
     return standings.Standing(child=message.uid, parents=parents, serial=message.serial, signature=message.signature, chain=message.chain)
 
 

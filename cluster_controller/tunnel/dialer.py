@@ -1,19 +1,23 @@
-"""Making connections to a parent: addresses in order, proxies, backoff with full jitter; and the one question of a joining site.
+"""Making connections to a parent: addresses in order, proxies; and the one question of a joining site.
 
-Full jitter (each wait is uniform between zero and the doubled, capped bound) because a parent that restarts must not see
-all its children at one instant, again and again.
+Whom to dial, and when, is what `course` says. Where this cluster is adopted and its home takes it back, the new link is made before
+the old one is let go.
 """
 
 import asyncio
+import contextlib
 import os
-import random
 import ssl
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import structlog
 
+from cluster_controller.clock import boottime
 from cluster_controller.errors import BanyanError, InvalidInput, ProtocolError, Unreachable
+from cluster_controller.identity import peer_identity
+from cluster_controller.tasks import end_task
+from cluster_controller.tunnel.course import Course, Dial, Parent, Probe, Timing, Wait
 from cluster_controller.tunnel.handshake import Dialling, Handshake, HandshakeOwner, Refused
 from cluster_controller.tunnel.limits import Limits
 from cluster_controller.tunnel.link import Link, LinkHost
@@ -32,28 +36,6 @@ from cluster_controller.tunnel.proxy import Address, Connect, Proxy, ProxyFailed
 from cluster_controller.tunnel.wire import Wire, Wires
 
 log = structlog.get_logger()
-
-SETTLED = 5.0  # seconds that a link must live before the next backoff starts anew
-LONGEST_WAIT = 60.0  # that a parent may ask for
-
-
-class Backoff:
-    """How long to wait before the next attempt. Pure but for the dice, which are given."""
-
-    def __init__(self, first: float, cap: float, uniform: Callable[[float, float], float] = random.uniform) -> None:
-        self._first = first
-        self._cap = cap
-        self._uniform = uniform
-        self._failures = 0
-
-    def reset(self) -> None:
-        self._failures = 0
-
-    def next(self, at_least: float = 0.0) -> float:
-        """Seconds; ``at_least`` is the other side's wish and is honoured up to a minute."""
-        bound = min(self._cap, self._first * 2.0 ** min(self._failures, 32))
-        self._failures += 1
-        return min(at_least, LONGEST_WAIT) + self._uniform(0.0, bound)
 
 
 async def connect(link: Link, context: ssl.SSLContext, address: Address, *, proxy: str | None, wires: Wires) -> None:
@@ -79,63 +61,162 @@ def _out_of_reach(target: Address, through: Proxy | None, why: str) -> Unreachab
 
 
 class Dialer:
-    """Keeps one link to the parent."""
+    """Keeps one link to a parent: carries out the steps of a `Course`."""
 
     def __init__(self, owner: HandshakeOwner, context: Callable[[], ssl.SSLContext], wires: Wires) -> None:
         self._owner = owner
         self._context = context
         self._wires = wires
-        self.last_error: BanyanError | None = None  # why there is no link now
+        self.last_error: BanyanError | None = None  # why there is no link to the home parent now
+        self.last_refusal: Refused | None = None  # of any parent, the newest; None once one took us in
 
     async def run(self, addresses: Sequence[str], proxy: str | None) -> None:
-        """For ever. Raises `InvalidInput` at once when an address or the proxy is malformed."""
+        """One parent, for ever. Raises `InvalidInput` at once when an address or the proxy is malformed."""
         targets = [parse_address(text) for text in addresses]
         if not targets:
             raise InvalidInput("no address of the parent is known; give at least one as host:port", "addresses")
         proxy_for(targets[0], proxy, os.environ)
         limits = self._owner.limits
-        backoff = Backoff(limits.backoff_first, limits.backoff_cap)
-        loop = asyncio.get_running_loop()
-        while True:
-            started = loop.time()
-            wish = await self._round(targets, proxy)
-            if loop.time() - started > SETTLED + limits.connect_time:
-                backoff.reset()
-            await asyncio.sleep(backoff.next(wish))
+        parents = (Parent(addresses=tuple(addresses)),)
+        await self.follow(Course(lambda: parents, Timing(backoff_first=limits.backoff_first, backoff_cap=limits.backoff_cap)), proxy)
 
-    async def _round(self, targets: Sequence[Address], proxy: str | None) -> float:
-        """Try each address once; when one takes us in, stay until that link ends. How long the parent asks to wait."""
-        wish = 0.0
-        for address in targets:
+    async def follow(self, course: Course, proxy: str | None) -> None:
+        """For ever."""
+        link: Link | None = None
+        try:
+            while True:
+                if link is not None and link.closed:
+                    course.lost(boottime())
+                    link = None
+                link = await self._step(course, link, proxy)
+        except asyncio.CancelledError:
+            if link is not None:
+                link.close(CloseCode.GOING_AWAY, "this controller stops")
+            raise
+
+    async def _step(self, course: Course, link: Link | None, proxy: str | None) -> Link | None:
+        """One step; the link that stands after it."""
+        step = course.next(boottime())
+        match step:
+            case Wait():
+                await self._wait(link, step.seconds)
+            case Probe():
+                answered = await self._probe(step, proxy, link)
+                if answered is not None:
+                    course.probed(answered, boottime())
+            case Dial():
+                link = await self._dial(course, step, proxy) or link
+        return link
+
+    async def _wait(self, link: Link | None, seconds: float) -> None:
+        if link is None:
+            await asyncio.sleep(seconds)
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await link.gone()
+
+    async def _dial(self, course: Course, step: Dial, proxy: str | None) -> Link | None:
+        """Try each address of the parent once. The link, once it is established; None when there is none."""
+        parent, wish = step.parent, 0.0
+        addresses = parent.addresses
+        for text in addresses:
             try:
-                await self._stay(address, proxy)
-                return 0.0
+                bound = step.seconds / min(len(addresses), 2) if step.seconds else None
+                link = await self._reach(parse_address(text), parent.uid, proxy, bound)
             except Refused as error:
                 wish = max(wish, error.refusal.retry_after)
-                self._failed(address, error)
-            except (ProtocolError, Unreachable) as error:
-                self._failed(address, error)
-        return wish
+                self.last_refusal = error
+                self._failed(course, parent, text, error)
+                if parent.uid:
+                    break  # it was the one we wanted to reach
+            except (ProtocolError, Unreachable, InvalidInput) as error:
+                self._failed(course, parent, text, error)
+            else:
+                self.last_error = self.last_refusal = None
+                course.arrived(parent.uid, boottime())
+                return link
+        course.failed(boottime(), wish)
+        return None
 
-    def _failed(self, address: Address, error: BanyanError) -> None:
-        self.last_error = error
-        log.info("parent.unreachable", address=str(address), error=str(error))
+    def _failed(self, course: Course, parent: Parent, address: str, error: BanyanError) -> None:
+        if parent.uid == course.home.uid:
+            self.last_error = error
+        log.info("parent.unreachable", parent=parent.name or None, address=address, error=str(error))
 
-    async def _stay(self, address: Address, proxy: str | None) -> None:
-        handshake = Dialling(self._owner)
+    async def _reach(self, address: Address, uid: str, proxy: str | None, seconds: float | None) -> Link:
+        """An established link, within ``seconds``."""
+        handshake = Dialling(self._owner, uid)
         link = Link(handshake, self._owner.limits, dialled=True)
         try:
-            await connect(link, self._context(), address, proxy=proxy, wires=self._wires)
-            handshake.start(link)
-            await handshake.outcome
-            self.last_error = None
-            await link.gone()
+            async with asyncio.timeout(seconds):
+                await connect(link, self._context(), address, proxy=proxy, wires=self._wires)
+                handshake.start(link)
+                await handshake.outcome
+        except TimeoutError:
+            link.close(CloseCode.HANDSHAKE_TIMEOUT, f"not taken in within {seconds:g} s")
+            raise Unreachable(f"{address} does not take this cluster in within {seconds:g} s") from None
         except asyncio.CancelledError:
             link.close(CloseCode.GOING_AWAY, "this controller stops")
             raise
         finally:
             if not handshake.outcome.cancel() and not handshake.outcome.cancelled():
                 handshake.outcome.exception()  # seen: it is what was raised, or the dialling was cancelled
+        return link
+
+    async def _probe(self, step: Probe, proxy: str | None, link: Link | None) -> bool | None:
+        """Does the parent answer? One TLS handshake, and nothing is said. None: ``link`` was lost meanwhile, which is more urgent."""
+        asking = asyncio.create_task(self._answers(step, proxy), name="probe home")
+        gone = asyncio.create_task(link.gone() if link is not None else asyncio.Event().wait(), name="probe link")
+        try:
+            await asyncio.wait({asking, gone}, return_when=asyncio.FIRST_COMPLETED)
+            return asking.result() if asking.done() else None
+        finally:
+            await end_task(asking)
+            await end_task(gone)
+
+    async def _answers(self, step: Probe, proxy: str | None) -> bool:
+        for text in step.parent.addresses:
+            knock = _Knock()
+            link = Link(knock, self._owner.limits, dialled=True)
+            try:
+                async with asyncio.timeout(step.seconds):
+                    await connect(link, self._context(), parse_address(text), proxy=proxy, wires=self._wires)
+                    if await knock.answered == step.parent.uid:
+                        return True
+            except (TimeoutError, BanyanError) as error:
+                log.debug("home.silent", address=text, error=str(error))
+            finally:
+                link.close(CloseCode.NORMAL, "asked whether it is there")
+                if not knock.answered.cancel() and not knock.answered.cancelled():
+                    knock.answered.exception()  # seen
+        return False
+
+
+class _Knock(LinkHost):
+    """Is somebody there, and who?"""
+
+    def __init__(self) -> None:
+        self.answered: asyncio.Future[str] = asyncio.get_running_loop().create_future()  # uid of who answers
+
+    def link_ready(self, link: Link) -> None:
+        try:
+            uid = peer_identity(link.wire.tls.verified_chain()).uid
+        except BanyanError as error:
+            link.close(CloseCode.FORBIDDEN, str(error))
+            return
+        if not self.answered.done():
+            self.answered.set_result(uid)
+
+    def link_control(self, link: Link, message: ControlMessage) -> None:
+        raise ProtocolError(f"{type(message).__name__} before Hello", CloseCode.PROTOCOL)
+
+    def link_stream(self, link: Link, stream: StreamState, message: Open) -> None:
+        raise ProtocolError("a stream before Welcome", CloseCode.PROTOCOL)
+
+    def link_lost(self, link: Link, code: int, reason: str) -> None:
+        if not self.answered.done():
+            self.answered.set_exception(ended(code, reason))
 
 
 Reply = TypeVar("Reply", JoinReply, RenewReply)
@@ -228,4 +309,4 @@ def _no_answer(link: Link, address: Address, seconds: float) -> Unreachable:
     return Unreachable(f"{address} does not answer within {seconds:g} s")
 
 
-__all__ = ["Backoff", "Dialer", "Handshake", "ask", "connect"]
+__all__ = ["Dialer", "Handshake", "ask", "connect"]

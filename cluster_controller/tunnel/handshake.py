@@ -53,8 +53,8 @@ SKEW = 300.0  # seconds between two clocks that are worth a warning
 class Membership(Protocol):
     """What the tunnel asks; implemented by `cluster_controller.tree`."""
 
-    def hello(self) -> Hello | Awaitable[Hello]:
-        """Child side, after committing start and attach."""
+    def hello(self, parent: str) -> Hello | Awaitable[Hello]:
+        """Child side, after committing start and attach. ``parent``: uid of whom it is said to; "": the one parent there is."""
 
     async def welcome(self, hello: Hello, peer: PeerCertificate) -> Welcome | Refusal: ...
 
@@ -92,9 +92,10 @@ class Refused(BanyanError):
 
     exit_code = 6
 
-    def __init__(self, refusal: Refusal) -> None:
+    def __init__(self, refusal: Refusal, by: str = "") -> None:
         super().__init__(refusal.reason or f"refused ({refusal.code.name.lower()})")
         self.refusal = refusal
+        self.by = by  # uid of who refuses
 
 
 class Handshake(LinkHost):
@@ -245,10 +246,14 @@ class Accepting(Handshake):
 
 
 class Dialling(Handshake):
-    """The child's side. ``outcome`` is set once: None when established, else why not; ``ended`` when the link is gone."""
+    """The child's side. ``outcome`` is set once: None when established, else why not; ``ended`` when the link is gone.
 
-    def __init__(self, owner: HandshakeOwner) -> None:
+    ``parent``: uid of whom it wants to reach; "": the one that Hello names.
+    """
+
+    def __init__(self, owner: HandshakeOwner, parent: str = "") -> None:
         super().__init__(owner)
+        self._parent = parent
         loop = asyncio.get_running_loop()
         self.outcome: asyncio.Future[None] = loop.create_future()
         self._hello: Hello | None = None
@@ -258,15 +263,18 @@ class Dialling(Handshake):
         self._task = self.owner.tasks.spawn("hello", self._greet(link))
 
     async def _greet(self, link: Link) -> None:
+        if self._parent and self._parent != link.peer_uid:
+            self._someone_else(link, self._parent)
+            return
         try:
-            made = self.owner.membership.hello()
+            made = self.owner.membership.hello(self._parent)
             hello = await made if inspect.isawaitable(made) else made
         except BanyanError as error:
             link.close(CloseCode.INTERNAL, f"no Hello can be made: {error}")
             return
         expected = hello.attach.parent_uid if hello.attach is not None else ""
         if expected and expected != link.peer_uid:
-            link.close(CloseCode.FORBIDDEN, f"{link.address} is {link.peer_name} ({link.peer_uid}), not the parent {expected}")
+            self._someone_else(link, expected)
             return
         self._hello = msgspec.structs.replace(
             hello,
@@ -278,9 +286,12 @@ class Dialling(Handshake):
         )
         link.send_control(self._hello)
 
+    def _someone_else(self, link: Link, expected: str) -> None:
+        link.close(CloseCode.FORBIDDEN, f"{link.address} is {link.peer_name} ({link.peer_uid}), not the parent {expected}")
+
     def link_control(self, link: Link, message: ControlMessage) -> None:
         if isinstance(message, Refusal):
-            self._settle(Refused(message))
+            self._settle(Refused(message, link.peer_uid))
             link.close(CloseCode.NORMAL, "refused")
             return
         if not isinstance(message, Welcome) or self._hello is None:

@@ -42,6 +42,7 @@ class RefusalCode(IntEnum):
     NAME_TAKEN = 13
     PENDING_APPROVAL = 14
     INVALID = 15
+    OUT_OF_REACH = 16  # no home ancestor of the child is in reach from here
 
 
 class ResetCode(IntEnum):
@@ -79,6 +80,7 @@ class CloseCode(IntEnum):
     OVERLOADED = 4009
     FORBIDDEN = 4010
     BUSY = 4011
+    OUT_OF_REACH = 4013  # the adopter has lost every home ancestor of the adopted child
     PROXY = 4012  # said to nobody: how this side knows that it was the proxy that did not help
 
 
@@ -130,12 +132,14 @@ class Hello(Struct, frozen=True, kw_only=True):
     addresses: tuple[str, ...] = ()  # where this cluster's own children can reach it
     limits: LinkLimits | None = None  # filled in by the tunnel
     unix_time: float = 0.0  # compared only to warn people
+    standing: "Standing | None" = None  # shown to any parent but the home parent
 
 
 class Alternate(Struct, frozen=True, kw_only=True):
     uid: str = ""
     name: str = ""
     addresses: tuple[str, ...] = ()
+    relation: str = ""  # what it is to the child; see `identity.standing`; not signed
 
 
 class Standing(Struct, frozen=True, kw_only=True):
@@ -165,6 +169,7 @@ class Welcome(Struct, frozen=True, kw_only=True):
     start_acknowledged: int = 0
     software: str = ""
     unix_time: float = 0.0
+    top: str = ""  # the highest of `path` that is linked through to this parent now; "": the first
 
 
 class Refusal(Struct, frozen=True, kw_only=True):
@@ -247,10 +252,11 @@ class Held(Struct, frozen=True, kw_only=True):
 
 
 class Path(Struct, frozen=True, kw_only=True):
-    """The parent's path has changed; as in `Welcome`."""
+    """The parent's path has changed, or how far up it is whole; as in `Welcome`."""
 
     uids: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
+    top: str = ""
 
 
 class Heartbeat(Struct, frozen=True, kw_only=True):
@@ -282,4 +288,5 @@ class GoAway(Struct, frozen=True, kw_only=True):
 
 ControlMessage = (
     Hello | Welcome | Refusal | JoinRequest | JoinReply | RenewRequest | RenewReply | Routes | Revoked | Held | Path
+    | Standing
 )  # fmt: skip

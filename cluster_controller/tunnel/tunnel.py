@@ -15,8 +15,9 @@ from cluster_controller.clock import boottime
 from cluster_controller.errors import BanyanError, Exhausted, InvalidInput, ProtocolError, Unreachable
 from cluster_controller.identity import Identity
 from cluster_controller.tasks import Tasks
+from cluster_controller.tunnel.course import Course
 from cluster_controller.tunnel.dialer import Dialer
-from cluster_controller.tunnel.handshake import Membership
+from cluster_controller.tunnel.handshake import Membership, Refused
 from cluster_controller.tunnel.limits import Limits
 from cluster_controller.tunnel.link import Link, LinkHost
 from cluster_controller.tunnel.messages import (
@@ -31,6 +32,7 @@ from cluster_controller.tunnel.messages import (
     ResetCode,
     Revoked,
     Routes,
+    Standing,
 )
 from cluster_controller.tunnel.protocol.stream import StreamState, join
 from cluster_controller.tunnel.router import Router
@@ -41,19 +43,19 @@ from cluster_controller.tunnel.wire import Wires
 log = structlog.get_logger()
 
 Handler = Callable[[Stream], Awaitable[None]]
-Policy = Callable[[str, str], bool]
+Policy = Callable[[str, str, str], bool]
 
 FROM_CHILD = (Routes, RenewRequest, Revoked, Held)
-FROM_PARENT = (RenewReply, Revoked, Held, Path)
+FROM_PARENT = (RenewReply, Revoked, Held, Path, Standing)
 
 
-def stay_below(source: str, destination: str) -> bool:
+def stay_below(source: str, destination: str, service: str) -> bool:
     """The default policy: nothing leaves the subtree upwards."""
     return False
 
 
 class Tunnel(LinkHost):
-    """One per controller. ``policy(source uid, destination uid)``: may a stream for outside the subtree go up?"""
+    """One per controller. ``policy(source uid, destination uid, service)``: may a stream for outside the subtree go up?"""
 
     def __init__(
         self,
@@ -97,6 +99,10 @@ class Tunnel(LinkHost):
         """Keep the link to the parent, for ever. ``proxy``: its URL; "" for none; None to follow HTTPS_PROXY and NO_PROXY."""
         await self._dialer.run(addresses, proxy)
 
+    async def follow(self, course: Course, proxy: str | None = None) -> None:
+        """Keep a link to the parent that ``course`` names, for ever: home, or an alternate that has taken this cluster in."""
+        await self._dialer.follow(course, proxy)
+
     async def open(self, uid: str, service: str, metadata: bytes = b"", lane: Lane = Lane.INTERACTIVE) -> Stream:
         """A stream to the cluster ``uid``, wherever it is in reach.
 
@@ -105,12 +111,17 @@ class Tunnel(LinkHost):
         """
         if uid == self.uid:
             raise InvalidInput("a stream to this controller itself; call the service instead", "uid")
-        return await self._toward(uid, self.uid).open(uid, service, metadata, lane)
+        return await self._toward(uid, self.uid, service).open(uid, service, metadata, lane)
 
     @property
     def dial_error(self) -> BanyanError | None:
-        """Why there is no link to the parent now; None when there is one, or none was tried."""
+        """Why there is no link to the home parent now; None when there is one to a parent, or none was tried."""
         return self._dialer.last_error
+
+    @property
+    def refusal(self) -> Refused | None:
+        """What the last parent said that did not let this cluster in; None once one did."""
+        return self._dialer.last_refusal
 
     def _pending(self) -> int:
         return sum(server.pending for server in self._servers)
@@ -128,7 +139,7 @@ class Tunnel(LinkHost):
 
     # -- routing ------------------------------------------------------------------------------------------------------------
 
-    def _toward(self, uid: str, source: str) -> Link:
+    def _toward(self, uid: str, source: str, service: str) -> Link:
         parent = self.parent
         if parent is not None and uid == parent.peer_uid:
             return parent
@@ -138,7 +149,7 @@ class Tunnel(LinkHost):
             if link is None or link.closed:
                 raise Unreachable(f"{uid} is reached by way of {hop}, which has no link to this controller now")
             return link
-        if parent is not None and self.policy(source, uid):
+        if parent is not None and self.policy(source, uid, service):
             return parent
         raise Unreachable(f"{uid} is not in the subtree of {self.uid}; ask a controller above it")
 
@@ -185,11 +196,12 @@ class Tunnel(LinkHost):
 
     def _relay(self, link: Link, stream: StreamState, destination: str, message: Open, source: tuple[str, ...]) -> None:
         try:
-            if not link.is_parent and self.router.next_hop(destination) is None and not self.policy(source[-1], destination):
+            above = self.router.next_hop(destination) is None
+            if not link.is_parent and above and not self.policy(source[-1], destination, message.service):
                 reason = f"{destination} is not below {self.uid}, and streams do not leave its subtree"
                 stream.connection.reset(stream, ResetCode.FORBIDDEN, reason, self.uid)
                 return
-            out = self._toward(destination, source[-1])
+            out = self._toward(destination, source[-1], message.service)
             if out is link:
                 raise Unreachable(f"{destination} is not reached by way of {self.uid}")
             onward = out.connection.open(

@@ -301,7 +301,7 @@ def test_only_a_direct_child_asks(tmp_path: Path) -> None:
             member(top, tmp_path / "r", "region-a") as one,
             member(one, tmp_path / "e", "edge-1") as leaf,
         ):
-            leaf.tunnel.policy = one.tunnel.policy = lambda source, destination: True
+            leaf.tunnel.policy = one.tunnel.policy = lambda source, destination, service: True
             stream = await leaf.tunnel.open(top.uid, questions.SERVICE, questions.encode(Leave()))
             with pytest.raises(BanyanError):
                 await questions.reply(stream)

@@ -21,7 +21,11 @@ RECORD = m.AttachRecord(
 )  # fmt: skip
 STANDING = m.Standing(
     uid="aaaaaaaaaaaaaaaaaaaaaaaaaa",
-    parents=(m.Alternate(uid="bbbbbbbbbbbbbbbbbbbbbbbbbb", name="region-a", addresses=("region-a.example:10000", "[::1]:10000")),),
+    parents=(
+        m.Alternate(
+            uid="bbbbbbbbbbbbbbbbbbbbbbbbbb", name="region-a", addresses=("region-a.example:10000", "[::1]:10000"), relation="home"
+        ),
+    ),
     serial=3, signature=b"signature", chain=(b"leaf", b"issuer"),
 )  # fmt: skip
 REFUSAL = m.Refusal(code=m.RefusalCode.NAME_TAKEN, reason="edge-1 is taken; choose another name", retry_after=2.5)
@@ -32,12 +36,12 @@ CONTROL: dict[str, m.ControlMessage] = {
     "hello": m.Hello(
         versions=(1,), uid=RECORD.uid, name="edge-1", starts=(m.Start(number=4, id="s4"), m.Start(number=5, id="s5")),
         attach=RECORD, cursors=(CURSOR,), features=("zstd",), role=m.LinkRole.MAIN, software="banyan 0.1.0",
-        addresses=("edge-1.example:10000",), limits=LIMITS, unix_time=1767225600.5,
+        addresses=("edge-1.example:10000",), limits=LIMITS, unix_time=1767225600.5, standing=STANDING,
     ),
     "welcome": m.Welcome(
         version=1, uid=RECORD.parent_uid, name="region-a", path=("r", "b"), path_names=("root", "region-a"), heartbeat_seconds=5.0,
         dead_after_seconds=15.0, limits=LIMITS, standing=STANDING, cursors=(CURSOR,), features=("zstd",), start_acknowledged=5,
-        software="banyan 0.1.0", unix_time=1767225600.5,
+        software="banyan 0.1.0", unix_time=1767225600.5, top="r",
     ),
     "refusal": REFUSAL,
     "join_request": m.JoinRequest(
@@ -56,7 +60,8 @@ CONTROL: dict[str, m.ControlMessage] = {
     "routes": m.Routes(announce=(RECORD,), withdraw=(m.Withdrawal(uid="c", attach=9),), full=True),
     "revoked": m.Revoked(revocations=(m.Revocation(uid="c", serial="0a", reason="lost", signature=b"s", subject="cluster"),)),
     "held": m.Held(uid=RECORD.uid, reason="two instances", instance="s5"),
-    "path": m.Path(uids=("r", "b"), names=("root", "region-a")),
+    "path": m.Path(uids=("r", "b"), names=("root", "region-a"), top="b"),
+    "standing": STANDING,
 }  # fmt: skip
 PAYLOADS: dict[str, m.Heartbeat | m.Open | m.Reset | m.GoAway] = {
     "heartbeat_question": m.Heartbeat(id=5),

@@ -105,7 +105,7 @@ class Member:
     def uid(self) -> str:
         return self.identity.uid
 
-    def hello(self) -> Hello:
+    def hello(self, parent: str) -> Hello:
         self.attach += 1
         return Hello(name=self.identity.name, attach=record_of(self.identity, self.identity.parent_uid, self.attach))
 

@@ -7,13 +7,10 @@ import ssl
 from collections.abc import AsyncIterator
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from cluster_controller.errors import InvalidInput
 from cluster_controller.identity.contexts import join_client
 from cluster_controller.tunnel import JoinRequest, Limits, ProxyFailed, ask
-from cluster_controller.tunnel.dialer import Backoff
 from cluster_controller.tunnel.proxy import Address, parse_address, parse_proxy, proxy_for
 from tests.tunnel.support import Member, identity, root, run
 
@@ -69,25 +66,6 @@ def test_the_configured_proxy_wins_over_the_environment_and_an_empty_one_means_n
     assert proxy_for(Address("11.1.2.3", 1), None, environment) == parse_proxy("http://proxy:1")
     assert proxy_for(Address("10.1.2.3", 1), "http://other:2", environment) == parse_proxy("http://other:2")
     assert proxy_for(Address("11.1.2.3", 1), "", environment) is None
-
-
-@given(st.integers(0, 200), st.floats(0, 1), st.floats(0, 1000))
-def test_backoff_is_full_jitter_under_a_cap(failures: int, dice: float, wish: float) -> None:
-    bounds: list[float] = []
-
-    def uniform(low: float, high: float) -> float:
-        bounds.append(high)
-        assert low == 0
-        return dice * high
-
-    backoff = Backoff(0.25, 10.0, uniform)
-    for _ in range(failures):
-        assert backoff.next() <= 10.0
-    assert backoff.next(wish) <= 10.0 + 60.0
-    assert bounds == [min(10.0, 0.25 * 2.0**n) for n in range(failures + 1)]
-    backoff.reset()
-    backoff.next()
-    assert bounds[-1] == 0.25
 
 
 class RealProxy:

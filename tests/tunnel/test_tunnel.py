@@ -172,12 +172,12 @@ def test_streams_leave_the_subtree_upwards_only_if_the_policy_says_so() -> None:
             top.tunnel.handle("echo", echo)
             with pytest.raises(Unreachable, match="ask a controller above"):
                 await edge.tunnel.open(top.uid, "echo")
-            edge.tunnel.policy = lambda source, destination: True
+            edge.tunnel.policy = lambda source, destination, service: True
             refused = await edge.tunnel.open(top.uid, "echo")
             with pytest.raises(StreamForbidden, match="do not leave its subtree") as caught:
                 await refused.read()
             assert caught.value.hop == region.uid
-            region.tunnel.policy = lambda source, destination: (source, destination) == (edge.uid, top.uid)
+            region.tunnel.policy = lambda source, destination, service: (source, destination) == (edge.uid, top.uid)
             stream = await edge.tunnel.open(top.uid, "echo")
             await stream.write(b"up")
             assert await stream.read() == b"up"

@@ -34,6 +34,7 @@ CONTROL_FIELDS: dict[type[msgspec.Struct], str] = {
     messages.Revoked: "revoked",
     messages.Held: "held",
     messages.Path: "path",
+    messages.Standing: "standing",
 }
 CONTROL_TYPES = {name: struct for struct, name in CONTROL_FIELDS.items()}
 

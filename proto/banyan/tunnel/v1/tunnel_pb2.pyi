@@ -84,6 +84,8 @@ class _RefusalCodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RefusalCo
     REFUSAL_CODE_NAME_TAKEN: _RefusalCode.ValueType  # 13
     REFUSAL_CODE_PENDING_APPROVAL: _RefusalCode.ValueType  # 14
     REFUSAL_CODE_INVALID: _RefusalCode.ValueType  # 15
+    REFUSAL_CODE_OUT_OF_REACH: _RefusalCode.ValueType  # 16
+    """None of the child's home ancestors is in reach from here: it would gain nothing."""
 
 class RefusalCode(_RefusalCode, metaclass=_RefusalCodeEnumTypeWrapper): ...
 
@@ -103,6 +105,8 @@ REFUSAL_CODE_TOKEN_EXPIRED: RefusalCode.ValueType  # 12
 REFUSAL_CODE_NAME_TAKEN: RefusalCode.ValueType  # 13
 REFUSAL_CODE_PENDING_APPROVAL: RefusalCode.ValueType  # 14
 REFUSAL_CODE_INVALID: RefusalCode.ValueType  # 15
+REFUSAL_CODE_OUT_OF_REACH: RefusalCode.ValueType  # 16
+"""None of the child's home ancestors is in reach from here: it would gain nothing."""
 Global___RefusalCode: _TypeAlias = RefusalCode  # noqa: Y015
 
 class _ResetCode:
@@ -155,6 +159,7 @@ class Control(_message.Message):
     REVOKED_FIELD_NUMBER: _builtins.int
     HELD_FIELD_NUMBER: _builtins.int
     PATH_FIELD_NUMBER: _builtins.int
+    STANDING_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
@@ -177,6 +182,8 @@ class Control(_message.Message):
     def held(self) -> Global___Held: ...
     @_builtins.property
     def path(self) -> Global___Path: ...
+    @_builtins.property
+    def standing(self) -> Global___Standing: ...
     def __init__(
         self,
         *,
@@ -191,12 +198,13 @@ class Control(_message.Message):
         revoked: Global___Revoked | None = ...,
         held: Global___Held | None = ...,
         path: Global___Path | None = ...,
+        standing: Global___Standing | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "held", b"held", "hello", b"hello", "join_reply", b"join_reply", "join_request", b"join_request", "path", b"path", "refusal", b"refusal", "renew_reply", b"renew_reply", "renew_request", b"renew_request", "revoked", b"revoked", "routes", b"routes", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "held", b"held", "hello", b"hello", "join_reply", b"join_reply", "join_request", b"join_request", "path", b"path", "refusal", b"refusal", "renew_reply", b"renew_reply", "renew_request", b"renew_request", "revoked", b"revoked", "routes", b"routes", "standing", b"standing", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "held", b"held", "hello", b"hello", "join_reply", b"join_reply", "join_request", b"join_request", "path", b"path", "refusal", b"refusal", "renew_reply", b"renew_reply", "renew_request", b"renew_request", "revoked", b"revoked", "routes", b"routes", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "held", b"held", "hello", b"hello", "join_reply", b"join_reply", "join_request", b"join_request", "path", b"path", "refusal", b"refusal", "renew_reply", b"renew_reply", "renew_request", b"renew_request", "revoked", b"revoked", "routes", b"routes", "standing", b"standing", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "welcome", "refusal", "join_request", "join_reply", "renew_request", "renew_reply", "routes", "revoked", "held", "path"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "welcome", "refusal", "join_request", "join_reply", "renew_request", "renew_reply", "routes", "revoked", "held", "path", "standing"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -315,6 +323,7 @@ class Hello(_message.Message):
     ADDRESSES_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     UNIX_TIME_FIELD_NUMBER: _builtins.int
+    STANDING_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     name: _builtins.str
     role: Global___LinkRole.ValueType
@@ -343,6 +352,10 @@ class Hello(_message.Message):
 
     @_builtins.property
     def limits(self) -> Global___Limits: ...
+    @_builtins.property
+    def standing(self) -> Global___Standing:
+        """Shown to any parent but the home parent, which signed it: by what right the child asks to be taken in."""
+
     def __init__(
         self,
         *,
@@ -358,10 +371,11 @@ class Hello(_message.Message):
         addresses: _abc.Iterable[_builtins.str] | None = ...,
         limits: Global___Limits | None = ...,
         unix_time: _builtins.float = ...,
+        standing: Global___Standing | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "limits", b"limits"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "limits", b"limits", "standing", b"standing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "attach", b"attach", "cursors", b"cursors", "features", b"features", "limits", b"limits", "name", b"name", "role", b"role", "software", b"software", "starts", b"starts", "uid", b"uid", "unix_time", b"unix_time", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "attach", b"attach", "cursors", b"cursors", "features", b"features", "limits", b"limits", "name", b"name", "role", b"role", "software", b"software", "standing", b"standing", "starts", b"starts", "uid", b"uid", "unix_time", b"unix_time", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -398,8 +412,13 @@ class Alternate(_message.Message):
     UID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     ADDRESSES_FIELD_NUMBER: _builtins.int
+    RELATION_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     name: _builtins.str
+    relation: _builtins.str
+    """What it is to the child: home, uncle (sibling of the home parent), grandparent, sibling, ancestor. Not signed for: only the
+    child itself uses it, for the standings of its own children.
+    """
     @_builtins.property
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -408,10 +427,11 @@ class Alternate(_message.Message):
         uid: _builtins.str = ...,
         name: _builtins.str = ...,
         addresses: _abc.Iterable[_builtins.str] | None = ...,
+        relation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "name", b"name", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "name", b"name", "relation", b"relation", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -419,7 +439,9 @@ Global___Alternate: _TypeAlias = Alternate  # noqa: Y015
 
 @_typing.final
 class Standing(_message.Message):
-    """What a child's parent signed for it: the parents that may take it in."""
+    """What a child's parent signed for it: the parents that may take it in, the home parent first. In Welcome, and as a message of its
+    own when it changes.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -474,6 +496,7 @@ class Welcome(_message.Message):
     START_ACKNOWLEDGED_FIELD_NUMBER: _builtins.int
     SOFTWARE_FIELD_NUMBER: _builtins.int
     UNIX_TIME_FIELD_NUMBER: _builtins.int
+    TOP_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     uid: _builtins.str
     name: _builtins.str
@@ -483,6 +506,8 @@ class Welcome(_message.Message):
     """The number of the newest start that the parent has recorded."""
     software: _builtins.str
     unix_time: _builtins.float
+    top: _builtins.str
+    """The highest of `path` that this parent is linked to now, hop by hop; empty: not said, take it to be the first."""
     @_builtins.property
     def path(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """uids from the root down to this parent, the parent last."""
@@ -516,10 +541,11 @@ class Welcome(_message.Message):
         start_acknowledged: _builtins.int = ...,
         software: _builtins.str = ...,
         unix_time: _builtins.float = ...,
+        top: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "standing", b"standing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursors", b"cursors", "dead_after_seconds", b"dead_after_seconds", "features", b"features", "heartbeat_seconds", b"heartbeat_seconds", "limits", b"limits", "name", b"name", "path", b"path", "path_names", b"path_names", "software", b"software", "standing", b"standing", "start_acknowledged", b"start_acknowledged", "uid", b"uid", "unix_time", b"unix_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursors", b"cursors", "dead_after_seconds", b"dead_after_seconds", "features", b"features", "heartbeat_seconds", b"heartbeat_seconds", "limits", b"limits", "name", b"name", "path", b"path", "path_names", b"path_names", "software", b"software", "standing", b"standing", "start_acknowledged", b"start_acknowledged", "top", b"top", "uid", b"uid", "unix_time", b"unix_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -866,12 +892,15 @@ Global___Held: _TypeAlias = Held  # noqa: Y015
 
 @_typing.final
 class Path(_message.Message):
-    """The parent's path has changed."""
+    """The parent's path has changed, or how far up it is whole."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     UIDS_FIELD_NUMBER: _builtins.int
     NAMES_FIELD_NUMBER: _builtins.int
+    TOP_FIELD_NUMBER: _builtins.int
+    top: _builtins.str
+    """As in Welcome."""
     @_builtins.property
     def uids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -881,10 +910,11 @@ class Path(_message.Message):
         *,
         uids: _abc.Iterable[_builtins.str] | None = ...,
         names: _abc.Iterable[_builtins.str] | None = ...,
+        top: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["names", b"names", "uids", b"uids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["names", b"names", "top", b"top", "uids", b"uids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
