@@ -34,7 +34,7 @@ ON_KUBERNETES = tuple(  # what takes longest first, so that no worker is left al
     f"e2e/test_{name}.py"
     for name in (
         *("install_kubernetes", "member_kubectl", "member_faults", "kubernetes_shim", "pods", "demo_kubernetes", "install_tree"),
-        *("kubernetes_contract", "testbed", "apply", "apply_faults", "benchmarks", "charts", "k3s", "member_api", "member_metrics"),
+        *("kubernetes_contract", "testbed", "apply", "apply_faults", "benchmarks", "charts", "k3s", "member_api", "member_metrics", "member_oidc"),
     )
 )
 LAST_FAILED = ROOT / ".pytest_cache" / "v" / "cache" / "lastfailed"

@@ -1,15 +1,17 @@
 """Whom a kubeconfig names, as whom, and how to get there.
 
 The official client does what is full of corners: kubeconfig files, exec plugins, OIDC, tokens and certificates that rotate on disk,
-proxies, and urllib3's transport under it. Nothing else imports `kubernetes`.
+proxies, and urllib3's transport under it. Nothing else imports `kubernetes`. A kubeconfig is a person's: it is read and never written, so a
+token that was refreshed lives in memory.
 """
 
 import ssl
 
+import oauthlib.oauth2
 import urllib3
 import yaml
 from kubernetes import config as kube_config
-from kubernetes.client import Configuration
+from kubernetes.client import Configuration, OpenApiException
 from kubernetes.client.rest import RESTClientObject
 from msgspec import Struct
 
@@ -55,6 +57,12 @@ def read(access: Access) -> Way:
     except kube_config.ConfigException as error:
         place = access.kubeconfig or "no --kubeconfig, $KUBECONFIG, ~/.kube/config or service account"
         raise ShimError(f"{place}: {error}; name a kubeconfig that kubectl accepts with --kubeconfig and --context") from None
+    except (oauthlib.oauth2.OAuth2Error, OpenApiException, urllib3.exceptions.HTTPError) as error:
+        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ShimError(
+            f"{access.kubeconfig or 'the kubeconfig'}: its OIDC issuer gives no new token: {said}; "
+            "log in again, or use an exec plugin where refresh tokens are for one use (this file is only read)"
+        ) from None
     except (OSError, ValueError, TypeError, AttributeError, KeyError, yaml.YAMLError) as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ShimError(f"{access.kubeconfig or 'the kubeconfig'} cannot be read as a kubeconfig: {said}") from None
