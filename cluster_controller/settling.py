@@ -50,3 +50,46 @@ class Settler:
             names = sorted(names, key=self._order)  # type: ignore[arg-type]
         for name in names:
             self._settle(tx, name)
+
+
+class Alarm:
+    """Marks names when their time has come: one timer for the earliest, none when nothing waits.
+
+    ``now`` is the boot-time clock; the loop's timer may lag behind it (a machine that slept), so what is not due yet is armed again.
+    Kept in memory: whoever settles anew after a start asks again.
+    """
+
+    def __init__(self, mark: Callable[[str], None], now: Callable[[], float]) -> None:
+        self._mark = mark
+        self._now = now
+        self._times: dict[str, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._armed = 0.0
+
+    def set(self, name: str, after: float | None) -> None:
+        """Mark ``name`` in so many seconds, and no longer when it was set for before; None: not at all."""
+        if after is None:
+            self._times.pop(name, None)
+            return
+        self._times[name] = self._now() + after
+        if self._timer is None or self._times[name] < self._armed:
+            self._arm()
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._times:
+            self._armed = min(self._times.values())
+            self._timer = asyncio.get_running_loop().call_later(max(0.001, self._armed - self._now()), self.ring)
+
+    def ring(self) -> None:
+        """Mark what is due."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        now = self._now()
+        for name in [name for name, when in self._times.items() if when <= now]:
+            del self._times[name]
+            self._mark(name)
+        self._arm()

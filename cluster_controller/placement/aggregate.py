@@ -26,6 +26,7 @@ class TargetReport(Struct, frozen=True, kw_only=True):
     share_id: int
     status: WorkStatusStatus | None
     silent: str = ""
+    replaced: Mapping[str, int] = {}  # of its shares, what others hold instead while it is out of reach
 
 
 def aggregate(
@@ -36,8 +37,12 @@ def aggregate(
     unplaced: Mapping[str, int],
     messages: Mapping[str, str],
     version: int,
+    seen: int = 0,
 ) -> WorkStatusStatus:
-    """One WorkStatus for all targets. ``version`` is what it answers; the caller passes it once everybody has acknowledged."""
+    """One WorkStatus for all targets. ``version`` is what it answers; the caller passes it once everybody has acknowledged.
+
+    ``seen`` is the share that it takes into account, acknowledged or not.
+    """
     reports = list(reports)
     rows: list[ClusterRow] = []
     count = 0
@@ -50,20 +55,21 @@ def aggregate(
         for component in components
     ]
     rows.sort(key=lambda row: (row.ready >= row.desired and not row.reason, row.ready - row.desired, row.name))
-    return WorkStatusStatus(version=version, components=folded, clusters=rows[:WORST_ROWS], cluster_count=count)
+    return WorkStatusStatus(version=version, seen=seen, components=folded, clusters=rows[:WORST_ROWS], cluster_count=count)
 
 
 def _row(row: ClusterRow, report: TargetReport) -> ClusterRow:
     path = [report.name, *row.path] if report.name else list(row.path)  # the own cluster is no hop
     if not report.silent:
         return msgspec.structs.replace(row, path=path)
-    return msgspec.structs.replace(row, path=path, ready=0, reason="Unreachable", message=f"out of reach: {report.silent} is cut")
+    message = f"out of reach: {report.silent} is cut" + ("; replaced elsewhere" if any(report.replaced.values()) else "")
+    return msgspec.structs.replace(row, path=path, ready=0, reason="Unreachable", message=message)
 
 
 def _component(component: Component, duplicated: bool, reports: Sequence[TargetReport], unplaced: int, message: str) -> ComponentStatus:
     # A duplicated share is a count per cluster; how many that makes in all is known only below.
     desired = unplaced if duplicated else component.replicas
-    ready = updated = 0
+    ready = updated = confirmed = 0
     reason, text = ("Unplaced", message) if unplaced else ("", "")
     for report in reports:
         part = next((item for item in report.status.components if item.name == component.name), None) if report.status else None
@@ -72,16 +78,25 @@ def _component(component: Component, duplicated: bool, reports: Sequence[TargetR
             desired += part.desired if part else given
             unplaced += part.unplaced if part else 0
         if report.silent:
-            if given and not reason:
+            if given > report.replaced.get(component.name, 0) and not reason:
                 reason, text = "Unreachable", f"out of reach: {report.silent} is cut"
             continue
         if part is None or report.status is None:
             continue
         ready += part.ready
+        if report.status.seen >= report.share_id:
+            confirmed += part.confirmed
         if report.status.version >= report.share_id:
             updated += part.updated
         if part.reason and not reason:
             reason, text = part.reason, part.message
     return ComponentStatus(
-        name=component.name, desired=desired, ready=ready, updated=updated, unplaced=unplaced, reason=reason, message=text
+        name=component.name,
+        desired=desired,
+        ready=ready,
+        updated=updated,
+        unplaced=unplaced,
+        confirmed=confirmed,
+        reason=reason,
+        message=text,
     )

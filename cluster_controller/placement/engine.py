@@ -4,7 +4,8 @@ One loop, level-triggered: events only mark applications as dirty; `settle` look
 missing, so a lost or repeated event changes nothing, and settling twice writes nothing the second time. All applications that
 are dirty at once are settled in one commit.
 
-Invariants: what may be running never exceeds what was given (`placement.divide`); Work for a target is written in the same
+Invariants: what may be running never exceeds what was given (`placement.divide`), but for what a silent target may still run of a
+share that the Application asked to replace (`placement.replace`); Work for a target is written in the same
 commit as the documents that it needs, documents first; a Work that ended stays until nobody waits for its acknowledgement.
 """
 
@@ -16,31 +17,26 @@ import structlog
 
 from cluster_controller.documents import Documents
 from cluster_controller.placement import records
-from cluster_controller.placement.aggregate import TargetReport, aggregate
+from cluster_controller.placement.aggregate import aggregate
 from cluster_controller.placement.allotment import Allotment, needed, of_application, of_work
 from cluster_controller.placement.capacity import Ledger, add, positive
 from cluster_controller.placement.model import ClusterRecord, Demand, Given, Placement, Request
 from cluster_controller.placement.place import place
 from cluster_controller.placement.refused import Refused
-from cluster_controller.placement.status import application_status, withdraw_application, write_application_status, write_work_status
+from cluster_controller.placement.replacing import Plan, Replacing
+from cluster_controller.placement.status import withdraw_application
 from cluster_controller.placement.subtree import Subtree, placing_facts
+from cluster_controller.placement.telling import Decided, Seen, Telling, answers
 from cluster_controller.placement.uses import Uses
 from cluster_controller.placement.works import Reader, Works
 from cluster_controller.reports import Reporter
 from cluster_controller.resources import kinds
-from cluster_controller.settling import Settler
+from cluster_controller.settling import Alarm, Settler
 from cluster_controller.store import Event, Key, Store, Stored, Tx
 
 log = structlog.get_logger()
 
 REFERENCED = ("Model", "ConfigMap", "Secret")
-
-
-class Seen(NamedTuple):
-    """What one target was given, and what it last answered."""
-
-    work: kinds.WorkSpec | None
-    status: kinds.WorkStatusStatus | None
 
 
 class Explained(NamedTuple):
@@ -51,10 +47,12 @@ class Explained(NamedTuple):
     clusters: list[ClusterRecord]
     given: Mapping[str, Mapping[str, Given]]
     answers: Mapping[tuple[str, str], kinds.ComponentStatus]  # (target, component): what it says of its newest share
+    replaced: Mapping[str, Mapping[str, int]]  # target → component: of its share, what others hold while it is out of reach
 
 
 class Engine:
-    """The placement of one controller. ``silent`` names, per direct child out of reach, the broken hop."""
+    """The placement of one controller. ``silent`` names, per direct child out of reach, the broken hop; ``silence`` says for how many
+    seconds one of them was not heard. ``now`` is the boot-time clock."""
 
     def __init__(
         self,
@@ -64,6 +62,8 @@ class Engine:
         uid: str,
         name: str,
         silent: Callable[[], Mapping[str, str]],
+        silence: Callable[[str], float],
+        now: Callable[[], float],
         timestamp: Callable[[], str],
     ) -> None:
         self._store = store
@@ -80,7 +80,10 @@ class Engine:
         self._ledger = Ledger()
         self._subtree = Subtree(uid, self._documents, self._ledger)
         self._refused = Refused()
+        self._replacing = Replacing(silence, now)
+        self._telling = Telling(reporter, self._subtree, self._refused, self._documents, uid=uid, silent=silent, timestamp=timestamp)
         self._settler = Settler(store, self.settle)
+        self._alarm = Alarm(self._settler.mark, now)
         self._ran = False
         self.settled = 0  # placements decided, for /metrics
         self.unknown = 0  # reports about applications that nobody here knows, dropped
@@ -166,6 +169,10 @@ class Engine:
         """The link to a direct child came up or was lost: what runs there counts, or does not."""
         self._settler.mark_all(self._works.of_target(child))
 
+    def ring(self) -> None:
+        """Look at what has waited long enough; the alarm does so by itself."""
+        self._alarm.ring()
+
     # --- settling ---
 
     async def run(self) -> None:
@@ -185,20 +192,24 @@ class Engine:
             return
         seen = self._look(tx, application)
         given = self._given(tx, allotment, ceilings, seen)
+        plan = self._replacing.plan(tx, allotment, given, _confirmed(seen))
+        self._alarm.set(application, plan.again)
         if allotment.missing:
             # What runs, runs on; nothing new is decided with half of what it needs.
             placement = Placement(shares=_standing(given), unplaced={}, waiting={}, refusals=(), eligible={})
+            plan = Plan(given, before=plan.before)
         else:
-            placement = self._decide(tx, allotment, seen, given)
-            if self._works.write(tx, allotment, placement.shares, given):
+            placement = self._decide(tx, allotment, seen, plan.given)
+            if self._works.write(tx, allotment, plan.whole(placement.shares), given, plan.renew):
                 seen = self._look(tx, application)
+            self._telling.replaced(tx, allotment, plan, self._replacing.keep(tx, application, plan, placement.shares))
         self._book(application, seen)
         left = {name: count + placement.waiting.get(name, 0) for name, count in placement.unplaced.items()}
         if any(left.values()):
             self._unplaced.add(application)
         else:
             self._unplaced.discard(application)
-        self._report(tx, allotment, placement, left, seen)
+        self._telling.report(tx, allotment, Decided(placement, left, plan), seen)
 
     def _decide(self, tx: Tx, allotment: Allotment, seen: Mapping[str, Seen], given: Mapping[str, Mapping[str, Given]]) -> Placement:
         return place(self._demand(allotment), self._records(tx, seen), given, self._pending(tx, allotment, given))
@@ -253,7 +264,9 @@ class Engine:
             return None
         seen = self._look(tx, application)
         given = self._given(tx, allotment, self._works.ceilings(tx, application), seen)
-        answers = {
+        plan = self._replacing.plan(tx, allotment, given, _confirmed(seen))
+        placement = self._decide(tx, allotment, seen, plan.given)
+        said = {
             (target, component.name): part
             for target, (work, status) in seen.items()
             for component in allotment.components
@@ -261,10 +274,11 @@ class Engine:
         }
         return Explained(
             allotment=allotment,
-            placement=self._decide(tx, allotment, seen, given),
+            placement=msgspec.structs.replace(placement, shares=plan.whole(placement.shares)),
             clusters=self._records(tx, seen),
             given=given,
-            answers=answers,
+            answers=said,
+            replaced={target: plan.replaced(target) for target in given},
         )
 
     def _demand(self, allotment: Allotment) -> Demand:
@@ -275,6 +289,8 @@ class Engine:
         self._works.remove_all(tx, application)
         self._ledger.book(application, {})
         self._refused.drop(application)
+        self._replacing.forget(tx, application)
+        self._alarm.set(application, None)
         silent = self._silent()
         waiting = [target for target in self._works.reporting(tx, application) if target not in silent]
         if not waiting:
@@ -286,7 +302,7 @@ class Engine:
         stored = tx.get(allotment.key) if allotment is not None and allotment.key.space == "own" else None
         if allotment is None or stored is None:
             return
-        reports = [self._target_report(tx, target, None, self._works.status(tx, target, application)) for target in waiting]
+        reports = [self._telling.target(tx, target, None, self._works.status(tx, target, application)) for target in waiting]
         left = aggregate(components=allotment.components, duplicated=True, reports=reports, unplaced={}, messages={}, version=0)
         before = self._documents.read(stored, kinds.Application).status
         names = [self._subtree.name(tx, target) for target in waiting]
@@ -300,7 +316,7 @@ class Engine:
         given: dict[str, dict[str, Given]] = {}
         for target, (work, status) in seen.items():
             shares = {component.name: component.replicas for component in work.components} if work else {}
-            answered = _answers(work, status)
+            answered = answers(work, status)
             confirmed = answered or (work is None and status is None)
             per: dict[str, Given] = {}
             for component in allotment.components:
@@ -322,55 +338,6 @@ class Engine:
                 self._works.confirm(tx, allotment.application.uid, target)
         return given
 
-    def _report(self, tx: Tx, allotment: Allotment, placement: Placement, left: Mapping[str, int], seen: Mapping[str, Seen]) -> None:
-        reports: list[TargetReport] = []
-        acknowledged = True
-        for target, (work, status) in seen.items():
-            if work is None and status is None:
-                continue
-            acknowledged &= _answers(work, status)
-            reports.append(self._target_report(tx, target, work, status))
-        messages = {name: self._why(allotment.application.uid, placement, name) for name, count in left.items() if count}
-        settled = acknowledged and not any(placement.waiting.values()) and not allotment.missing
-        duplicated = allotment.placement.strategy == "Duplicated"
-        folded = aggregate(
-            components=allotment.components,
-            duplicated=duplicated,
-            reports=reports,
-            unplaced=left,
-            messages=messages,
-            version=allotment.version if settled else 0,
-        )
-        if allotment.key.space == "own":
-            stored = tx.get(allotment.key)
-            if stored is not None:
-                before = self._documents.read(stored, kinds.Application)
-                now = self._timestamp()
-                write_application_status(tx, stored, application_status(before, folded, allotment.missing, now, allotment.held_by), now)
-            return
-        write_work_status(tx, self._reporter, allotment, folded, self._uid)
-
-    def _target_report(self, tx: Tx, target: str, work: kinds.WorkSpec | None, status: kinds.WorkStatusStatus | None) -> TargetReport:
-        return TargetReport(
-            name="" if target == self._uid else self._subtree.name(tx, target),
-            shares={component.name: component.replicas for component in work.components} if work is not None else {},
-            share_id=work.shares[-1].id if work is not None else 0,
-            status=status,
-            silent=self._silent().get(target, ""),
-        )
-
-    def _why(self, application: str, placement: Placement, component: str) -> str:
-        """One sentence with the most frequent reasons; `explain` shows them all."""
-        if placement.waiting.get(component):
-            return "waits until another cluster has given replicas back"
-        names = self._subtree.names
-        refusals = [item for item in placement.refusals if item.component == component]
-        # What could be mended soonest comes first; that a controller has no cluster of its own explains little.
-        refusals.sort(key=lambda item: (item.filter == "NoShim", item.filter not in {"UnknownCluster", "Capacity"}, bool(item.cluster)))
-        parts = [f"{names.get(target, target)}: {why}" for target, why in self._refused.of(application, component)]
-        parts += [f"{names.get(item.cluster, item.cluster)} {item.message}".strip() for item in refusals]
-        return "; ".join(parts[:5]) + (f"; and {len(parts) - 5} more" if len(parts) > 5 else "") or "no cluster is known"
-
     # --- clusters ---
 
     def _records(self, tx: Tx, seen: Mapping[str, Seen]) -> list[ClusterRecord]:
@@ -383,13 +350,18 @@ class Engine:
         return self._subtree.records(tx, running)
 
 
-def _answers(work: kinds.WorkSpec | None, status: kinds.WorkStatusStatus | None) -> bool:
-    return work is not None and status is not None and status.version >= work.shares[-1].id
+def _confirmed(seen: Mapping[str, Seen]) -> dict[str, dict[str, int]]:
+    """Per target that has taken its newest share into account, the replicas that it says are ready since."""
+    return {
+        target: {component.name: component.confirmed for component in status.components}
+        for target, (work, status) in seen.items()
+        if work is not None and status is not None and status.seen >= work.shares[-1].id
+    }
 
 
 def _answer(work: kinds.WorkSpec | None, status: kinds.WorkStatusStatus | None, component: str) -> kinds.ComponentStatus | None:
     """What the target says of a component, when it answers the newest share."""
-    if status is None or not _answers(work, status):
+    if status is None or not answers(work, status):
         return None
     return next((item for item in status.components if item.name == component), None)
 

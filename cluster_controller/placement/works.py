@@ -6,7 +6,7 @@ names the share id that it answers, so an acknowledgement can never be taken for
 """
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 import msgspec
@@ -87,11 +87,16 @@ class Works:
             self._set_ceilings(tx, application, ceilings)
 
     def write(
-        self, tx: Tx, allotment: Allotment, shares: Mapping[str, Mapping[str, int]], given: Mapping[str, Mapping[str, Given]]
+        self,
+        tx: Tx,
+        allotment: Allotment,
+        shares: Mapping[str, Mapping[str, int]],
+        given: Mapping[str, Mapping[str, Given]],
+        renew: Collection[str] = (),
     ) -> bool:
         """Make the Works say ``shares``; a target that has nothing keeps a Work of zero replicas until it has answered.
 
-        Whether anything was written.
+        ``renew``: targets whose Work gets a new share id in any case. Whether anything was written.
         """
         application = allotment.application.uid
         ceilings = self.ceilings(tx, application)
@@ -104,7 +109,7 @@ class Works:
                 self._remove(tx, target, application)
                 changed = True
                 continue
-            if self._put(tx, target, allotment, wanted):
+            if self._put(tx, target, allotment, wanted, target in renew):
                 changed = True
                 raised = {name: max(wanted.get(name, 0), held.get(name, 0)) for name in {*wanted, *held}}
                 ceilings[target] = {name: count for name, count in raised.items() if count}
@@ -118,7 +123,7 @@ class Works:
 
     # --- one target ---
 
-    def _put(self, tx: Tx, target: str, allotment: Allotment, shares: Mapping[str, int]) -> bool:
+    def _put(self, tx: Tx, target: str, allotment: Allotment, shares: Mapping[str, int], renew: bool) -> bool:
         application = allotment.application.uid
         key = work_key(self._space(target), application)
         stored = tx.get(key)
@@ -137,7 +142,7 @@ class Works:
         self._deliver(tx, target, allotment)
         if stored is not None:
             now = self._documents.read(stored, kinds.Work).spec
-            if msgspec.structs.replace(spec, shares=[*allotment.chain, now.shares[-1]]) == now:
+            if not renew and msgspec.structs.replace(spec, shares=[*allotment.chain, now.shares[-1]]) == now:
                 return False
         share = kinds.Share(allotter=self._uid, id=self._next_share(tx))
         work = kinds.Work(

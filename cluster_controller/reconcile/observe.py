@@ -43,6 +43,7 @@ def work_status(
         spec=kinds.WorkStatusSpec(application=application, cluster=cluster),
         status=kinds.WorkStatusStatus(
             version=seen.version if _settled(seen) else 0,
+            seen=seen.version,
             components=components,
             clusters=[row] if desired or ready else [],
             cluster_count=1,
@@ -64,7 +65,13 @@ def _component(seen: contract.ObservedComponent, problem: str) -> kinds.Componen
     if problem:
         reason, message = reason or "NotReady", problem
     return kinds.ComponentStatus(
-        name=seen.name, desired=seen.desired, ready=seen.ready, updated=0 if problem else seen.updated, reason=reason, message=message
+        name=seen.name,
+        desired=seen.desired,
+        ready=seen.ready,
+        updated=0 if problem else seen.updated,
+        confirmed=seen.ready,
+        reason=reason,
+        message=message,
     )
 
 
@@ -80,7 +87,9 @@ def lost(seen: contract.ObservedWork, why: str) -> contract.ObservedWork:
 def lost_status(before: kinds.WorkStatus, why: str) -> kinds.WorkStatus:
     """The same for what was written before this controller started, when the shim has not spoken since."""
     status = before.status
-    components = [msgspec.structs.replace(item, ready=0, updated=0, reason="ShimLost", message=why) for item in status.components]
+    components = [
+        msgspec.structs.replace(item, ready=0, updated=0, confirmed=0, reason="ShimLost", message=why) for item in status.components
+    ]
     rows = [msgspec.structs.replace(row, ready=0, reason="ShimLost", message=why) for row in status.clusters]
     return msgspec.structs.replace(before, status=msgspec.structs.replace(status, components=components, clusters=rows))
 

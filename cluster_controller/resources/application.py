@@ -16,6 +16,7 @@ from cluster_controller.resources.meta import (
     Resource,
     Seconds,
 )
+from cluster_controller.resources.placing import Affinity, CostWish, Division, LatencyWish, SpreadConstraint
 
 
 class ModelReference(Document, frozen=True, kw_only=True):
@@ -170,8 +171,8 @@ class Toleration(Document, frozen=True, kw_only=True):
 
 
 class OnUnreachable(Document, frozen=True, kw_only=True):
-    action: Literal["Keep", "Replace"] = "Keep"  # Keep: the share of a silent cluster stays its own; Replace is not served yet
-    after_seconds: Seconds = 0  # of silence, before Replace
+    action: Literal["Keep", "Replace"] = "Keep"  # Keep: the share of a silent cluster stays its own; Replace: others take it
+    after_seconds: Seconds = 0  # of silence until Replace
 
 
 class Placement(Document, frozen=True, kw_only=True):
@@ -183,6 +184,11 @@ class Placement(Document, frozen=True, kw_only=True):
     tolerations: list[Toleration] = field(default_factory=list)  # taints that do not keep it away
     architecture: str = ""  # as Go names it: amd64, arm64, riscv64
     strategy: Literal["Divided", "Duplicated"] = "Divided"  # Divided: split over the clusters; Duplicated: each gets all replicas
+    affinity: Affinity = Affinity()  # where it would rather run
+    spread: list[SpreadConstraint] = field(default_factory=list)  # how evenly it lies over zones, or whatever labels say
+    division: Division = Division()  # how replicas are divided among the clusters that qualify
+    cost: CostWish | None = None  # what its cost counts for, with division by LowestCost
+    latency: LatencyWish | None = None  # how far it may be from whom it serves, and what that counts for
     on_unreachable: OnUnreachable = OnUnreachable()  # what becomes of the share of a cluster that fell silent
 
 
@@ -204,6 +210,7 @@ class ComponentStatus(Document, frozen=True, kw_only=True):
     ready: int = 0  # replicas that are ready
     updated: int = 0  # replicas of the newest version
     unplaced: int = 0  # replicas that no cluster could take
+    confirmed: int = 0  # of those that are ready: reported in answer to the newest share, so since it was given
     reason: str = ""  # a word for programs
     message: str = ""  # a sentence for people
 
@@ -312,7 +319,8 @@ class WorkStatusSpec(Document, frozen=True, kw_only=True):
 
 
 class WorkStatusStatus(Document, frozen=True, kw_only=True):
-    version: int = 0
+    version: int = 0  # the share that this answers; 0 while more than that share still runs
+    seen: int = 0  # the newest share that this takes into account, whether or not it is answered
     components: list[ComponentStatus] = field(default_factory=list)
     clusters: list[ClusterRow] = field(default_factory=list)  # the worst 20
     cluster_count: int = 0

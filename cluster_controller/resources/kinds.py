@@ -118,6 +118,16 @@ from cluster_controller.resources.meta import (
     Resource,
     Seconds,
 )
+from cluster_controller.resources.placing import (
+    HOURLY_COST,
+    Affinity,
+    ClusterPreference,
+    CostWish,
+    Division,
+    DivisionWeight,
+    LatencyWish,
+    SpreadConstraint,
+)
 from cluster_controller.resources.policy import Entry, SitePolicy, SitePolicySpec
 
 # --- Model ---
@@ -223,7 +233,6 @@ UNDER_WAY = frozenset({"Starting", "Progressing"})
 
 # Known fields that nothing acts on yet: (kind, dotted path, None or the values that are refused, what to do instead).
 UNSERVED: tuple[tuple[str, str, tuple[object, ...] | None, str], ...] = (
-    ("Application", "spec.placement.onUnreachable.action", ("Replace",), "use Keep"),
     ("Application", "spec.rollout", None, "leave it out: a change goes to all clusters at once"),
     ("Application", "spec.placement.tolerations[].tolerationSeconds", None, "leave it out: NoExecute moves replicas at once"),
     ("Cluster", "spec.taints[].effect", ("PreferNoSchedule",), "use NoSchedule or NoExecute"),
@@ -233,9 +242,11 @@ UNSERVED: tuple[tuple[str, str, tuple[object, ...] | None, str], ...] = (
 __all__ = [
     "API_VERSION",
     "GROUP",
+    "HOURLY_COST",
     "UNDER_WAY",
     "UNSERVED",
     "VERSION",
+    "Affinity",
     "Application",
     "ApplicationReference",
     "ApplicationSpec",
@@ -246,6 +257,7 @@ __all__ = [
     "ClusterFacts",
     "ClusterOverlay",
     "ClusterOverlaySpec",
+    "ClusterPreference",
     "ClusterRow",
     "ClusterSpec",
     "ClusterState",
@@ -265,7 +277,10 @@ __all__ = [
     "ContainerStateWaiting",
     "ContainerStatus",
     "Core",
+    "CostWish",
     "Count",
+    "Division",
+    "DivisionWeight",
     "Document",
     "Entry",
     "EnvFrom",
@@ -288,6 +303,7 @@ __all__ = [
     "LabelSelectorRequirement",
     "LabelSource",
     "Labels",
+    "LatencyWish",
     "LocalReference",
     "Metadata",
     "Model",
@@ -332,6 +348,7 @@ __all__ = [
     "Share",
     "SitePolicy",
     "SitePolicySpec",
+    "SpreadConstraint",
     "SubtreeApplication",
     "SubtreeApplicationSpec",
     "Taint",

@@ -20,6 +20,7 @@ from cluster_controller.resources.names import (
     shown,
     subdomain_problem,
 )
+from cluster_controller.resources.placing_rules import hourly_cost_problem, wishes
 from cluster_controller.resources.selectors import check_key, check_value, from_struct
 from cluster_controller.resources.shape import Problem
 
@@ -224,6 +225,11 @@ def _placement(placement: kinds.Placement, path: str, report: Report) -> None:
         report(path, "has clusterName and clusterNames; one is enough", "FieldValueForbidden")
     for name in filter(None, (placement.cluster_name, *placement.cluster_names)):
         _problem(f"{path}.clusterNames", subdomain_problem(name), report)
+    if placement.on_unreachable.action == "Replace" and placement.strategy == "Duplicated":
+        where = f"{path}.onUnreachable.action"
+        report(where, "means nothing with strategy Duplicated: every cluster has its own replicas; use Keep", "FieldValueForbidden")
+    if placement.on_unreachable.action == "Keep" and placement.on_unreachable.after_seconds:
+        report(f"{path}.onUnreachable.afterSeconds", "means nothing with action Keep; leave it out, or set action: Replace")
     if placement.node_name:
         _problem(f"{path}.nodeName", subdomain_problem(placement.node_name), report)
     for key, value in placement.node_selector.items():
@@ -239,6 +245,7 @@ def _placement(placement: kinds.Placement, path: str, report: Report) -> None:
             report(f"{where}.operator", "must be Exists where the key is empty")
         if toleration.operator == "Exists" and toleration.value:
             report(f"{where}.value", "must be empty where the operator is Exists")
+    wishes(placement, path, report)
 
 
 def model(new: kinds.Model, previous: kinds.Model | None, report: Report) -> None:
@@ -271,6 +278,9 @@ def cluster(new: kinds.Cluster, previous: kinds.Cluster | None, report: Report) 
     for index, taint in enumerate(new.spec.taints):
         report.run(f"spec.taints[{index}].key", check_key, taint.key)
         report.run(f"spec.taints[{index}].value", check_value, taint.value)
+    price = new.metadata.labels.get(kinds.HOURLY_COST)
+    if price is not None:
+        _problem(f"metadata.labels.{kinds.HOURLY_COST}", hourly_cost_problem(price), report)
 
 
 def join_token(new: kinds.JoinToken, previous: kinds.JoinToken | None, report: Report) -> None:

@@ -172,6 +172,10 @@ class Census:
         links = self._links()
         return {uid: f"{self._name} → {name}" for uid, name in self._direct.items() if uid not in links}
 
+    def silence(self, uid: str) -> float:
+        """For how many seconds a direct child out of reach was not heard; since this start, when nobody can know how much longer."""
+        return self._now() - self._lost.get(uid, self._started)
+
     def heard(self, uid: str) -> Heard | None:
         """How long ago this cluster was heard of; None for the own one and for one that nobody knows."""
         if uid == self._uid:

@@ -158,7 +158,10 @@ def stale(status: kinds.ApplicationStatus, hop: str, since: str) -> kinds.Applic
         phase="Unknown",
         ready=0,
         updated=0,
-        components=[msgspec.structs.replace(item, ready=0, updated=0, reason="Unreachable", message=message) for item in status.components],
+        components=[
+            msgspec.structs.replace(item, ready=0, updated=0, confirmed=0, reason="Unreachable", message=message)
+            for item in status.components
+        ],
         clusters=[msgspec.structs.replace(row, ready=0, reason="Unreachable", message=message) for row in status.clusters],
         conditions=[*(item for item in status.conditions if item.type != "Ready"), ready],
     )

@@ -91,7 +91,8 @@ def _entry(found: Explained, cluster: ClusterRecord, component: str, heard: Hear
     if refusal is not None:
         reason = refusal.message + (_last_heard(heard, cluster.uid) if refusal.filter == "Unreachable" else "")
         if runs and refusal.filter == "Unreachable":
-            reason += f"; it had {runs} then and keeps them"
+            gone = found.replaced.get(cluster.via, {}).get(component, 0)
+            reason += f"; it had {runs} then and " + ("others hold its share until it is back" if gone else "keeps them")
         return entry | {"filter": refusal.filter, "reason": reason, "remedy": refusal.remedy}
     if runs:
         return entry

@@ -36,7 +36,8 @@ def changed(**fields: Any) -> dict[str, Any]:
         (application(component={"resources": {"cpu": "-1"}}), 422, "negative"),
         (application(component={"resources": {"memory": "1e99"}}), 422, "too large"),
         (application(component={"container": {"image": "x"}}), 422, "exactly one|only one"),
-        (application(placement={"onUnreachable": {"action": "Replace"}}), 422, "not served yet"),
+        (application(placement={"onUnreachable": {"action": "Replace"}, "strategy": "Duplicated"}), 422, "means nothing with strategy"),
+        (application(placement={"onUnreachable": {"afterSeconds": 5}}), 422, "means nothing with action Keep"),
         (application(placement={"clusterSelector": {"matchLabels": {"a b": "c"}}}), 422, "label key"),
     ],
 )

@@ -22,10 +22,18 @@ from cluster_controller.tree.upward import Upward
 MEBI = 1024**2
 
 
+class Clock:
+    """Boot time of all machines of a tree; it goes when the test says so."""
+
+    now = 0.0
+
+
 class Site:
     """One controller: its rooms settle when the test says so."""
 
-    def __init__(self, name: str, store: Store, parent: "Site | None", cpu_millis: int, labels: dict[str, str]) -> None:
+    def __init__(self, name: str, store: Store, parent: "Site | None", cpu_millis: int, labels: dict[str, str], clock: Clock) -> None:
+        self.clock = clock
+        self.sick: dict[str, int] = {}  # application → instances of its that are not ready
         self.name = name
         self.uid = f"uid-{name}"
         self.store = store
@@ -52,13 +60,16 @@ class Site:
             name=self.name,
             parent=lambda: (parent.uid, parent.name) if parent else ("", ""),
             facts=self.facts,
-            links=lambda: dict.fromkeys(self.live, 0.0),
-            now=lambda: 0.0,
+            links=lambda: dict.fromkeys(self.live, self.clock.now),
+            now=lambda: self.clock.now,
             timestamp=lambda: "2026-01-01T00:00:00Z",
         )
         who = {"uid": self.uid, "name": self.name}
         silent = self.census.silent
-        self.engine = Engine(self.store, reporter, **who, silent=silent, timestamp=lambda: "2026-01-01T00:00:00Z")
+        stamp = "2026-01-01T00:00:00Z"
+        self.engine = Engine(
+            self.store, reporter, **who, silent=silent, silence=self.census.silence, now=lambda: self.clock.now, timestamp=lambda: stamp
+        )
         self.upward = Upward(self.store, reporter, **who, silent=silent, timestamp=lambda: "2026-01-01T00:00:00Z")
         self.news = News(self.store, reporter, name=self.name, tells=self.parent is not None)
 
@@ -119,16 +130,23 @@ class Site:
                     part = self.asked.get(spec.application.uid, Request())
                     self.asked[spec.application.uid] = add(part, request(component.resources), component.replicas)
                 components = [
-                    kinds.ComponentStatus(name=c.name, desired=c.replicas, ready=c.replicas, updated=c.replicas) for c in spec.components
+                    kinds.ComponentStatus(name=c.name, desired=c.replicas, ready=ready, updated=c.replicas, confirmed=ready)
+                    for c in spec.components
+                    for ready in [max(0, c.replicas - self.sick.get(spec.application.uid, 0))]
                 ]
                 total = sum(component.replicas for component in spec.components)
+                sick = self.sick.get(spec.application.uid, 0)
                 row = kinds.ClusterRow(
-                    cluster=self.uid, name=self.name, ready=total, desired=total, components=wanted[spec.application.uid]
+                    cluster=self.uid, name=self.name, ready=max(0, total - sick), desired=total, components=wanted[spec.application.uid]
                 )
                 status = kinds.WorkStatus(
                     spec=kinds.WorkStatusSpec(application=spec.application, cluster=self.uid),
                     status=kinds.WorkStatusStatus(
-                        version=spec.shares[-1].id, components=components, clusters=[row] if total else [], cluster_count=1
+                        version=spec.shares[-1].id,
+                        seen=spec.shares[-1].id,
+                        components=components,
+                        clusters=[row] if total else [],
+                        cluster_count=1,
                     ),
                 )
                 key = Key("observed", "WorkStatus", "", spec.application.uid)
@@ -171,6 +189,7 @@ async def copy(source: Store, source_space: str, target: Store, target_space: st
 class Tree:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.clock = Clock()
         self.sites: dict[str, Site] = {}
         self.cut: set[str] = set()  # names of children whose link is cut
         self.watch: Callable[[], None] = lambda: None
@@ -182,7 +201,7 @@ class Tree:
         folder = self.folder / name
         folder.mkdir()
         above = self.sites.get(parent)
-        site = Site(name, await Store.open(folder), above, cpu_millis, labels or {})
+        site = Site(name, await Store.open(folder), above, cpu_millis, labels or {}, self.clock)
         self.sites[name] = site
         site.start()
         if above is not None:
@@ -196,7 +215,7 @@ class Tree:
         if cut:
             self.cut.add(name)
             site.parent.live.discard(site.uid)
-            site.parent.census.link_changed(site.uid, 0.0)
+            site.parent.census.link_changed(site.uid, self.clock.now)
             site.parent.engine.link_changed(site.uid)
             site.parent.upward.link_changed(site.uid)
         else:
@@ -244,6 +263,13 @@ class Tree:
                 await asyncio.sleep(0)
             for site in self.sites.values():
                 await site.store.commit(lambda tx: None)
+
+    async def wait(self, seconds: float) -> None:
+        """Time goes by, and whoever waits for it looks again."""
+        self.clock.now += seconds
+        for site in self.sites.values():
+            site.engine.ring()
+        await self.settled()
 
     async def close(self) -> None:
         for site in self.sites.values():

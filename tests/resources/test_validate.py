@@ -113,7 +113,9 @@ def test_a_bad_component_is_refused_by_its_field(component: dict[str, Any], fiel
 
 @pytest.mark.parametrize(
     ("placement", "field"),
-    [({"onUnreachable": {"action": "Replace"}}, f"{P}.onUnreachable.action"), ({"strategy": "Random"}, f"{P}.strategy"),
+    [({"onUnreachable": {"action": "Replace"}, "strategy": "Duplicated"}, f"{P}.onUnreachable.action"),
+     ({"onUnreachable": {"action": "Keep", "afterSeconds": 3}}, f"{P}.onUnreachable.afterSeconds"),
+     ({"strategy": "Random"}, f"{P}.strategy"),
      ({"clusterSelector": {"matchLabels": {"-": "x"}}}, f"{P}.clusterSelector"), ({"clusterName": "a", "clusterNames": ["b"]}, P),
      ({"clusterSelector": {"matchExpressions": [{"key": "a", "operator": "In"}]}}, f"{P}.clusterSelector.matchExpressions[0].values"),
      ({"tolerations": [{}]}, f"{P}.tolerations[0].operator"),

@@ -1,0 +1,144 @@
+"""Say what became of an application: to the controller above, in the Application at its origin, and in Events about clusters."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from cluster_controller.documents import Documents
+from cluster_controller.events import record
+from cluster_controller.placement.aggregate import TargetReport, aggregate
+from cluster_controller.placement.allotment import Allotment
+from cluster_controller.placement.model import Placement
+from cluster_controller.placement.refused import Refused
+from cluster_controller.placement.replacing import Plan, Replaced
+from cluster_controller.placement.status import application_status, write_application_status, write_work_status
+from cluster_controller.placement.subtree import Subtree
+from cluster_controller.reports import Reporter
+from cluster_controller.resources import kinds
+from cluster_controller.store import Tx
+
+NOTHING: Mapping[str, int] = {}
+
+
+class Seen(NamedTuple):
+    """What one target was given, and what it last answered."""
+
+    work: kinds.WorkSpec | None
+    status: kinds.WorkStatusStatus | None
+
+
+class Decided(NamedTuple):
+    """What was decided; ``left`` counts, per component, what has no place or still waits for one."""
+
+    placement: Placement
+    left: Mapping[str, int]
+    plan: Plan
+
+
+def answers(work: kinds.WorkSpec | None, status: kinds.WorkStatusStatus | None) -> bool:
+    return work is not None and status is not None and status.version >= work.shares[-1].id
+
+
+class Telling:
+    def __init__(
+        self,
+        reporter: Reporter,
+        subtree: Subtree,
+        refused: Refused,
+        documents: Documents,
+        *,
+        uid: str,
+        silent: Callable[[], Mapping[str, str]],
+        timestamp: Callable[[], str],
+    ) -> None:
+        self._reporter = reporter
+        self._subtree = subtree
+        self._refused = refused
+        self._documents = documents
+        self._uid = uid
+        self._silent = silent
+        self._timestamp = timestamp
+
+    def replaced(self, tx: Tx, allotment: Allotment, plan: Plan, after: Replaced) -> None:
+        """An Event about the cluster: its share was given to others, or counts again."""
+        application = allotment.application
+        for target in sorted({*plan.before.replaced, *after.replaced}):
+            was, now = sum(plan.before.replaced.get(target, {}).values()), sum(after.replaced.get(target, {}).values())
+            if bool(was) == bool(now):
+                continue
+            name = self._subtree.name(tx, target)
+            what = f"of {application.namespace}/{application.name}"
+            patience = f"silent for {allotment.placement.on_unreachable.after_seconds} s"
+            message = (
+                f"{name} is {patience}: its {now} {what} are replaced elsewhere" if now else f"the replaced {what} on {name} count again"
+            )
+            record(
+                tx,
+                about=kinds.ObjectReference(api_version=kinds.API_VERSION, kind="Cluster", name=name, uid=target),
+                kind="Warning" if now else "Normal",
+                reason="Replaced" if now else "ReplacementEnded",
+                message=message,
+                component="placement",
+                timestamp=self._timestamp(),
+            )
+
+    def report(self, tx: Tx, allotment: Allotment, decided: Decided, seen: Mapping[str, Seen]) -> None:
+        """The status of an application whose home is here, the answer to a Work otherwise."""
+        placement, left, plan = decided
+        reports: list[TargetReport] = []
+        acknowledged = True
+        lost = plan.lost
+        for target, (work, status) in seen.items():
+            if work is None and status is None:
+                continue
+            acknowledged &= answers(work, status) or target in lost
+            reports.append(self.target(tx, target, work, status, plan.replaced(target)))
+            acknowledged &= target in lost or not plan.replaced(target)  # its surplus still runs
+        messages = {name: self._why(allotment.application.uid, placement, name) for name, count in left.items() if count}
+        settled = acknowledged and not any(placement.waiting.values()) and not allotment.missing
+        duplicated = allotment.placement.strategy == "Duplicated"
+        folded = aggregate(
+            components=allotment.components,
+            duplicated=duplicated,
+            reports=reports,
+            unplaced=left,
+            messages=messages,
+            version=allotment.version if settled else 0,
+            seen=allotment.version,
+        )
+        if allotment.key.space == "own":
+            stored = tx.get(allotment.key)
+            if stored is not None:
+                before = self._documents.read(stored, kinds.Application)
+                now = self._timestamp()
+                write_application_status(tx, stored, application_status(before, folded, allotment.missing, now, allotment.held_by), now)
+            return
+        write_work_status(tx, self._reporter, allotment, folded, self._uid)
+
+    def target(
+        self,
+        tx: Tx,
+        target: str,
+        work: kinds.WorkSpec | None,
+        status: kinds.WorkStatusStatus | None,
+        replaced: Mapping[str, int] = NOTHING,
+    ) -> TargetReport:
+        return TargetReport(
+            name="" if target == self._uid else self._subtree.name(tx, target),
+            shares={component.name: component.replicas for component in work.components} if work is not None else {},
+            share_id=work.shares[-1].id if work is not None else 0,
+            status=status,
+            silent=self._silent().get(target, ""),
+            replaced=replaced,
+        )
+
+    def _why(self, application: str, placement: Placement, component: str) -> str:
+        """One sentence with the most frequent reasons; `explain` shows them all."""
+        if placement.waiting.get(component):
+            return "waits until another cluster has given replicas back"
+        names = self._subtree.names
+        refusals = [item for item in placement.refusals if item.component == component]
+        # What could be mended soonest comes first; that a controller has no cluster of its own explains little.
+        refusals.sort(key=lambda item: (item.filter == "NoShim", item.filter not in {"UnknownCluster", "Capacity"}, bool(item.cluster)))
+        parts = [f"{names.get(target, target)}: {why}" for target, why in self._refused.of(application, component)]
+        parts += [f"{names.get(item.cluster, item.cluster)} {item.message}".strip() for item in refusals]
+        return "; ".join(parts[:5]) + (f"; and {len(parts) - 5} more" if len(parts) > 5 else "") or "no cluster is known"
