@@ -18,8 +18,9 @@ import structlog
 from cluster_controller.documents import Documents
 from cluster_controller.placement import records
 from cluster_controller.placement.aggregate import aggregate
-from cluster_controller.placement.allotment import Allotment, needed, of_application, of_work
+from cluster_controller.placement.allotment import Allotment, needed, of_application, of_work, served
 from cluster_controller.placement.capacity import Ledger, add, positive
+from cluster_controller.placement.fleet import Fleet
 from cluster_controller.placement.model import ClusterRecord, Demand, Given, Placement, Request
 from cluster_controller.placement.place import place
 from cluster_controller.placement.refused import Refused
@@ -44,7 +45,7 @@ class Explained(NamedTuple):
 
     allotment: Allotment
     placement: Placement
-    clusters: list[ClusterRecord]
+    clusters: Sequence[ClusterRecord]
     given: Mapping[str, Mapping[str, Given]]
     answers: Mapping[tuple[str, str], kinds.ComponentStatus]  # (target, component): what it says of its newest share
     replaced: Mapping[str, Mapping[str, int]]  # target → component: of its share, what others hold while it is out of reach
@@ -212,7 +213,9 @@ class Engine:
         self._telling.report(tx, allotment, Decided(placement, left, plan), seen)
 
     def _decide(self, tx: Tx, allotment: Allotment, seen: Mapping[str, Seen], given: Mapping[str, Mapping[str, Given]]) -> Placement:
-        return place(self._demand(allotment), self._records(tx, seen), given, self._pending(tx, allotment, given))
+        demand, clusters, pending = self._demand(allotment), self._records(tx, seen), self._pending(tx, allotment, given)
+        placement = place(demand, clusters, given, pending, reasons=False)
+        return place(demand, clusters, given, pending) if any(placement.unplaced.values()) else placement
 
     def _pending(self, tx: Tx, allotment: Allotment, given: Mapping[str, Mapping[str, Given]]) -> dict[str, Request]:
         """What other applications were given below, and what no cluster there has counted as asked for yet.
@@ -221,6 +224,8 @@ class Engine:
         """
         pending = {}
         for target, counted in self._subtree.asked(tx).items():
+            if not self._ledger.total(target):
+                continue
             left = add(self._ledger.total(target), counted, -1)
             for component in allotment.components:
                 item = given.get(target, {}).get(component.name, Given())
@@ -265,7 +270,8 @@ class Engine:
         seen = self._look(tx, application)
         given = self._given(tx, allotment, self._works.ceilings(tx, application), seen)
         plan = self._replacing.plan(tx, allotment, given, _confirmed(seen))
-        placement = self._decide(tx, allotment, seen, plan.given)
+        clusters = self._records(tx, seen)
+        placement = place(self._demand(allotment), clusters, plan.given, self._pending(tx, allotment, plan.given))
         said = {
             (target, component.name): part
             for target, (work, status) in seen.items()
@@ -275,14 +281,17 @@ class Engine:
         return Explained(
             allotment=allotment,
             placement=msgspec.structs.replace(placement, shares=plan.whole(placement.shares)),
-            clusters=self._records(tx, seen),
+            clusters=clusters,
             given=given,
             answers=said,
             replaced={target: plan.replaced(target) for target in given},
         )
 
     def _demand(self, allotment: Allotment) -> Demand:
-        return records.demand(allotment.application.uid, allotment.components, allotment.placement, origin=not allotment.chain)
+        models = served(self._documents, allotment)
+        return records.demand(
+            allotment.application.uid, allotment.components, allotment.placement, origin=not allotment.chain, models=models
+        )
 
     def _withdraw(self, tx: Tx, application: str, allotment: Allotment | None, ceilings: Mapping[str, Mapping[str, int]]) -> None:
         """Take the Works back. The Application goes when every target in reach has confirmed; the rest is listed at its Cluster."""
@@ -324,7 +333,7 @@ class Engine:
                 ceiling = share if confirmed else max(share, ceilings.get(target, {}).get(component.name, 0))
                 part = _answer(work, status, component.name)
                 unplaced = min(share, part.unplaced) if part is not None and not duplicated else 0
-                self._refused.answer(allotment.application, target, component.name, part if not duplicated and share else None)
+                self._refused.answer(allotment.application, target, component.name, part if not duplicated and share else None, share)
                 per[component.name] = Given(
                     share=share,
                     ceiling=ceiling,
@@ -340,7 +349,7 @@ class Engine:
 
     # --- clusters ---
 
-    def _records(self, tx: Tx, seen: Mapping[str, Seen]) -> list[ClusterRecord]:
+    def _records(self, tx: Tx, seen: Mapping[str, Seen]) -> Fleet:
         running: dict[str, Mapping[str, int]] = {}
         for target, (work, status) in seen.items():
             for row in status.clusters if status is not None else ():
