@@ -19,6 +19,7 @@ from banyanctl import output
 from banyanctl.cli import examples, settings
 from banyanctl.client import Client
 from banyanctl.endpoint import resolve
+from banyanctl.events import configure
 from banyanctl.leaving import owner
 from banyanctl.places import default_data
 from cluster_controller import clock
@@ -72,6 +73,7 @@ def backup(
 def _backup(target: Path, word: str) -> Kept:
     folder = _stopped()
     if folder is not None:
+        configure("human", "error")
         return asyncio.run(_read_folder(folder, target, word))
     with Client(resolve(settings().kubeconfig, settings().data), TIMEOUT_SECONDS) as client:
         headers, chunks = client.download("POST", "/backup", {"passphrase": word})
@@ -132,6 +134,7 @@ def restore(
     if owner(folder) is not None:
         raise StoreInUse(f"the controller in {folder} runs; stop it and move its folder away first, or restore elsewhere with --data")
     word = passphrase(passphrase_file, twice=False)
+    configure("human", "error")  # what a running controller tells its log, a person has no use for here
     with output.progress("reading the backup"):
         told = asyncio.run(_restore(Path(file).absolute(), folder, word))
     output.emit(told, settings().output, lambda: _say(told))

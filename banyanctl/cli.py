@@ -73,6 +73,7 @@ SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
         "Keep",
         (
             Entry("backup", "banyanctl.backup:backup", "Write an encrypted backup of a controller, while it works"),
+            Entry("rotate", "banyanctl.rotate:app", "Change the tree's key, or an issuing key, while everything works"),
             Entry("restore", "banyanctl.backup:restore", "Make a controller's data folder from its backup", remote=False),
         ),
     ),

@@ -63,6 +63,7 @@ def cluster_facts(
     nodes: Sequence[Node],
     description: Description | None,
     version: str,
+    authority: str = "",
     labels: Mapping[str, str],
     can_parent: bool,
     shim_trouble: str = "",
@@ -72,6 +73,7 @@ def cluster_facts(
     by_node = {node.name: requested for node in nodes[:1]}
     return kinds.ClusterFacts(
         version=version,
+        authority=authority,
         shim=description.kind if description is not None else "",
         component_kinds=list(description.component_kinds) if description is not None else [],
         shim_trouble=shim_trouble[:MAX_TROUBLE],

@@ -35,6 +35,7 @@ from openapi.front.server import Front
 from openapi.front.splice import splice
 from openapi.hooks.application import ApplicationHooks
 from openapi.hooks.dispatch import Hooks
+from openapi.hooks.life import RotateHook
 from openapi.hooks.members import ClusterHooks, SitePolicyHooks, TokenHooks, UserHooks
 from openapi.services import Blob, Grant, KindHooks, Route, User
 
@@ -65,7 +66,13 @@ class Services:
         self.version = controller.version
         by_kind: dict[str, KindHooks] = {
             "Application": ApplicationHooks(controller.store, controller.engine.explain, controller.heard),
-            "Cluster": ClusterHooks(controller.store, controller.membership, controller.uid, lambda uid: uid in controller.tunnel.links),
+            "Cluster": ClusterHooks(
+                controller.store,
+                controller.membership,
+                controller.uid,
+                lambda uid: uid in controller.tunnel.links,
+                {"rotate": RotateHook(controller.rotation, controller.store, controller.uid).answer},
+            ),
             "JoinToken": TokenHooks(controller.membership),
             "SitePolicy": SitePolicyHooks(controller.uid, controller.name),
             "User": UserHooks(controller.membership),
@@ -188,6 +195,7 @@ class Serving:
             self.port = await self.front.serve(host, 0, context)
         await controller.store.commit(lambda tx: tx.set_fact(API_PORT, str(self.port).encode()))
         self._tasks.keep("renew-certificate", lambda: self._renew(host))
+        controller.rotation.listeners.append(lambda: self._present(host))
         return self.port
 
     def _changed(self, events: Sequence[Event]) -> None:
@@ -216,7 +224,11 @@ class Serving:
     async def _renew(self, host: str) -> None:
         while True:
             await asyncio.sleep(RENEW_SECONDS)
-            self.front.replace_context(self._controller.identity().api_context(self._hosts(host), clock.wall()))
+            self._present(host)
+
+    def _present(self, host: str) -> None:
+        """A fresh certificate for connections to come, and the CAs that count now."""
+        self.front.replace_context(self._controller.identity().api_context(self._hosts(host), clock.wall()))
 
     # --- streams that end here ---
 

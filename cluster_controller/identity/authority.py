@@ -76,8 +76,10 @@ class Authority(Struct, frozen=True):
         return tuple(certificates.der(certificate) for certificate in (leaf, *self.chain))
 
 
-def issuing_for_root(tree: Signer, name: str, uid: str, now: datetime, lifetimes: Lifetimes) -> Authority:
-    """A fresh issuing key and certificate for the root, under the tree CA."""
+def issuing_for_root(
+    tree: Signer, name: str, uid: str, now: datetime, lifetimes: Lifetimes, *, cross: Sequence[x509.Certificate] = ()
+) -> Authority:
+    """A fresh issuing key and certificate for the root, under the tree CA; ``cross`` leads on to the CA that it had before."""
     key = keys.generate()
     certificate = certificates.issuing(tree, name, uid, key.public_key(), now=now, lifetime=lifetimes.issuing)
-    return Authority(Signer(certificate, key), (certificate,), lifetimes)
+    return Authority(Signer(certificate, key), (certificate, *cross), lifetimes)

@@ -203,6 +203,14 @@ def tree_ca(name: str, key: keys.PrivateKey, now: datetime) -> Signer:
     return _self_signed("tree", name, keys.uid_of(key.public_key()), key, now=now, path=MAX_PATH_LENGTH + 1, role=None)
 
 
+def cross_signed_tree(by: Signer, fresh: x509.Certificate, now: datetime) -> x509.Certificate:
+    """The key of a tree's new CA under its present one: while both count, whoever knows only the present one finds its way with it.
+
+    One authority more stands in the way then, so a tree that is as deep as it may be is too deep for the time being.
+    """
+    return by.sign(_authority(_builder(fresh.subject, _public(fresh), now, FOR_EVER), MAX_PATH_LENGTH))
+
+
 def site_ca(name: str, uid: str, key: keys.PrivateKey, now: datetime) -> Signer:
     """The site's own CA, which outlives every parent: it signs this controller's API certificate and its loopback admin."""
     return _self_signed("site", name, uid, key, now=now, path=0, role=Role.SITE)
@@ -346,13 +354,19 @@ def verify_chain(chain: Sequence[x509.Certificate], anchor: x509.Certificate) ->
 
     InvalidInput says which link of the chain fails.
     """
+    _path(chain, anchor)
+
+
+def _path(chain: Sequence[x509.Certificate], anchor: x509.Certificate) -> list[x509.Certificate]:
+    """The verified way from the leaf to ``anchor``, which comes last. What stands behind the anchor's key in ``chain`` is left out:
+    it leads on to the key that the tree had before."""
     links = list(chain)
     if not links:
         raise InvalidInput("an empty certificate chain")
-    if len(links) > MAX_CHAIN:
+    if len(links) > MAX_CHAIN + 1:
         raise InvalidInput(f"a chain of {len(links)} certificates; no tree is deeper than {MAX_CHAIN}")
-    if der(links[-1]) != der(anchor):
-        links.append(anchor)
+    reached = next((place for place, one in enumerate(links) if place and _same_authority(one, anchor)), len(links))
+    links[reached:] = [anchor]
     for below, (child, parent) in enumerate(itertools.pairwise(links)):
         # `below` authorities stand between `parent` and the leaf.
         if path_length(parent) < below:
@@ -361,6 +375,11 @@ def verify_chain(chain: Sequence[x509.Certificate], anchor: x509.Certificate) ->
             child.verify_directly_issued_by(parent)
         except (ValueError, TypeError, InvalidSignature) as error:
             raise InvalidInput(f"the certificate of {common_name(child)!r} was not signed by {common_name(parent)!r}") from error
+    return links
+
+
+def _same_authority(one: x509.Certificate, other: x509.Certificate) -> bool:
+    return one.subject == other.subject and one.public_key() == other.public_key()
 
 
 def anchored(der_chain: Sequence[bytes], anchors: Sequence[x509.Certificate]) -> tuple[bytes, ...]:
@@ -369,16 +388,13 @@ def anchored(der_chain: Sequence[bytes], anchors: Sequence[x509.Certificate]) ->
     TLS finds a way through what a peer shows in any order, unrelated certificates included; what is *read* from a chain must be
     the way that was verified. InvalidInput when it leads to none of ``anchors``.
     """
-    chain = [parse(data) for data in der_chain[: MAX_CHAIN + 1]]
+    chain = [parse(data) for data in der_chain[: MAX_CHAIN + 2]]
     problem: InvalidInput | None = None
     for anchor in anchors:
         try:
-            verify_chain(chain, anchor)
+            return tuple(der(one) for one in _path(chain, anchor))
         except InvalidInput as error:
             problem = error
-            continue
-        found = tuple(der_chain)
-        return found if der_chain[-1] == der(anchor) else (*found, der(anchor))
     raise problem or InvalidInput("no authority to verify a certificate against")
 
 
@@ -392,7 +408,7 @@ def peer_identity(der_chain: Sequence[bytes]) -> PeerCertificate:
 
     The uid is computed from the key, and the certificate must agree.
     """
-    if not der_chain or len(der_chain) > MAX_CHAIN + 1:
+    if not der_chain or len(der_chain) > MAX_CHAIN + 2:
         raise InvalidInput(f"a chain of {len(der_chain)} certificates")
     chain = [parse(data) for data in der_chain]
     leaf = chain[0]
@@ -420,7 +436,7 @@ def peer_identity(der_chain: Sequence[bytes]) -> PeerCertificate:
 
 def user_identity(der_chain: Sequence[bytes]) -> UserCertificate:
     """What a chain that TLS has verified says about a person; InvalidInput when it is no person's."""
-    if not der_chain or len(der_chain) > MAX_CHAIN + 1:
+    if not der_chain or len(der_chain) > MAX_CHAIN + 2:
         raise InvalidInput(f"a chain of {len(der_chain)} certificates")
     chain = [parse(data) for data in der_chain]
     leaf, named = chain[0], roles(chain[0])

@@ -16,6 +16,7 @@ from cluster_controller.errors import InvalidInput, NotFound
 
 IDENTITY_FILE = "identity.json"
 TREE_CA_KEY_FILE = "tree-ca.key"
+NEXT_TREE_CA_KEY_FILE = "tree-ca-next.key"  # while the tree has two
 PENDING_FILE = "joining.json"
 FILE_LIMIT_BYTES = 256 * 1024
 
@@ -24,7 +25,7 @@ class Saved(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What ``identity.json`` holds. Certificates and keys are PEM texts; chains are leaf first, without the tree CA."""
 
     name: str
-    tree_ca: str
+    tree_ca: str  # while its key is being rotated the new one after the present one
     identity_key: str
     identity_chain: str
     site_key: str

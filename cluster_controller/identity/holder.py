@@ -32,7 +32,8 @@ class Identity:
         self.lifetimes = lifetimes
         self._key = keys.from_pem(saved.identity_key.encode(), where)
         self._chain = certificates.parse_pem(saved.identity_chain.encode(), where)
-        self.tree_ca = certificates.parse_pem(saved.tree_ca.encode(), where)[0]
+        self.anchors = tuple(certificates.parse_pem(saved.tree_ca.encode(), where))  # two while the tree CA's key is being rotated
+        self.tree_ca = self.anchors[0]
         self.site = Signer(certificates.parse_pem(saved.site_ca.encode(), where)[0], keys.from_pem(saved.site_key.encode(), where))
         self.uid = keys.uid_of(self._key.public_key())
         self.name = saved.name
@@ -42,7 +43,7 @@ class Identity:
         self.authority = self._load_authority(where)
         if self.peer.uid != self.uid:
             raise InvalidInput(f"{where}: the certificate is not for the key beside it; restore the folder from a backup")
-        certificates.verify_chain(self._chain, self.tree_ca)
+        self._verify(self._chain)
 
     def __repr__(self) -> str:
         return f"<Identity {self.name} {self.uid}>"
@@ -51,8 +52,11 @@ class Identity:
         if not self.saved.issuing_key:
             return None
         chain = certificates.parse_pem(self.saved.issuing_chain.encode(), where)
-        certificates.verify_chain(chain, self.tree_ca)
+        self._verify(chain)
         return Authority(Signer(chain[0], keys.from_pem(self.saved.issuing_key.encode(), where)), tuple(chain), self.lifetimes)
+
+    def _verify(self, chain: Sequence[x509.Certificate]) -> None:
+        certificates.anchored([certificates.der(one) for one in chain], self.anchors)
 
     @property
     def may_issue(self) -> bool:
@@ -103,7 +107,7 @@ class Identity:
 
     @cached_property
     def _server_context(self) -> ssl.SSLContext:
-        return contexts.tunnel_server(keys.to_pem(self._key), b"".join(self.certificate_chain), certificates.pem(self.tree_ca))
+        return contexts.tunnel_server(keys.to_pem(self._key), b"".join(self.certificate_chain), certificates.pem(*self.anchors))
 
     def client_context(self) -> ssl.SSLContext:
         """For dialling the parent; presents the chain, demands a server of this tree. Made once per identity."""
@@ -111,7 +115,7 @@ class Identity:
 
     @cached_property
     def _client_context(self) -> ssl.SSLContext:
-        return contexts.tunnel_client(keys.to_pem(self._key), b"".join(self.certificate_chain), certificates.pem(self.tree_ca))
+        return contexts.tunnel_client(keys.to_pem(self._key), b"".join(self.certificate_chain), certificates.pem(*self.anchors))
 
     # --- the API's side ---
 
@@ -121,7 +125,7 @@ class Identity:
 
         The site CA never expires while a site is cut off; the tree CA covers every controller of the tree.
         """
-        return certificates.pem(self.tree_ca, self.site.certificate)
+        return certificates.pem(*self.anchors, self.site.certificate)
 
     def api_context(self, hosts: Sequence[str], now: datetime) -> ssl.SSLContext:
         """For the front. ``hosts`` are names and addresses beside the loopback ones."""
@@ -222,17 +226,35 @@ def create_root(folder: Path, name: str, now: datetime, lifetimes: Lifetimes = D
 
 def renew_root(folder: Path, identity: Identity, now: datetime) -> Identity:
     """Rotate the root's issuing key and renew its certificate; NotFound when the tree CA's key was taken away."""
+    fresh = reissued_root(identity, tree_key(folder, identity), now)
+    save(folder, fresh)
+    return fresh
+
+
+def tree_key(folder: Path, identity: Identity) -> keys.PrivateKey:
+    """The key of the newest CA that this root signs with. NotFound, InvalidInput when it is not there."""
+    wanted = identity.anchors[-1].public_key()
+    for name in (folders.NEXT_TREE_CA_KEY_FILE, folders.TREE_CA_KEY_FILE):
+        path = folder / name
+        if path.exists():
+            key = keys.from_pem(folders.read(path), str(path))
+            if key.public_key() == wanted:
+                return key
     path = folder / folders.TREE_CA_KEY_FILE
-    tree = Signer(identity.tree_ca, keys.from_pem(folders.read(path), str(path)))
-    if tree.key.public_key() != identity.tree_ca.public_key():
-        raise InvalidInput(f"{path} is the key of another tree")
-    authority = issuing_for_root(tree, identity.name, identity.uid, now, identity.lifetimes)
+    folders.read(path)  # NotFound, with what to do
+    raise InvalidInput(f"{path} is the key of another tree")
+
+
+def reissued_root(identity: Identity, key: keys.PrivateKey, now: datetime, cross: Sequence[x509.Certificate] | None = None) -> Identity:
+    """A root with a fresh issuing key under the CA of ``key``. ``cross``: instead of what its chain leads on with now."""
+    newest = identity.anchors[-1]
+    if cross is None:
+        cross = [one for one in identity.issuing().chain if one.public_key() == newest.public_key()]
+    authority = issuing_for_root(Signer(newest, key), identity.name, identity.uid, now, identity.lifetimes, cross=cross)
     request, _, _ = identity.requests()
     issued = authority.issue(name=identity.name, identity_request=request, issuing_request=b"", home="", now=now)
     chain = tuple(certificates.der(certificate) for certificate in authority.chain)
-    fresh = identity.renewed(Issued(identity=issued.identity, issuing=chain), authority.signer.key)
-    save(folder, fresh)
-    return fresh
+    return identity.renewed(Issued(identity=issued.identity, issuing=chain), authority.signer.key)
 
 
 def member(

@@ -81,7 +81,7 @@ class People:
         """Who showed ``chain`` (DER, leaf first) and proved to hold its key. ``remote`` is the peer's address, where known."""
         identity = self._identity()
         try:
-            anchored = certificates.anchored(chain, (identity.tree_ca, identity.site.certificate))
+            anchored = certificates.anchored(chain, (*identity.anchors, identity.site.certificate))
             shown = certificates.user_identity(anchored)
         except InvalidInput as error:
             raise Unauthenticated(f"the client certificate is not accepted: {error}; make one with `banyan user create`") from error

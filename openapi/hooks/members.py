@@ -3,7 +3,7 @@
 Secrets are made inside the create's own commit and go into that one answer: what is stored is a digest.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -100,13 +100,21 @@ class SitePolicyHooks(NoHooks):
 
 
 class ClusterHooks(NoHooks):
-    """``connected(uid)``: whether the direct child has a link now."""
+    """``connected(uid)``: whether the direct child has a link now. ``more``: subresources that other rooms answer."""
 
-    def __init__(self, store: Store, membership: Membership, uid: str, connected: Callable[[str], bool]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        membership: Membership,
+        uid: str,
+        connected: Callable[[str], bool],
+        more: Mapping[str, Callable[[Ask], Awaitable[Mapping[str, Any]]]] | None = None,
+    ) -> None:
         self._store = store
         self._membership = membership
         self._uid = uid
         self._connected = connected
+        self._more = more or {}
 
     def prepare_delete(self, write: Write) -> None:
         """Forget a member that is gone for good: its name is free, its Work and reports go."""
@@ -123,10 +131,12 @@ class ClusterHooks(NoHooks):
             raise Conflict(f"{write.name} is connected; run `banyan leave` there, or `banyan cluster revoke {write.name}`")
         gone = member if member.state == "revoked" else msgspec.structs.replace(member, state="removed")
         records.put_member(write.tx, gone)
-        listing.forget(write.tx, self._store, gone)
+        listing.forget(write.tx, gone)
 
     async def subresource(self, ask: Ask) -> Mapping[str, Any]:
         decisions = self._membership
+        if ask.subresource in self._more:
+            return await self._more[ask.subresource](ask)
         match ask.subresource:
             case "conflicts":
                 return await self._conflicts(ask)
@@ -152,7 +162,7 @@ class ClusterHooks(NoHooks):
         if stored is None or stored.key.name != ask.name:
             raise Forbidden(f"conflicts of {ask.name} are decided at {ask.name}: banyan --at {ask.name} cluster conflicts {ask.name}")
         if ask.method == "GET":
-            items = [_conflict(key, mark) for key, mark in undecided(self._store, "desired")]
+            items = [_conflict(self._store, key, mark) for key, mark in undecided(self._store, "desired")]
             return {"kind": "ConflictList", "apiVersion": "banyan.dev/v1alpha1", "items": items}
         keep = _text(ask.body, "keep", required=True)
         if keep not in {"field", "root"}:
@@ -169,14 +179,19 @@ class ClusterHooks(NoHooks):
         return {"kind": "Decision", "apiVersion": "banyan.dev/v1alpha1", "keep": keep, "settled": settled}
 
 
-def _conflict(key: Key, mark: Mark) -> dict[str, Any]:
-    """One object that waits for a decision: what is held here, and what the parent has."""
-    theirs = mark.theirs
-    name = ""
-    if theirs is not None and theirs.document:
-        metadata = msgspec.json.decode(theirs.document).get("metadata", {})
-        name = f"{metadata.get('namespace') or ''}/{metadata.get('name', '')}".strip("/")
+def _conflict(store: Store, key: Key, mark: Mark) -> dict[str, Any]:
+    """One object that waits for a decision: what is held here, and what the parent has. ``object`` is what people call it."""
+    theirs, ours = mark.theirs, store.get(key)
+    document = theirs.document if theirs is not None and theirs.document else ours.document if ours is not None else b"{}"
+    name = _called(msgspec.json.decode(document))
     return {"kind": key.kind, "name": key.name, "object": name, "held": bool(mark.ours), "parentHas": theirs is not None}
+
+
+def _called(document: Mapping[str, Any]) -> str:
+    """NAMESPACE/NAME of the object, of a Work its application's, of a Revocation who was revoked."""
+    spec = document.get("spec") or {}
+    about = spec.get("application") or (spec if document.get("kind") == "Revocation" else None) or document.get("metadata") or {}
+    return f"{about.get('namespace') or ''}/{about.get('name', '')}".strip("/")
 
 
 def _text(body: Mapping[str, Any], field: str, *, required: bool) -> str:

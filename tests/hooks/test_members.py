@@ -241,6 +241,30 @@ def test_conflicts_are_listed_and_decided_where_they_are(tmp_path: Path) -> None
     play(tmp_path, main)
 
 
+@pytest.mark.parametrize(
+    ("kind", "held", "parent", "called"),
+    [
+        ("Work", b'{"spec":{"application":{"name":"emotion","namespace":"shop"}},"metadata":{"name":"an-uid"}}', None, "shop/emotion"),
+        ("Work", b"{}", b'{"spec":{"application":{"name":"emotion","namespace":"shop"}}}', "shop/emotion"),
+        ("Revocation", b'{"kind":"Revocation","spec":{"name":"edge-7","id":"x"},"metadata":{"name":"x"}}', None, "edge-7"),
+    ],
+)
+def test_a_conflict_is_called_what_people_call_it(tmp_path: Path, kind: str, held: bytes, parent: bytes | None, called: str) -> None:
+    async def main(bench: Bench) -> None:
+        document = kinds.Cluster(metadata=kinds.Metadata(name="root"), status=kinds.ClusterState(uid=bench.site.uid))
+        theirs = conflicts.Theirs("other", 3, b"hash", "history", 9, parent) if parent else None
+
+        def conflict(tx: Tx) -> None:
+            tx.put(Key("own", "Cluster", "", "root"), encode(document), uid=bench.site.uid)
+            tx.put(Key("desired", kind, "", "a"), held, uid="ours")
+            conflicts.write(tx, Key("desired", kind, "", "a"), conflicts.Mark("ours", theirs))
+
+        await bench.store.commit(conflict)
+        assert [item["object"] for item in (await bench.ask("root", "conflicts", "GET"))["items"]] == [called]
+
+    play(tmp_path, main)
+
+
 def test_kinds_without_hooks_need_nothing(tmp_path: Path) -> None:
     async def main(bench: Bench) -> None:
         assert await bench.create("ConfigMap", "x") == {}
