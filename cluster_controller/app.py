@@ -16,10 +16,11 @@ import structlog
 
 from cluster_controller import clock, reports, restored
 from cluster_controller.config import Config, split_address
+from cluster_controller.distance import ParentDistance
 from cluster_controller.documents import Documents
 from cluster_controller.errors import Conflict, NotFound, Unreachable
-from cluster_controller.facts import Requested, cluster_facts
-from cluster_controller.identity import PeerCertificate, rotation
+from cluster_controller.facts import Present, Requested, cluster_facts
+from cluster_controller.identity import PeerCertificate
 from cluster_controller.identity import load as load_identity
 from cluster_controller.links import Links
 from cluster_controller.models.blobs import BlobStore
@@ -29,7 +30,6 @@ from cluster_controller.placement.engine import Engine
 from cluster_controller.reconcile.holds import Holds
 from cluster_controller.reconcile.reconciler import Reconciler
 from cluster_controller.resources import kinds, quantity
-from cluster_controller.rotation import Rotation
 from cluster_controller.store import Key, Store
 from cluster_controller.store import Limits as StoreLimits
 from cluster_controller.tasks import Tasks
@@ -61,7 +61,6 @@ BLOB = "blob"
 ANY_HOST = frozenset({"", "0.0.0.0", "::"})  # noqa: S104
 STORE_LIMITS = StoreLimits()
 LEAF_STORE_LIMITS = StoreLimits(journal_rows=2_000, journal_bytes=4 * 1024 * 1024)  # nobody syncs from a leaf but its parent
-RENEW_SECONDS = 30.0  # for the parent's answer
 TUNNEL_PORT = "app/tunnel-port"  # fact: the port that was bound last, taken again when any will do
 
 
@@ -119,6 +118,7 @@ class Controller:
         self.tunnel = Tunnel(self.identity, _Doors(self), self.membership.router, limits)
         self.membership.bind(self.tunnel, config.proxy or None)
         blobs = await BlobStore.open(config.blob_folder, quantity.units(config.blob_budget, "blob_budget"))
+        self.present = Present(store, blobs.missing)
         self.library = Library(blobs, config.model_folder, None if self.identity().is_root else self._open_blobs_above)
         reporter = await reports.begin(store, self.uid, clock.wall())
         self.census = Census(
@@ -146,15 +146,15 @@ class Controller:
             now=clock.boottime,
             timestamp=clock.timestamp,
         )
+        self.distance = ParentDistance(self._parent_rtt, self.census.self_changed)
+        self._tasks.keep("distance", self.distance.run)
         self.upward = Upward(store, reporter, uid=self.uid, name=self.name, silent=self.census.silent, timestamp=clock.timestamp)
         if self.shim is not None:
             self.reconciler = Reconciler(store, self.shim, self.library, uid=self.uid, name=self.name, nodes_changed=self._nodes_changed)
             store.subscribe(self.reconciler.changed)
             self._tasks.keep("reconcile", self.reconciler.run)
         self.shelf = Shelf(store, blobs)
-        self.rotation = Rotation(store, self.identity, renew=self._renew, changed=self.census.self_changed, wall=clock.wall)
         for room in (
-            self.rotation,
             self.census,
             self.engine,
             self.upward,
@@ -230,10 +230,11 @@ class Controller:
             nodes=nodes,
             description=self.description,
             version=self.version,
-            authority=rotation.authority(self.identity()),
             labels=labels,
             can_parent=self.identity().may_issue,
             shim_trouble=self.reconciler.trouble if self.reconciler is not None else "",
+            models=self.present.models(),
+            parent_rtt_millis=self.distance.millis,
         )
         if self.shim is None or (self._nodes_told and self.description is not None):
             return fresh
@@ -244,12 +245,16 @@ class Controller:
         return msgspec.structs.replace(
             before,
             version=self.version,
-            authority=fresh.authority,
             labels=labels,
             can_parent=fresh.can_parent,
             conflicts=fresh.conflicts,
             shim_trouble=fresh.shim_trouble,
+            models=fresh.models,
+            parent_rtt_millis=fresh.parent_rtt_millis,
         )
+
+    def _parent_rtt(self) -> float | None:
+        return self.tunnel.parent.rtt if self.tunnel.parent is not None else None
 
     def _link_changed(self, child: str, last_heard: float | None) -> None:
         """A link to a direct child came up (None) or was lost: all that is shown of what is below it changes."""
@@ -266,9 +271,6 @@ class Controller:
     async def _describe(self, shim: Shim) -> None:
         self.description = await shim.describe()
         self.census.self_changed()
-
-    async def _renew(self) -> bool:
-        return await self.membership.child.renew_once(self.membership.ask_renewal, RENEW_SECONDS)
 
     # --- reaching others ---
 

@@ -3,17 +3,18 @@
 Free is allocatable minus what Works ask for here, not what is measured: a request is a promise, a measurement is a moment.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from cluster_controller.documents import decode
+from cluster_controller.documents import Documents, decode
 from cluster_controller.placement.model import Request
-from cluster_controller.placement.records import request
+from cluster_controller.placement.records import model_digest, request
 from cluster_controller.reconcile.observe import node_classes
 from cluster_controller.resources import kinds
 from cluster_controller.store import Key, Store
 from cluster_controller.sync.conflicts import undecided
 from cluster_shim.contract import Description, Node
 
+MAX_MODELS = 50
 MAX_TROUBLE = 1000  # characters of why a shim is lost: every controller above keeps them
 
 
@@ -56,6 +57,26 @@ def _asked(components: Sequence[kinds.Component]) -> Request:
     return Request(cpu_millis=cpu, memory_bytes=memory, accelerators=accelerators)
 
 
+class Present:
+    """Which versions of the Models known here have all their files here: those that cost no transfer."""
+
+    def __init__(self, store: Store, missing: Callable[[Iterable[str]], Sequence[str]]) -> None:
+        self._store = store
+        self._missing = missing
+        self._documents = Documents()
+
+    def models(self) -> list[kinds.ModelPresence]:
+        """At most `MAX_MODELS`, by name and version: every controller above keeps them."""
+        found: set[tuple[str, str, str]] = set()
+        for stored in (*self._store.list("own", "Model"), *self._store.list("desired", "Model")):
+            model = self._documents.read(stored, kinds.Model)
+            for version in model.spec.versions:
+                if version.files and not self._missing(file.sha256 for file in version.files):
+                    found.add((model.metadata.name, version.name, model_digest(version)))
+        listed = sorted(found)[:MAX_MODELS]
+        return [kinds.ModelPresence(name=name, version=version, digest=digest) for name, version, digest in listed]
+
+
 def cluster_facts(
     store: Store,
     requested_by: Requested,
@@ -67,6 +88,8 @@ def cluster_facts(
     labels: Mapping[str, str],
     can_parent: bool,
     shim_trouble: str = "",
+    models: Sequence[kinds.ModelPresence] = (),
+    parent_rtt_millis: float | None = None,
 ) -> kinds.ClusterFacts:
     requested = requested_by.sums()
     # A Work names its node or means any; on a cluster of one node both are that node.
@@ -94,6 +117,8 @@ def cluster_facts(
         ),
         requested=requested,
         architectures=sorted({node.architecture for node in nodes}),
+        models=list(models),
+        parent_rtt_millis=parent_rtt_millis,
         applications=store.size("local"),
         instances=len(store.list("observed", "Pod")),
         conflicts=len(undecided(store, "desired")),

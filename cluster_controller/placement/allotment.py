@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from msgspec import Struct
 
 from cluster_controller.documents import Documents
+from cluster_controller.placement.records import model_digest
 from cluster_controller.resources import kinds
 from cluster_controller.resources.registry import FINALIZER_WITHDRAW
 from cluster_controller.store import Key, Stored, Tx
@@ -103,6 +104,22 @@ def of_work(tx: Tx, documents: Documents, stored: Stored) -> Allotment:
         key=stored.key,
         version=spec.shares[-1].id if spec.shares else 0,
     )
+
+
+def served(documents: Documents, allotment: Allotment) -> dict[str, str]:
+    """Per component that serves a model, the digest of the version that it serves; nothing where it cannot be told."""
+    models = {each.link.name: each.stored for each in allotment.references if each.link.kind == "Model"}
+    found: dict[str, str] = {}
+    for component in allotment.components:
+        stored = models.get(component.model.name) if component.model is not None else None
+        if component.model is None or stored is None:
+            continue
+        versions = documents.read(stored, kinds.Model).spec.versions
+        wanted = component.model.version or (versions[-1].name if versions else "")
+        version = next((each for each in versions if each.name == wanted), None)
+        if version is not None:
+            found[component.name] = model_digest(version)
+    return found
 
 
 def needed(components: Sequence[kinds.Component]) -> list[tuple[str, str, bool]]:

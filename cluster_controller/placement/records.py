@@ -4,30 +4,46 @@ The documents are those of `resources.kinds`; `placement.model` stays free of th
 simulated without a single document.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import msgspec
 
+from cluster_controller.errors import InvalidInput
 from cluster_controller.placement.capacity import add, drain, positive
 from cluster_controller.placement.model import (
     ClusterRecord,
     ComponentDemand,
     Demand,
+    Dividing,
     NodeRecord,
+    Objective,
+    Preference,
     Request,
     Requirement,
+    Spread,
     Taint,
     Toleration,
+    Weight,
 )
 from cluster_controller.resources import kinds, quantity
 
+EMPTY: Mapping[str, str] = MappingProxyType({})
 
-def demand(application: str, components: Sequence[kinds.Component], placement: kinds.Placement, origin: bool = True) -> Demand:
-    """What an Application's spec, or a Work's, asks this level to place."""
+
+def demand(
+    application: str,
+    components: Sequence[kinds.Component],
+    placement: kinds.Placement,
+    origin: bool = True,
+    models: Mapping[str, str] = EMPTY,
+) -> Demand:
+    """What an Application's spec, or a Work's, asks this level to place; ``models`` has the digest per component that serves one."""
     names = tuple(placement.cluster_names) + ((placement.cluster_name,) if placement.cluster_name else ())
     return Demand(
         application=application,
-        components=tuple(_component(component, placement) for component in components),
+        components=tuple(_component(component, placement, models.get(component.name, "")) for component in components),
         strategy=placement.strategy,
         selector=requirements(placement.cluster_selector),
         cluster_names=names,
@@ -36,10 +52,14 @@ def demand(application: str, components: Sequence[kinds.Component], placement: k
         tolerations=tuple(
             Toleration(key=item.key, operator=item.operator, value=item.value, effect=item.effect) for item in placement.tolerations
         ),
+        preferences=tuple(Preference(item.weight, requirements(item.selector)) for item in placement.affinity.clusters),
+        spread=tuple(Spread(item.topology_key, item.max_skew, item.when_unsatisfiable == "DoNotSchedule") for item in placement.spread),
+        dividing=dividing(placement.division),
+        objective=objective(placement),
     )
 
 
-def _component(component: kinds.Component, placement: kinds.Placement) -> ComponentDemand:
+def _component(component: kinds.Component, placement: kinds.Placement, model: str) -> ComponentDemand:
     return ComponentDemand(
         name=component.name,
         replicas=component.replicas,
@@ -49,7 +69,40 @@ def _component(component: kinds.Component, placement: kinds.Placement) -> Compon
         node_labels=placement.node_selector,
         architectures=(placement.architecture,) if placement.architecture else (),
         single=bool(component.command) and not component.takes_socket,
+        model=model,
     )
+
+
+def dividing(division: kinds.Division) -> Dividing:
+    weights = tuple(Weight(each.weight, requirements(each.selector)) for each in division.weights)
+    return Dividing(by=division.by, weights=weights, least=division.min, most=division.max)
+
+
+def objective(placement: kinds.Placement) -> Objective | None:
+    """None where neither cost nor distance decides anything."""
+    latency = placement.latency
+    if placement.division.by != "LowestCost" and latency is None:
+        return None
+    return Objective(
+        cost=placement.cost.weight if placement.cost is not None else 1,
+        latency=latency.weight if latency is not None else 0,
+        to=tuple(latency.to) if latency is not None else (),
+        within_millis=latency.max_millis if latency is not None else 0,
+    )
+
+
+def model_digest(version: kinds.ModelVersion) -> str:
+    """The same wherever a version has the same files under the same names."""
+    files = sorted((file.path, file.sha256) for file in version.files)
+    return hashlib.sha256(msgspec.json.encode(files)).hexdigest()
+
+
+def hourly_micros(labels: Mapping[str, str]) -> int:
+    """What an hour costs by the label that says so, in millionths. What cannot be read is no price: labels of nodes are anybody's."""
+    try:
+        return quantity.micros(labels.get(kinds.HOURLY_COST, "0"))
+    except InvalidInput:
+        return 0
 
 
 def component_kind(component: kinds.Component) -> str:
@@ -98,6 +151,10 @@ def cluster(document: kinds.Cluster, via: str, running: Mapping[str, int]) -> Cl
         component_kinds=tuple(facts.component_kinds) or ("model", "command"),
         nodes=tuple(record for node_class in facts.node_classes for record in _nodes(node_class)),
         running=dict(running),
+        parent=status.parent_uid,
+        rtt_millis=facts.parent_rtt_millis,
+        hourly_micros=hourly_micros(status.labels or document.metadata.labels),
+        models=frozenset(model.digest for model in facts.models if model.digest),
     )
 
 
@@ -145,4 +202,8 @@ def _nodes(node_class: kinds.NodeClass) -> Iterable[NodeRecord]:
             free_cpu_millis=node_class.free.cpu_millis,
             free_memory_bytes=node_class.free.memory_bytes,
             free_accelerators=node_class.free.accelerators,
+            whole=Request(
+                node_class.allocatable.cpu_millis, node_class.allocatable.memory_bytes, dict(node_class.allocatable.accelerators)
+            ),
+            hourly_micros=hourly_micros(node_class.labels),
         )

@@ -10,7 +10,8 @@ import msgspec
 from cluster_controller.documents import Documents
 from cluster_controller.placement import records
 from cluster_controller.placement.capacity import Ledger, add
-from cluster_controller.placement.model import ClusterRecord, Request
+from cluster_controller.placement.fleet import Fleet
+from cluster_controller.placement.model import Request
 from cluster_controller.resources import kinds
 from cluster_controller.store import Tx
 
@@ -28,7 +29,8 @@ class Subtree:
         self.names: dict[str, str] = {}  # of the clusters, by uid
         self.ways: dict[str, str] = {}  # and through whom they are reached
         self._asked: dict[str, Request] = {}  # per target, what its clusters say that is asked for there
-        self._bases: list[ClusterRecord] = []  # their records, without what any application runs there
+        self._own: kinds.Cluster | None = None
+        self._fleet = Fleet(())  # their records, without what any application runs there
 
     def forget(self) -> None:
         """A Cluster has changed: look again."""
@@ -43,7 +45,8 @@ class Subtree:
             self._clusters = [(document, via) for document, via in ways if via]
             self.names = {document.status.uid: document.metadata.name for document, _ in self._clusters}
             self.ways = {document.status.uid: via for document, via in self._clusters}
-            self._bases = [records.cluster(document, via, {}) for document, via in self._clusters]
+            self._fleet = Fleet(records.cluster(document, via, {}) for document, via in self._clusters)
+            self._own = next((document for document, _ in self._clusters if document.status.uid == self._uid), None)
             self._asked = {}
             for document, via in self._clusters:
                 self._asked[via] = add(self._asked.get(via, Request()), records.asked(document))
@@ -54,16 +57,17 @@ class Subtree:
         self.known(tx)
         return self._asked
 
-    def records(self, tx: Tx, running: Running) -> list[ClusterRecord]:
+    def records(self, tx: Tx, running: Running) -> Fleet:
         """Of every cluster, with what one application runs there."""
-        found = []
-        for (document, _), base in zip(self.known(tx), self._bases, strict=True):
-            runs = running.get(base.uid)
-            if base.uid == self._uid:
-                found.append(records.own(document, runs or {}, self._ledger.total(base.uid)))
-            else:
-                found.append(msgspec.structs.replace(base, running=dict(runs)) if runs else base)
-        return found
+        self.known(tx)
+        changed = {}
+        for uid, runs in running.items():
+            base = self._fleet.get(uid)
+            if base is not None and runs:
+                changed[uid] = msgspec.structs.replace(base, running=dict(runs))
+        if self._own is not None:
+            changed[self._uid] = records.own(self._own, running.get(self._uid, {}), self._ledger.total(self._uid))
+        return self._fleet.view(changed)
 
     def name(self, tx: Tx, target: str) -> str:
         self.known(tx)
@@ -100,6 +104,8 @@ def placing_facts(cluster: kinds.Cluster) -> tuple[object, ...]:
         status.facts.shim,
         status.facts.component_kinds,
         status.facts.shim_trouble,
+        status.facts.models,
+        status.facts.parent_rtt_millis,
         classes,
         cluster.metadata.name,
     )

@@ -44,7 +44,7 @@ class NodeClass(Document, frozen=True, kw_only=True):
 class ModelPresence(Document, frozen=True, kw_only=True):
     name: str  # of the Model
     version: str  # whose files are here
-    digest: str = ""  # of its files
+    digest: str = ""  # over the names and digests of its files
 
 
 class ClusterFacts(Document, frozen=True, kw_only=True):
@@ -64,7 +64,8 @@ class ClusterFacts(Document, frozen=True, kw_only=True):
     allocatable: ResourceSums = ResourceSums()  # what applications may use of it
     requested: ResourceSums = ResourceSums()  # by what runs here already
     architectures: list[str] = field(default_factory=list)  # of its machines
-    models: list[ModelPresence] = field(default_factory=list)  # whose files are here
+    models: list[ModelPresence] = field(default_factory=list)  # whose files are here, at most 50
+    parent_rtt_millis: float | None = None  # round trip to its parent, measured over their link; changes by a quarter are told
     applications: int = 0  # that run here
     instances: int = 0  # that run here
     conflicts: int = 0  # objects that a parent with another history would change: they wait for a person's decision

@@ -43,6 +43,11 @@ def millis(value: str | int | float, field: str = "") -> int:
     return _whole(parse(value, field) * 1000, value, field)
 
 
+def micros(value: str | int | float, field: str = "") -> int:
+    """Millionths of the base unit, rounded up: of a currency, for prices."""
+    return _whole(parse(value, field) * 1_000_000, value, field)
+
+
 def units(value: str | int | float, field: str = "") -> int:
     """Whole base units, rounded up: bytes for memory."""
     return _whole(parse(value, field), value, field)

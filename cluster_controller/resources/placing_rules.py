@@ -1,0 +1,93 @@
+"""What a placement must also mean: selectors that parse, numbers that fit each other, and nothing that would be ignored."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from cluster_controller.errors import InvalidInput
+from cluster_controller.resources import kinds, quantity
+from cluster_controller.resources.names import shown, subdomain_problem
+from cluster_controller.resources.selectors import check_key, from_struct
+
+MOST_TERMS = 50  # of each list
+
+
+class Report(Protocol):
+    def __call__(self, field: str, message: str, reason: str = "FieldValueInvalid") -> None: ...
+    def run(self, field: str, check: Callable[[str], object], value: str) -> None: ...
+
+
+def wishes(placement: kinds.Placement, path: str, report: Report) -> None:
+    """Affinity, spread, division, cost and latency."""
+    division = placement.division
+    _bounded(placement, path, report)
+    for index, each in enumerate(placement.affinity.clusters):
+        _selector(each.selector, f"{path}.affinity.clusters[{index}].selector", report)
+    for index, weight in enumerate(division.weights):
+        _selector(weight.selector, f"{path}.division.weights[{index}].selector", report)
+    for index, spread in enumerate(placement.spread):
+        if spread.topology_key:
+            report.run(f"{path}.spread[{index}].topologyKey", check_key, spread.topology_key)
+    if division.weights and division.by != "Weights":
+        report(f"{path}.division.weights", f"means nothing with by: {division.by}; set by: Weights", "FieldValueForbidden")
+    if division.by == "Weights" and not any(each.weight for each in division.weights):
+        report(f"{path}.division.weights", "by: Weights needs at least one weight above 0", "FieldValueRequired")
+    if division.max and division.min > division.max:
+        report(f"{path}.division.min", f"is more than max, {division.max}")
+    _objective(placement, path, report)
+    if placement.strategy == "Duplicated":
+        _duplicated(placement, path, report)
+
+
+def _objective(placement: kinds.Placement, path: str, report: Report) -> None:
+    cheapest = placement.division.by == "LowestCost"
+    if placement.cost is not None and not cheapest:
+        report(f"{path}.cost", "means nothing without division: {by: LowestCost}", "FieldValueForbidden")
+    latency = placement.latency
+    if latency is None:
+        return
+    if not latency.to:
+        report(f"{path}.latency.to", "at least one cluster is required: to whom?", "FieldValueRequired")
+    for index, name in enumerate(latency.to):
+        problem = subdomain_problem(name)
+        if problem:
+            report(f"{path}.latency.to[{index}]", problem)
+    if not cheapest and not latency.max_millis:
+        report(f"{path}.latency", "means nothing without maxMillis or division: {by: LowestCost}", "FieldValueForbidden")
+
+
+def _duplicated(placement: kinds.Placement, path: str, report: Report) -> None:
+    for name, given in (
+        ("affinity.clusters", placement.affinity.clusters),
+        ("spread", placement.spread),
+        ("division", placement.division != kinds.Division()),
+    ):
+        if given:
+            report(f"{path}.{name}", "means nothing with strategy Duplicated: every cluster has all replicas", "FieldValueForbidden")
+
+
+def _bounded(placement: kinds.Placement, path: str, report: Report) -> None:
+    lists: tuple[tuple[str, int], ...] = (
+        ("affinity.clusters", len(placement.affinity.clusters)),
+        ("spread", len(placement.spread)),
+        ("division.weights", len(placement.division.weights)),
+        ("latency.to", len(placement.latency.to) if placement.latency is not None else 0),
+    )
+    for name, count in lists:
+        if count > MOST_TERMS:
+            report(f"{path}.{name}", f"has {count} entries; at most {MOST_TERMS}", "FieldValueTooMany")
+
+
+def _selector(selector: kinds.LabelSelector | None, path: str, report: Report) -> None:
+    try:
+        from_struct(selector, path)
+    except InvalidInput as error:
+        report(error.field or path, str(error))
+
+
+def hourly_cost_problem(value: str) -> str:
+    """Why the value of the label that says a price is none, or ""."""
+    try:
+        quantity.micros(value)
+    except InvalidInput:
+        return f"{shown(value)} is no price: a quantity of the currency an hour, as in 0.12 or 120m"
+    return ""

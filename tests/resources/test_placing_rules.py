@@ -1,0 +1,64 @@
+"""A placement that would be ignored, or that contradicts itself, is refused by its field."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from cluster_controller.errors import InvalidInput
+from cluster_controller.resources import kinds, validate
+from cluster_controller.resources.placing_rules import hourly_cost_problem
+from tests.resources.test_validate import P, application, problems
+
+CHEAPEST = {"by": "LowestCost"}
+TERM = {"weight": 1, "selector": {"matchLabels": {"a": "b"}}}
+BAD = {"matchExpressions": [{"key": "a", "operator": "In"}]}
+
+
+def test_all_of_it_together_is_accepted() -> None:
+    placement = {
+        "affinity": {"clusters": [TERM]},
+        "spread": [{"topologyKey": "zone", "maxSkew": 2}, {"whenUnsatisfiable": "ScheduleAnyway"}],
+        "division": {"by": "LowestCost", "min": 1, "max": 3},
+        "cost": {"weight": 2},
+        "latency": {"to": ["edge-1"], "weight": 5, "maxMillis": 50},
+    }
+    found = validate.decode("Application", msgspec.json.encode(application(placement=placement)))
+    assert isinstance(found, kinds.Application)
+    assert found.spec.placement.latency == kinds.LatencyWish(to=["edge-1"], weight=5, max_millis=50)
+    assert not problems("Application", application(placement={"division": {"by": "Weights", "weights": [{"weight": 2}]}}))
+
+
+@pytest.mark.parametrize(
+    ("placement", "field"),
+    [
+        ({"affinity": {"clusters": [TERM | {"weight": 0}]}}, f"{P}.affinity.clusters[0].weight"),
+        ({"affinity": {"clusters": [TERM | {"selector": BAD}]}}, f"{P}.affinity.clusters[0].selector.matchExpressions[0].values"),
+        ({"affinity": {"clusters": [TERM] * 51}}, f"{P}.affinity.clusters"),
+        ({"spread": [{"topologyKey": "a b"}]}, f"{P}.spread[0].topologyKey"),
+        ({"spread": [{"maxSkew": 0}]}, f"{P}.spread[0].maxSkew"),
+        ({"division": {"by": "Weights"}}, f"{P}.division.weights"),
+        ({"division": {"by": "Weights", "weights": [{"weight": 0}]}}, f"{P}.division.weights"),
+        ({"division": {"weights": [{"weight": 1}]}}, f"{P}.division.weights"),
+        ({"division": {"by": "Weights", "weights": [{"weight": 1, "selector": BAD}]}},
+         f"{P}.division.weights[0].selector.matchExpressions[0].values"),
+        ({"division": {"min": 3, "max": 2}}, f"{P}.division.min"),
+        ({"cost": {"weight": 1}}, f"{P}.cost"),
+        ({"latency": {"to": ["a"]}}, f"{P}.latency"),
+        ({"latency": {"to": [], "maxMillis": 5}}, f"{P}.latency.to"),
+        ({"latency": {"to": ["A_"], "maxMillis": 5}}, f"{P}.latency.to[0]"),
+        ({"strategy": "Duplicated", "spread": [{"maxSkew": 1}]}, f"{P}.spread"),
+        ({"strategy": "Duplicated", "division": CHEAPEST}, f"{P}.division"),
+        ({"strategy": "Duplicated", "affinity": {"clusters": [TERM]}}, f"{P}.affinity.clusters"),
+    ],
+)  # fmt: skip
+def test_what_would_be_ignored_or_contradicts_itself_is_refused(placement: dict[str, Any], field: str) -> None:
+    assert field in problems("Application", application(placement=placement))
+
+
+def test_a_price_is_a_quantity() -> None:
+    assert hourly_cost_problem("0.12") == hourly_cost_problem("120m") == ""
+    assert "is no price" in hourly_cost_problem("cheap")
+    labels = {"apiVersion": "banyan.dev/v1alpha1", "kind": "Cluster", "metadata": {"name": "a", "labels": {kinds.HOURLY_COST: "-1"}}}
+    with pytest.raises(InvalidInput):
+        validate.decode("Cluster", msgspec.json.encode(labels))
