@@ -20,7 +20,7 @@ from cluster_controller.distance import ParentDistance
 from cluster_controller.documents import Documents
 from cluster_controller.errors import Conflict, NotFound, Unreachable
 from cluster_controller.facts import Present, Requested, cluster_facts
-from cluster_controller.identity import PeerCertificate
+from cluster_controller.identity import PeerCertificate, rotation
 from cluster_controller.identity import load as load_identity
 from cluster_controller.links import Links
 from cluster_controller.models.blobs import BlobStore
@@ -30,6 +30,7 @@ from cluster_controller.placement.engine import Engine
 from cluster_controller.reconcile.holds import Holds
 from cluster_controller.reconcile.reconciler import Reconciler
 from cluster_controller.resources import kinds, quantity
+from cluster_controller.rotation import Rotation
 from cluster_controller.store import Key, Store
 from cluster_controller.store import Limits as StoreLimits
 from cluster_controller.tasks import Tasks
@@ -61,6 +62,7 @@ BLOB = "blob"
 ANY_HOST = frozenset({"", "0.0.0.0", "::"})  # noqa: S104
 STORE_LIMITS = StoreLimits()
 LEAF_STORE_LIMITS = StoreLimits(journal_rows=2_000, journal_bytes=4 * 1024 * 1024)  # nobody syncs from a leaf but its parent
+RENEW_SECONDS = 30.0  # for the parent's answer
 TUNNEL_PORT = "app/tunnel-port"  # fact: the port that was bound last, taken again when any will do
 
 
@@ -154,7 +156,9 @@ class Controller:
             store.subscribe(self.reconciler.changed)
             self._tasks.keep("reconcile", self.reconciler.run)
         self.shelf = Shelf(store, blobs)
+        self.rotation = Rotation(store, self.identity, renew=self._renew, changed=self.census.self_changed, wall=clock.wall)
         for room in (
+            self.rotation,
             self.census,
             self.engine,
             self.upward,
@@ -230,6 +234,7 @@ class Controller:
             nodes=nodes,
             description=self.description,
             version=self.version,
+            authority=rotation.authority(self.identity()),
             labels=labels,
             can_parent=self.identity().may_issue,
             shim_trouble=self.reconciler.trouble if self.reconciler is not None else "",
@@ -245,6 +250,7 @@ class Controller:
         return msgspec.structs.replace(
             before,
             version=self.version,
+            authority=fresh.authority,
             labels=labels,
             can_parent=fresh.can_parent,
             conflicts=fresh.conflicts,
@@ -271,6 +277,9 @@ class Controller:
     async def _describe(self, shim: Shim) -> None:
         self.description = await shim.describe()
         self.census.self_changed()
+
+    async def _renew(self) -> bool:
+        return await self.membership.child.renew_once(self.membership.ask_renewal, RENEW_SECONDS)
 
     # --- reaching others ---
 
