@@ -158,6 +158,9 @@ class Component(Document, frozen=True, kw_only=True):
     liveness: Probe | None = None  # an instance that fails it is restarted
     readiness: Probe | None = None  # an instance that fails it counts as not ready
     expose: Expose | None = None  # the site's own port for clients of this component
+    depends_on: list[str] = field(
+        default_factory=list
+    )  # names of other components; its first start on a cluster waits until they are ready
     termination_grace_period_seconds: Seconds = 30  # between SIGTERM and SIGKILL
     takes_socket: bool = True  # accepts on the listening socket that it is handed (LISTEN_FDS); false: opens its own
 
@@ -192,15 +195,32 @@ class Placement(Document, frozen=True, kw_only=True):
     on_unreachable: OnUnreachable = OnUnreachable()  # what becomes of the share of a cluster that fell silent
 
 
+class Wave(Document, frozen=True, kw_only=True):
+    """Clusters that get a new version together. Exactly one of cluster_selector, count and percent."""
+
+    cluster_selector: LabelSelector | None = None  # those with these labels; a branch, when any cluster in it has them
+    count: Annotated[int, Meta(ge=0, le=100_000)] = 0  # so many more
+    percent: Annotated[int, Meta(ge=0, le=100)] = 0  # so many in a hundred of all, rounded up
+    pause_seconds: Seconds | None = None  # healthy for so long before the next wave begins; instead of rollout.pauseSeconds
+    manual: bool = False  # the next wave waits until somebody says `banyan rollout resume`
+
+
 class Rollout(Document, frozen=True, kw_only=True):
-    wave: Annotated[int, Meta(ge=1, le=100_000)] = 1  # not served yet
-    pause_seconds: Seconds = 0  # not served yet
+    """How a new version goes out, at each level of the tree: among a controller's direct children and its own cluster."""
+
+    waves: list[Wave] = field(default_factory=list)  # the first ones, in this order
+    wave: Count = 0  # how many clusters each further wave has; 0: all that are left in one
+    pause_seconds: Seconds = 0  # a wave is healthy for so long before the next one begins
+    progress_deadline_seconds: PositiveSeconds = 600  # in which a wave must make progress towards ready; then the rollout has failed
+    rollback: Literal["Never", "Automatic"] = "Never"  # Automatic: where it was written, a failed rollout goes back to the version before
+    paused: bool = False  # no further cluster is changed
 
 
 class ApplicationSpec(Document, frozen=True, kw_only=True):
     components: list[Component]  # what shall run, each with replicas of its own
     placement: Placement = Placement()  # where, in the subtree of the controller that is asked
-    rollout: Rollout | None = None  # not served yet
+    rollout: Rollout | None = None  # how a new version goes out; left out: to all clusters at once
+    depends_on: list[str] = field(default_factory=list)  # names of Applications of this namespace; first starts wait until they are ready
     apply: ApplyPolicy = ApplyPolicy()  # how objects are kept in members that have an API of their own
 
 
@@ -239,6 +259,20 @@ class Revision(Document, frozen=True, kw_only=True):
     cause: str = ""  # why, where it was said
 
 
+class RolloutStatus(Document, frozen=True, kw_only=True):
+    """How far a version has come. Clusters are the direct children of who reports, and its own cluster."""
+
+    revision: str = ""  # digest of the components that go out
+    phase: str = ""  # Progressing, Paused (it waits for somebody), Complete, Failed
+    wave: int = 0  # the one that is under way, from 1
+    waves: int = 0  # how many there are
+    updated: int = 0  # clusters that were given this version
+    clusters: int = 0  # of so many
+    skipped: list[str] = field(default_factory=list)  # out of reach: they follow when they are back; at most 20
+    reason: str = ""  # a word for programs
+    message: str = ""  # a sentence for people
+
+
 class ApplicationStatus(Document, frozen=True, kw_only=True):
     observed_generation: int = 0  # the generation that this status answers
     phase: str = ""  # Pending, Progressing, Running, Degraded, Withdrawing; Unknown when its origin is out of reach
@@ -251,6 +285,7 @@ class ApplicationStatus(Document, frozen=True, kw_only=True):
     cluster_count: int = 0  # how many clusters run it
     conditions: list[Condition] = field(default_factory=list)  # what is so, and since when
     history: list[Revision] = field(default_factory=list)  # earlier versions, for undo
+    rollout: RolloutStatus | None = None  # how far the newest version has come, where spec.rollout is set
     withdrawing: list[str] = field(default_factory=list)  # names of clusters that have not confirmed yet
 
 
@@ -304,6 +339,8 @@ class WorkSpec(Document, frozen=True, kw_only=True):
     components: list[Component] = field(default_factory=list)
     placement: Placement = Placement()
     rollout: Rollout | None = None
+    revision: str = ""  # digest of the version, as its origin computed it; empty where nothing goes out in waves
+    resume: str = ""  # changes whenever somebody says that what waits shall go on
     apply: ApplyPolicy = ApplyPolicy()
     references: list[WorkReference] = field(default_factory=list)
 
@@ -324,6 +361,7 @@ class WorkStatusStatus(Document, frozen=True, kw_only=True):
     components: list[ComponentStatus] = field(default_factory=list)
     clusters: list[ClusterRow] = field(default_factory=list)  # the worst 20
     cluster_count: int = 0
+    rollout: RolloutStatus | None = None
 
 
 class WorkStatus(Resource, frozen=True, kw_only=True):
