@@ -8,7 +8,7 @@ LOCK    := uv pip compile --quiet pyproject.toml --universal --python-version 3.
            --custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-kubernetes test test-kubernetes test-benchmarks unit e2e testbed testbed-compat lint installation format bench proto docs lock clean
+.PHONY: help setup demo demo-kubernetes test test-kubernetes test-benchmarks simulate unit e2e testbed testbed-compat lint installation format bench proto docs lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9%-]+):.*## /  make \1\t/' | expand -t 24
@@ -35,6 +35,10 @@ test-kubernetes: testbed ## End-to-end tests on real Kubernetes clusters (as roo
 
 test-benchmarks: $(VENV)/.ready-dev ## Every benchmark with small counts, to see that it works; CI runs it too
 	@$(BIN)/python -m tools.check benchmarks
+
+simulate: $(VENV)/.ready-dev ## Whole trees in virtual time, with faults; SEEDS=200 FROM=0 JOBS=2; TRACE=FILE with one seed; SHRINK=1 finds the fewest steps
+	@$(BIN)/python -m tests.simulation --seeds $(or $(SEEDS),20) --from $(or $(FROM),0) --jobs $(or $(JOBS),1) \
+	    $(if $(TRACE),--trace $(TRACE)) $(if $(SHRINK),--shrink)
 
 testbed: $(VENV)/.ready-dev ## Build a real Kubernetes, etcd, kwok and kine once, into ~/.cache; install what they need (as root)
 	@$(BIN)/python -m e2e.testbed build

@@ -1,0 +1,86 @@
+"""Run seeds: ``python -m tests.simulation --seeds 200 --from 0``, or ``make simulate SEEDS=200 FROM=0``.
+
+One line for each seed that fails, with the command that replays it, and one last line of figures; exit code 1 when anything failed.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from tests.simulation import scenario
+from tests.simulation.scenario import Outcome
+from tests.simulation.shrink import shrink
+
+SHOWN = 5  # violations of one seed
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _options().parse_args(arguments)
+    if options.shrink:
+        return _shrink(options.first)
+    failed = hours = violations = count = 0.0
+    for outcome in _outcomes(options):
+        count += 1
+        hours += outcome.seconds / 3600.0
+        if outcome.violations:
+            failed += 1
+            violations += len(outcome.violations)
+            _report(outcome)
+        elif options.verbose:
+            print(f"seed {outcome.seed}: {outcome.lines} lines, {outcome.digest}", flush=True)
+    print(f"{count:.0f} seeds, {hours:.1f} simulated hours, {violations:.0f} violations")
+    return 1 if failed else 0
+
+
+def _options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=20, help="how many")
+    parser.add_argument("--from", type=int, default=0, dest="first", help="the first one")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at once")
+    parser.add_argument("--trace", type=Path, help="write the whole history of a single seed there")
+    parser.add_argument("--shrink", action="store_true", help="find the fewest steps with which the seed --from still fails")
+    parser.add_argument("--verbose", action="store_true", help="a line for each seed")
+    return parser
+
+
+def _outcomes(options: argparse.Namespace) -> Iterator[Outcome]:
+    seeds = range(options.first, options.first + options.seeds)
+    if options.jobs == 1 or options.trace:
+        for seed in seeds:
+            yield scenario.simulate(scenario.draw(seed), options.trace)
+        return
+    with ProcessPoolExecutor(options.jobs) as pool:
+        yield from pool.map(_one, seeds)
+
+
+def _one(seed: int) -> Outcome:
+    return scenario.simulate(scenario.draw(seed))
+
+
+def _report(outcome: Outcome) -> None:
+    print(f"seed {outcome.seed}: {len(outcome.violations)} violations; replay: make simulate SEEDS=1 FROM={outcome.seed} TRACE=FILE")
+    for violation in outcome.violations[:SHOWN]:
+        print(f"    {violation}")
+    sys.stdout.flush()
+
+
+def _shrink(seed: int) -> int:
+    plan = scenario.draw(seed)
+    began = time.monotonic()
+    found = shrink(plan)
+    if found is None:
+        print(f"seed {seed} does not fail")
+        return 0
+    smaller, outcome = found
+    print(f"seed {seed}: {len(plan.steps)} steps, {len(smaller.steps)} are enough ({time.monotonic() - began:.0f} s)")
+    for step in smaller.steps:
+        print(f"    {step}")
+    _report(outcome)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

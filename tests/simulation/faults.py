@@ -1,0 +1,223 @@
+"""What breaks in a simulated world, and how it is mended: each fault is struck at a place and ends by itself, or when all is mended."""
+
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+from tests.simulation.invariants import Invariants
+from tests.simulation.net import Conditions
+from tests.simulation.world import Place, World
+
+FLAP_SECONDS = 3.0
+Mend = Callable[[], None]
+
+
+class Faults:
+    def __init__(self, world: World, invariants: Invariants) -> None:
+        self._world = world
+        self._invariants = invariants
+        self._active: dict[int, Mend] = {}
+        self._number = 0
+
+    def strike(self, kind: str, place: Place, seconds: float, args: dict[str, Any]) -> None:
+        """``kind`` as the plan names it."""
+        method: Callable[..., Mend | None] = getattr(self, f"_{kind.replace('-', '_')}")
+        mend = method(place, **args)
+        self._invariants.sample()
+        if mend is not None:
+            self._number += 1
+            self._active[self._number] = mend
+            self._world.loop.call_later(seconds, self._mend, self._number, kind, place.name, context=self._world.network.kernel)
+
+    def _mend(self, number: int, kind: str, name: str) -> None:
+        mend = self._active.pop(number, None)
+        if mend is not None:
+            self._world.note("-", f"mend {kind} {name}")
+            mend()
+            self._invariants.sample()
+
+    def mend_all(self) -> None:
+        active, self._active = self._active, {}
+        for mend in active.values():
+            mend()
+        for place in self._world.places.values():
+            place.start()
+        self._invariants.sample()
+
+    # --- ways ---
+
+    def _cut(self, place: Place, up: bool = True) -> Mend | None:
+        assert place.parent is not None
+        return self._isolate([place], [place.parent])
+
+    def _cut_one_way(self, place: Place, up: bool = True) -> Mend | None:
+        assert place.parent is not None
+        one, other = (place, place.parent) if up else (place.parent, place)
+        return self._isolate([one], [other], one_way=True)
+
+    def _cut_region(self, place: Place) -> Mend | None:
+        """Nothing in it reaches anything outside."""
+        inside = list(place.subtree())
+        return self._isolate(inside, [each for each in self._world.places.values() if each not in inside])
+
+    def _isolate(self, inside: list[Place], outside: list[Place], *, one_way: bool = False) -> Mend:
+        network = self._world.network
+        cut = network.cut([each.name for each in inside], [each.name for each in outside], one_way=one_way)
+        return lambda: network.heal(cut)
+
+    def _flap(self, place: Place, up: bool = True) -> Mend:
+        """Cut and healed every three seconds."""
+        state: dict[str, Mend | None] = {"heal": self._cut(place)}
+        loop, kernel = self._world.loop, self._world.network.kernel
+
+        def turn() -> None:
+            heal = state["heal"]
+            if heal is not None:
+                heal()
+                state["heal"] = None
+            else:
+                state["heal"] = self._cut(place)
+            self._invariants.sample()
+            state["timer"] = loop.call_later(FLAP_SECONDS, turn, context=kernel)  # type: ignore[assignment]
+
+        state["timer"] = loop.call_later(FLAP_SECONDS, turn, context=kernel)  # type: ignore[assignment]
+
+        def mend() -> None:
+            state["timer"].cancel()  # type: ignore[union-attr]
+            if state["heal"] is not None:
+                state["heal"]()
+
+        return mend
+
+    def _slow(self, place: Place, bandwidth: float, delay: float) -> Mend:
+        return self._worsen(place, lambda now: Conditions(delay=delay, jitter=now.jitter, loss=now.loss, bandwidth=bandwidth))
+
+    def _lossy(self, place: Place, loss: float, jitter: float) -> Mend:
+        return self._worsen(place, lambda now: Conditions(delay=now.delay, jitter=jitter, loss=loss, bandwidth=now.bandwidth))
+
+    def _worsen(self, place: Place, how: Callable[[Conditions], Conditions]) -> Mend:
+        conditions = self._world.network.conditions
+        before = self._world.usual[place.name]
+        conditions[place.name] = how(conditions[place.name])
+
+        def mend() -> None:
+            conditions[place.name] = before
+
+        return mend
+
+    # --- processes and machines ---
+
+    def _kill(self, place: Place) -> Mend:
+        place.kill()
+        return place.start
+
+    def _power(self, place: Place) -> Mend:
+        place.power_off()
+        return place.start
+
+    def _restart(self, place: Place) -> Mend | None:
+        """Stopped as a person stops it, and started again."""
+        if not place.alive or place.life is None or place.life.frozen:
+            return None
+        life, controller = place.life, place.controller
+        assert controller is not None
+        again = False
+
+        async def stop() -> None:
+            await controller.stop()
+            self._world.loop.call_soon(ended, context=self._world.network.kernel)
+
+        def ended() -> None:
+            if place.life is life:
+                place.kill()
+            if again:
+                place.start()
+
+        def mend() -> None:
+            nonlocal again
+            again = True
+            place.start()  # nothing while it has yet to stop
+
+        life.context.run(self._world.loop.create_task, stop())
+        return mend
+
+    def _blackout(self, place: Place, order: float) -> Mend:
+        """All machines lose their power at once, and come back one after the other in any order."""
+        places = list(self._world.places.values())
+        for each in places:
+            each.power_off()
+        Random(order).shuffle(places)
+
+        def mend() -> None:
+            for number, each in enumerate(places):
+                self._world.loop.call_later(1.5 * number, each.start, context=self._world.network.kernel)
+
+        return mend
+
+    def _freeze(self, place: Place) -> Mend | None:
+        """SIGSTOP: its connections stand, and nobody answers."""
+        life = place.life
+        if life is None or life.dead:
+            return None
+        life.frozen = True
+
+        def mend() -> None:
+            if not life.dead and life.frozen:
+                self._world.loop.thaw(life)
+
+        return mend
+
+    # --- disks, clocks ---
+
+    def _disk_full(self, place: Place) -> Mend:
+        place.machine.full = True
+
+        def mend() -> None:
+            place.machine.full = False
+
+        return mend
+
+    def _disk_lost(self, place: Place, taken: bool) -> Mend:
+        """An fdatasync fails; whoever watches the controller starts it again, as its message says."""
+        place.disk.lose_next, place.disk.loses_taken = True, taken
+        life = place.life
+
+        def mend() -> None:
+            place.disk.lose_next = False
+            if place.life is life:
+                place.kill()
+                place.start()
+
+        return mend
+
+    def _clock(self, place: Place, offset: float) -> Mend:
+        place.machine.wall_offset += offset
+
+        def mend() -> None:
+            place.machine.wall_offset -= offset
+
+        return mend
+
+    # --- sites ---
+
+    def _shim_lost(self, place: Place) -> Mend:
+        place.site.lose_shim()
+
+        def mend() -> None:
+            place.site.habits.lost = False
+
+        return mend
+
+    def _shim_slow(self, place: Place) -> Mend:
+        habits = place.site.habits
+        before = habits.start, habits.grace, habits.late, habits.repeats
+        habits.start, habits.grace, habits.late, habits.repeats = (5.0, 40.0), (2.0, 20.0), (1.0, 8.0), 0.5
+
+        def mend() -> None:
+            habits.start, habits.grace, habits.late, habits.repeats = before
+
+        return mend
+
+    def _instance_crash(self, place: Place) -> Mend | None:
+        place.site.crash_one()
+        return None

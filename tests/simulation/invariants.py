@@ -1,0 +1,450 @@
+"""What must hold in every simulated world, whatever breaks: one small checker each.
+
+Some look at every commit and every change of a site as it happens, some now and then, all of them at quiet points, when everything
+that was broken has been mended and has had time to heal. A checker says what is wrong; it never mends anything.
+"""
+
+import gc
+from collections.abc import Callable, Iterator
+
+import msgspec
+
+from cluster_controller.resources import kinds
+from cluster_controller.store.database import Batch
+from cluster_controller.store.model import Stored
+from cluster_controller.tunnel.link import Link
+from tests.simulation.disk import Disk
+from tests.simulation.site import Instance, Site
+from tests.simulation.wishes import Wish, Wishes
+from tests.simulation.world import Place, World
+
+SLACK_SECONDS = 12.0  # from a link declared dead until everybody above in reach was told
+HOP_SECONDS = 4.0
+MAX_TASKS = 200  # of one controller's tunnel, for each link
+REPEATED = 20  # violations of one kind that are written down
+
+
+class Violation(msgspec.Struct):
+    at: float
+    invariant: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.at:.3f} {self.invariant}: {self.what}"
+
+
+class Given:
+    """What one controller was given and gives on, as its disk has it: application → component → replicas."""
+
+    def __init__(self) -> None:
+        self.demand: dict[str, dict[str, int]] = {}
+        self.divided: set[str] = set()
+        self.shares: dict[str, dict[str, dict[str, int]]] = {}  # application → target → component → replicas
+
+
+class Invariants:
+    """Of one world."""
+
+    def __init__(self, world: World, wishes: Wishes) -> None:
+        self.world = world
+        self.wishes = wishes
+        self.violations: list[Violation] = []
+        self._given: dict[str, Given] = {}
+        self._counts: dict[tuple[str, str], int] = {}  # (site, application) → what runs
+        self._totals: dict[str, int] = {}
+        self._gone: set[str] = set()  # applications that their origin has forgotten, all having stopped
+        self._broken: dict[str, float] = {}  # place → since when its way to its parent is broken
+        self._up: dict[str, float] = {}  # place → since when it runs undisturbed
+        self.rewound: set[str] = set()  # places whose disk went back in time since the last quiet point
+        self.copied: set[str] = set()
+        self._seen_crashes = 0
+        for place in world.places.values():
+            self.watch(place)
+
+    def watch(self, place: Place) -> None:
+        place.disk.watch = self.committed
+        place.site.changed = self.site_changed
+        place.site.stopping = self.site_stops
+        self._given[place.name] = Given()
+
+    def violated(self, invariant: str, what: str) -> None:
+        if sum(each.invariant == invariant for each in self.violations) < REPEATED:
+            violation = Violation(self.world.loop.time(), invariant, what)
+            self.violations.append(violation)
+            self.world.note("!", f"{invariant}: {what}")
+
+    # --- at every commit ---
+
+    def committed(self, disk: Disk, batch: Batch) -> None:
+        given = self._given[disk.name]
+        raised: dict[str, None] = {}
+        for event in batch.events:
+            stored, before = event.stored, event.previous
+            space, kind = stored.key.space, stored.key.kind
+            if event.kind_of == "put":
+                self.no_older_version(disk, stored, before)
+            if kind == "Application" and space == "own":
+                self._note_application(given, stored, gone=event.kind_of == "delete")
+            elif kind == "Work" and self._note_work(given, stored, gone=event.kind_of == "delete"):
+                raised[stored.key.name] = None
+        for application in raised:
+            self.allotment(disk, given, application)
+        self.world.note(disk.name, f"commit {batch.events[-1].revision if batch.events else '-'} {len(batch.events)} {len(batch.facts)}")
+
+    def no_older_version(self, disk: Disk, stored: Stored, before: Stored | None) -> None:
+        """What came from another controller is never replaced by an older version of itself."""
+        space = stored.key.space
+        if before is None or before.uid != stored.uid or not (space == "desired" or space.startswith("up/")):
+            return
+        if stored.version < before.version and not self.rewound:
+            self.violated(
+                "no older version", f"{disk.name}: {space} {stored.key.kind} {stored.key.name} {before.version} → {stored.version}"
+            )
+        if stored.source and stored.source == before.source and (stored.start, stored.sequence) < (before.start, before.sequence):
+            self.violated("no older report", f"{disk.name}: {space} {stored.key.kind} {stored.key.name} goes back in {stored.source}")
+
+    def _note_application(self, given: Given, stored: Stored, *, gone: bool) -> None:
+        if stored.uid in self._gone and not self.rewound:
+            self.violated("nothing deleted comes back", f"Application {stored.key.name} ({stored.uid})")
+        if gone:
+            given.demand.pop(stored.uid, None)
+            self._gone.add(stored.uid)
+            return
+        document = msgspec.json.decode(stored.document, type=kinds.Application)
+        self._note_demand(given, stored.uid, document.spec.components, document.spec.placement.strategy)
+
+    def _note_demand(self, given: Given, uid: str, components: list[kinds.Component], strategy: str) -> None:
+        given.demand[uid] = {each.name: each.replicas for each in components}
+        if strategy == "Divided":
+            given.divided.add(uid)
+        else:
+            given.divided.discard(uid)
+
+    def _note_work(self, given: Given, stored: Stored, *, gone: bool) -> bool:
+        """Whether a target has more than before."""
+        uid, space = stored.key.name, stored.key.space
+        if space not in {"desired", "local"} and not space.startswith("down/"):
+            return False
+        if space == "desired":
+            if gone:
+                given.demand.pop(uid, None)
+            else:
+                spec = msgspec.json.decode(stored.document, type=kinds.Work).spec
+                self._note_demand(given, uid, spec.components, spec.placement.strategy)
+            return False
+        targets = given.shares.setdefault(uid, {})
+        if gone:
+            targets.pop(space, None)
+            return False
+        spec = msgspec.json.decode(stored.document, type=kinds.Work).spec
+        now = {each.name: each.replicas for each in spec.components}
+        before = targets.get(space, {})
+        targets[space] = now
+        return any(count > before.get(name, 0) for name, count in now.items())
+
+    def allotment(self, disk: Disk, given: Given, uid: str) -> None:
+        """Whoever raises a share has not given away more than it was given itself."""
+        if uid not in given.divided or disk.name in self.rewound:
+            return
+        wish = self.wishes.by_uid.get(uid)
+        if wish is not None and wish.replaces:
+            return  # the share of a silent cluster is given once more, which `running_is_desired` bounds
+        demand = given.demand.get(uid, {})
+        for name in sorted({name for each in given.shares.get(uid, {}).values() for name in each}):
+            total = sum(each.get(name, 0) for each in given.shares[uid].values())
+            if total > demand.get(name, 0):
+                shares = {space: each.get(name, 0) for space, each in given.shares[uid].items()}
+                self.violated("allotment", f"{disk.name} gives {total} of {demand.get(name, 0)} of {uid}/{name}: {shares}")
+
+    # --- at every change of a site ---
+
+    def site_changed(self, site: Site, app: str) -> None:
+        count = site.running(app)
+        before = self._counts.get((site.name, app), 0)
+        if count == before:
+            return
+        self._counts[site.name, app] = count
+        total = self._totals[app] = self._totals.get(app, 0) + count - before
+        self.world.note(site.name, f"runs {count} of {app}")
+        if count > before:
+            self.never_doubled(site, app, count, total)
+
+    def never_doubled(self, site: Site, app: str, count: int, total: int) -> None:
+        """With Keep, and in a move between live clusters, no more runs anywhere, ending instances included, than was ever wanted."""
+        wish = self.wishes.by_uid.get(app)
+        if wish is None:
+            self.violated("nothing unknown runs", f"{site.name} runs {app}")
+        elif site.name in self.copied or (self.copied and wish.moved):
+            return
+        elif wish.divided and not wish.replaces and total > wish.most:
+            where = {name: n for (name, each), n in self._counts.items() if each == app and n}
+            self.violated("keep never doubles", f"{wish.name}: {total} run, {wish.most} were wanted: {where}")
+        elif not wish.divided and count > wish.most:
+            self.violated("keep never doubles", f"{wish.name}: {count} run on {site.name}, {wish.most} were wanted")
+        elif wish.deleted and not wish.touched and not self.rewound:
+            self.violated("nothing deleted comes back", f"{site.name} starts {wish.name}, which was deleted before the last quiet point")
+
+    def site_stops(self, site: Site, instance: Instance, why: str) -> None:
+        """Nothing healthy is stopped but by a change that a person or a policy asked for."""
+        wish = self.wishes.by_uid.get(instance.app)
+        self.world.note(site.name, f"stops {instance.id} of {instance.app}: {why}")
+        if not instance.ready or wish is None or wish.touched or wish.replaces:
+            return
+        self.violated("nothing healthy is stopped", f"{site.name} stops {instance.id} of {wish.name} ({why}), which nobody has changed")
+
+    # --- now and then ---
+
+    def sample(self) -> None:
+        """Also after each fault, so that it is known since when something is broken."""
+        now = self.world.loop.time()
+        for place in self.world.places.values():
+            disturbed = not place.alive or (place.life is not None and place.life.frozen) or place.machine.full
+            if disturbed:
+                self._up.pop(place.name, None)
+            else:
+                self._up.setdefault(place.name, now)
+            parent = place.parent
+            if parent is None:
+                continue
+            way = self.world.network.passes(place.name, parent.name) and place.alive and not _frozen(place) and parent.alive
+            if way:
+                self._broken.pop(place.name, None)
+            else:
+                self._broken.setdefault(place.name, now)
+
+    def look(self) -> None:
+        """Everything that must hold at any time."""
+        self.sample()
+        for place in self.world.places.values():
+            if place.alive and not _frozen(place) and place.name not in self.copied:
+                self.nothing_stale_reads_ready(place)
+                self.no_loops(place)
+                self.bounded(place)
+        self.no_defects()
+
+    def nothing_stale_reads_ready(self, place: Place) -> None:
+        """A cluster whose way here has been broken for longer than its lease is not shown as Ready."""
+        now, heartbeat = self.world.loop.time(), self.world.heartbeat
+        since = self._up.get(place.name)
+        if since is None or now - since < 3 * heartbeat + SLACK_SECONDS:
+            return
+        assert place.controller is not None
+        for stored in place.controller.store.list("own", "Cluster"):
+            other = self.world.by_uid.get(stored.uid)
+            if other is None or other is place:
+                continue
+            path = other.path()
+            if place not in path:
+                continue
+            hops = path[path.index(place) + 1 :]
+            for distance, hop in enumerate(hops):
+                broken = self._broken.get(hop.name)
+                if broken is None:
+                    continue
+                allowed = 3 * heartbeat + SLACK_SECONDS + HOP_SECONDS * distance
+                phase = msgspec.json.decode(stored.document, type=kinds.Cluster).status.phase
+                if phase == "Ready" and now - broken > allowed:
+                    self.violated(
+                        "nothing stale reads Ready", f"{place.name} shows {other.name} as Ready, cut at {hop.name} for {now - broken:.0f} s"
+                    )
+                break
+
+    def no_loops(self, place: Place) -> None:
+        """Routes lead down only, to clusters that stand below, and never back to where they began."""
+        assert place.controller is not None
+        router = place.controller.tunnel.router
+        for uid in router.subtree(place.uid):
+            here, hops = place, 0
+            while here.uid != uid and hops <= len(self.world.places):
+                controller = here.controller
+                if controller is None or not here.alive:
+                    break
+                following = controller.tunnel.router.next_hop(uid)
+                if following is None or following not in self.world.by_uid:
+                    break
+                here = self.world.by_uid[following]
+                hops += 1
+                if here is place:
+                    self.violated("routes have no loop", f"{place.name} → {uid} comes back")
+                    return
+
+    def bounded(self, place: Place) -> None:
+        """Queues, streams and tasks stay within their caps."""
+        assert place.controller is not None
+        controller = place.controller
+        tunnel, store = controller.tunnel, controller.store
+        links = [*tunnel.links.values(), *([tunnel.parent] if tunnel.parent is not None else [])]
+        tasks = len(tunnel.tasks._tasks)
+        if tasks > MAX_TASKS * (len(links) + 1):
+            self.violated("bounded", f"{place.name}: {tasks} tasks for {len(links)} links")
+        for link in links:
+            if link.streams > 2 * tunnel.limits.max_streams:
+                self.violated("bounded", f"{place.name}: {link.streams} streams")
+        if store._rows > store._limits.pending_rows or store._bytes > store._limits.pending_bytes + store._limits.document_bytes:
+            self.violated("bounded", f"{place.name}: {store._rows} rows wait for the disk")
+
+    def no_defects(self) -> None:
+        """No task of the product has died of anything but what it may die of."""
+        crashes = self.world.crashes
+        if crashes > self._seen_crashes:
+            self.violated("no defects", f"{crashes - self._seen_crashes} tasks crashed; the trace has the tracebacks")
+            self._seen_crashes = crashes
+        for failure in self.world.loop.failed:
+            self.violated("no defects", failure)
+        self.world.loop.failed.clear()
+
+    # --- at quiet points: everything is mended, and has had time ---
+
+    def unhealed(self) -> Iterator[tuple[str, str]]:
+        """What is not yet as it should be: (invariant, what)."""
+        for check in QUIET:
+            for what in check(self):
+                yield (check.__doc__ or check.__name__).split(".")[0].strip(), what
+
+    def quiet(self) -> None:
+        """Everything has healed: the next fault begins from here."""
+        self.wishes.quiet()
+        self.rewound.clear()
+        self.copied.clear()
+
+
+def _frozen(place: Place) -> bool:
+    return place.life is not None and place.life.frozen
+
+
+def everybody_is_linked(check: Invariants) -> Iterator[str]:
+    """Every cluster has its one parent, and no other."""
+    for place in check.world.places.values():
+        if not place.alive:
+            yield f"{place.name} does not run"
+            continue
+        assert place.controller is not None
+        held = [each.name for each in check.world.places.values() if each.controller and place.uid in each.controller.tunnel.links]
+        expected = [place.parent.name] if place.parent is not None else []
+        if held != expected:
+            yield f"{place.name} is linked to {held or 'nobody'} ({place.controller.tunnel.dial_error})"
+        below = {each.uid for each in place.subtree()} - {place.uid}
+        if set(place.controller.tunnel.router.subtree(place.uid)) - {place.uid} != below:
+            yield f"{place.name} does not route to all of its subtree"
+
+
+def running_is_desired(check: Invariants) -> Iterator[str]:
+    """What runs is what is wanted, for each Application and cluster."""
+    for wish in check.wishes.by_uid.values():
+        total = check._totals.get(wish.uid, 0)
+        if not wish.divided and not wish.deleted:
+            targets = list(wish.origin.subtree())
+            wrong = {each.name: n for each in targets if (n := each.site.running(wish.uid)) != wish.replicas}
+            if wrong:
+                yield f"{wish.name}: {wrong} run, {wish.replicas} are wanted on each"
+        elif total != wish.replicas:
+            yield f"{wish.name}: {total} run, {wish.replicas} are wanted"
+    for place in check.world.places.values():
+        for uid in place.site.instances:
+            if uid not in check.wishes.by_uid:
+                yield f"{place.name} runs {uid}, of which nobody knows"
+        yield from _as_told(place)
+
+
+def _as_told(place: Place) -> Iterator[str]:
+    if place.controller is None or not place.alive:
+        return
+    told = {}
+    for stored in place.controller.store.list("local", "Work"):
+        spec = msgspec.json.decode(stored.document, type=kinds.Work).spec
+        told[stored.key.name] = sum(each.replicas for each in spec.components)
+    for uid in sorted({*told, *place.site.instances}):
+        if place.site.ready(uid) != told.get(uid, 0) or place.site.running(uid) != told.get(uid, 0):
+            yield f"{place.name} runs {place.site.running(uid)} of {uid}, its Work says {told.get(uid, 0)}"
+
+
+def nothing_acknowledged_is_lost(check: Invariants) -> Iterator[str]:
+    """What was acknowledged to a person is there, as it was written; what was deleted is not."""
+    for wish in check.wishes.by_uid.values():
+        controller = wish.origin.controller
+        if controller is None or not wish.origin.alive:
+            continue
+        stored = controller.store.find("own", "Application", wish.uid)
+        if wish.deleted:
+            if stored is not None:
+                yield f"{wish.name} was deleted and is still there"
+        elif stored is None:
+            yield f"{wish.name} was acknowledged and is gone"
+        elif msgspec.json.decode(stored.document)["spec"] != wish.spec:
+            yield f"{wish.name} is not as it was written last"
+
+
+def statuses_are_right(check: Invariants) -> Iterator[str]:
+    """The status at the origin counts what runs."""
+    for wish in check.wishes.living():
+        controller = wish.origin.controller
+        stored = controller.store.find("own", "Application", wish.uid) if controller is not None and wish.origin.alive else None
+        if stored is None:
+            continue
+        status = msgspec.json.decode(stored.document, type=kinds.Application).status
+        wanted = wish.replicas if wish.divided else wish.replicas * sum(1 for _ in wish.origin.subtree())
+        if status.ready != wanted or status.desired != wanted or status.phase != "Running" or status.unplaced:
+            yield f"{wish.name}: {status.phase}, {status.ready} of {status.desired} ready, {status.unplaced} unplaced; {wanted} run"
+
+
+def clusters_are_ready(check: Invariants) -> Iterator[str]:
+    """Every ancestor shows every cluster below it as Ready."""
+    for place in check.world.places.values():
+        if place.controller is None or not place.alive:
+            continue
+        for below in place.subtree():
+            stored = place.controller.store.find("own", "Cluster", below.uid)
+            phase = msgspec.json.decode(stored.document, type=kinds.Cluster).status.phase if stored is not None else "missing"
+            if phase != "Ready":
+                yield f"{place.name} shows {below.name} as {phase}"
+
+
+def replicas_agree(check: Invariants) -> Iterator[str]:
+    """Both ends of every link hold the same, down and up."""
+    for place in check.world.places.values():
+        if place.parent is None or not place.alive or not place.parent.alive:
+            continue
+        assert place.controller is not None and place.parent.controller is not None
+        above, below = place.parent.controller.store, place.controller.store
+        for one, space, other, copy in (
+            (above, f"down/{place.uid}", below, "desired"),
+            (below, "report", above, f"up/{place.uid}"),
+        ):
+            sent = {stored.key[1:]: (stored.uid, stored.version, stored.hash) for stored in one.scan(space)}
+            held = {stored.key[1:]: (stored.uid, stored.version, stored.hash) for stored in other.scan(copy)}
+            if sent != held:
+                wrong = sorted(key for key in {*sent, *held} if sent.get(key) != held.get(key))
+                key = wrong[0]
+                what = f"{len(wrong)} of {space} and {copy} differ, as {key}: {sent.get(key)} and {held.get(key)}"
+                yield f"{place.name}: {what}"
+
+
+def closed_links_leave_nothing(check: Invariants) -> Iterator[str]:
+    """Nothing is kept of links that have ended."""
+    edges = sum(place.parent is not None for place in check.world.places.values())
+    wires = len(check.world.network.wires)
+    if wires != 2 * edges:
+        yield f"{wires} wires are open for {edges} links"
+    gc.collect()
+    living = [each for each in gc.get_objects() if type(each) is Link and not _of_the_dead(each)]
+    if len(living) != 2 * edges:
+        yield f"{len(living)} links are in memory for {edges} connections: {sorted(map(repr, living))[:5]}"
+
+
+def _of_the_dead(link: Link) -> bool:
+    life = getattr(link._wire, "life", None)
+    return life is None or life.dead
+
+
+Check = Callable[[Invariants], Iterator[str]]
+QUIET: tuple[Check, ...] = (
+    everybody_is_linked,
+    running_is_desired,
+    nothing_acknowledged_is_lost,
+    statuses_are_right,
+    clusters_are_ready,
+    replicas_agree,
+    closed_links_leave_nothing,
+)
+
+__all__ = ["Invariants", "Violation", "Wish"]

@@ -1,0 +1,113 @@
+"""Puts the simulated world under the real controllers: clocks, entropy, keys, the wire, the disk. All in one place, undone at the end.
+
+Nothing else of the product is replaced; `mutants` does that on purpose.
+"""
+
+import contextlib
+import os
+import random
+import secrets
+import traceback
+import uuid
+from collections.abc import Iterator
+from datetime import datetime, tzinfo
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import structlog
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from cluster_controller import clock, tasks
+from cluster_controller.identity import contexts, keys
+from cluster_controller.store import health
+from cluster_controller.store import store as stores
+from cluster_controller.tunnel import dialer, server
+from tests.simulation.disk import SimDatabase, try_room
+from tests.simulation.history import History, drop, fields
+from tests.simulation.life import EPOCH, LIFE, machine
+from tests.simulation.net import SimContext, SimWire, pem_ders
+
+P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+
+
+class _Datetime(datetime):
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Any:
+        life = LIFE.get()
+        return life.machine.wall() if life is not None else EPOCH
+
+
+def _clock_gettime(which: int) -> float:
+    return machine().boottime()
+
+
+def _sign(key: keys.PrivateKey, purpose: str, data: bytes) -> bytes:
+    return key.sign(keys._message(purpose, data), ec.ECDSA(hashes.SHA256(), deterministic_signing=True))
+
+
+def _server(key: bytes, chain: bytes, tree_ca: bytes) -> SimContext:
+    return SimContext(pem_ders(chain), pem_ders(tree_ca)[0])
+
+
+def _deterministic(builder: type) -> Any:
+    original = builder.sign  # type: ignore[attr-defined]
+
+    def sign(self: Any, key: Any, algorithm: Any) -> Any:
+        return original(self, key, algorithm, ecdsa_deterministic=True)
+
+    return mock.patch.object(builder, "sign", sign)
+
+
+@contextlib.contextmanager
+def installed(seed: int, history: History, now: Any) -> Iterator[None]:
+    """For one world."""
+    dice = random.Random(f"entropy {seed}")
+
+    def token_bytes(count: int | None = None) -> bytes:
+        return dice.randbytes(32 if count is None else count)
+
+    def logged(logger: Any, name: str, event: Any) -> Any:
+        life = LIFE.get()
+        if life is None or not life.dead:
+            history.note(now(), life.machine.name if life is not None else "-", f"{event['event']} {fields(event)}")
+            if event.get("exc_info"):
+                history.aside(traceback.format_exc())
+        return drop(logger, name, event)
+
+    before = structlog.get_config()
+    state = random.getstate()
+    tasks.crashes.clear()
+    random.seed(seed)
+    structlog.configure(processors=[logged], wrapper_class=structlog.make_filtering_bound_logger(20), cache_logger_on_first_use=False)
+    replaced = [
+        mock.patch.object(clock, "time", SimpleNamespace(clock_gettime=_clock_gettime, CLOCK_BOOTTIME=7)),
+        mock.patch.object(clock, "datetime", _Datetime),
+        mock.patch.object(secrets, "token_bytes", token_bytes),
+        mock.patch.object(secrets, "choice", dice.choice),
+        mock.patch.object(uuid, "uuid4", lambda: uuid.UUID(bytes=dice.randbytes(16), version=4)),
+        mock.patch.object(keys, "generate", lambda: ec.derive_private_key(dice.randrange(1, P256_ORDER), ec.SECP256R1())),
+        mock.patch.object(keys, "sign", _sign),
+        mock.patch.object(x509, "random_serial_number", lambda: dice.getrandbits(150) | 1),
+        _deterministic(x509.CertificateBuilder),
+        _deterministic(x509.CertificateSigningRequestBuilder),
+        mock.patch.object(contexts, "tunnel_server", _server),
+        mock.patch.object(contexts, "tunnel_client", _server),
+        mock.patch.object(server, "Wire", SimWire),
+        mock.patch.object(dialer, "Wire", SimWire),
+        mock.patch.object(stores, "Database", SimDatabase),
+        mock.patch.object(health, "try_room", try_room),
+        mock.patch.dict(os.environ),
+    ]
+    with contextlib.ExitStack() as stack:
+        for each in replaced:
+            stack.enter_context(each)
+        for name in ("https_proxy", "HTTPS_PROXY"):
+            os.environ.pop(name, None)
+        try:
+            yield
+        finally:
+            structlog.configure(**before)
+            random.setstate(state)

@@ -1,0 +1,246 @@
+"""One seed: a tree, what people do in it, what breaks in it, drawn before anything runs, so that steps can be left out.
+
+An hour is a few rounds. In each, people write and faults strike as they come; then everything is mended, the tree is given time to
+heal, and all invariants are checked in full.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from msgspec import Struct
+
+from cluster_controller.errors import BanyanError
+from tests.simulation import applications
+from tests.simulation.faults import Faults
+from tests.simulation.invariants import Invariants, Violation
+from tests.simulation.wishes import Wishes
+from tests.simulation.world import Place, World
+
+ROUNDS = 5
+ROUND_SECONDS = 720.0
+CALM_SECONDS = 240.0  # the end of each round, in which nothing more happens
+LOOK_SECONDS = 20.0
+HEAL_STEPS = (45.0, 45.0, 60.0, 90.0)  # within these everything has healed
+SETTLE_SECONDS = 30.0  # after a start, before anything happens
+CLUSTERS = 20
+
+
+class Step(Struct, frozen=True):
+    """Something happens ``at`` so many seconds into the run. What is meant by ``args`` is its kind's to say."""
+
+    at: float
+    kind: str
+    place: str
+    seconds: float = 0.0
+    args: dict[str, Any] = {}
+
+    def __str__(self) -> str:
+        return f"{self.at:8.1f} {self.kind} {self.place} {self.seconds:.1f} s {self.args or ''}"
+
+
+class Plan(Struct, frozen=True):
+    """``tree``: name → name of the parent, parents first."""
+
+    seed: int
+    tree: dict[str, str]
+    steps: tuple[Step, ...]
+    rounds: int = ROUNDS
+    round_seconds: float = ROUND_SECONDS
+    heartbeat: float = 5.0
+
+
+class Outcome(Struct):
+    seed: int
+    seconds: float
+    violations: list[Violation]
+    digest: str
+    lines: int
+
+
+def draw_tree(rng: Random, clusters: int = CLUSTERS) -> dict[str, str]:
+    """A root, regions, and edges below them, on 3 or 4 levels."""
+    tree = {"root": ""}
+    regions = [f"region-{letter}" for letter in "abc"[: rng.randint(2, 3)]]
+    tree |= dict.fromkeys(regions, "root")
+    zones = {f"zone-{number}": rng.choice(regions) for number in range(rng.randint(0, 3))}
+    tree |= zones
+    above = [*regions, *zones]
+    for number in range(clusters - len(tree)):
+        tree[f"edge-{number}"] = above[number % len(above)] if number < 2 * len(above) else rng.choice(above)
+    return tree
+
+
+WRITES = (("create", 4), ("change", 4), ("delete", 2))
+FAULTS = (
+    ("cut", 6), ("cut-one-way", 3), ("cut-region", 3), ("kill", 5), ("power", 4), ("freeze", 3), ("slow", 3), ("lossy", 3), ("flap", 2),
+    ("shim-lost", 2), ("shim-slow", 2), ("instance-crash", 4), ("disk-full", 2), ("disk-lost", 2), ("clock", 2),
+    ("blackout", 1), ("restart", 2),
+)  # fmt: skip
+
+
+def draw(seed: int, *, clusters: int = CLUSTERS, rounds: int = ROUNDS) -> Plan:
+    rng = Random(f"plan {seed}")
+    tree = draw_tree(rng, clusters)
+    names: list[str] = []
+    steps: list[Step] = []
+    for number in range(rounds):
+        begin = SETTLE_SECONDS + number * ROUND_SECONDS
+        length = ROUND_SECONDS - CALM_SECONDS
+        for _ in range(rng.randint(3, 12) + (6 if number == 0 else 0)):
+            steps.append(_draw_write(rng, begin + rng.uniform(0.0, length), tree, names))
+        for _ in range(rng.randint(2, 9)):
+            at = begin + rng.uniform(0.0, length)
+            steps.append(_draw_fault(rng, at, tree))
+    steps.sort(key=lambda step: step.at)
+    return Plan(seed=seed, tree=tree, steps=tuple(steps), rounds=rounds)
+
+
+def _draw_write(rng: Random, at: float, tree: dict[str, str], names: list[str]) -> Step:
+    kind = _weighted(rng, WRITES) if names else "create"
+    if kind == "create":
+        origins = ["root", "root", *(name for name in tree if name.startswith(("region", "zone"))), rng.choice(list(tree))]
+        name = f"app-{len(names)}"
+        names.append(name)
+        strategy = "Duplicated" if rng.random() < 0.2 else "Divided"
+        replicas = rng.randint(1, 2) if strategy == "Duplicated" else rng.randint(1, 12)
+        return Step(at, kind, rng.choice(origins), args={"name": name, "spec": applications.spec(replicas, strategy=strategy, cpu="100m")})
+    name = rng.choice(names)
+    args: dict[str, Any] = {"name": name}
+    if kind == "change":
+        args |= {"replicas": rng.randint(0, 12)} if rng.random() < 0.7 else {"command": f"serve-{rng.randint(2, 99)}"}
+    return Step(at, kind, "", args=args)
+
+
+def _draw_fault(rng: Random, at: float, tree: dict[str, str]) -> Step:
+    kind = _weighted(rng, FAULTS)
+    place = rng.choice(list(tree))
+    seconds = rng.choice((rng.uniform(0.5, 5.0), rng.uniform(5.0, 30.0), rng.uniform(30.0, 240.0)))
+    args: dict[str, Any] = {}
+    if kind in {"cut", "cut-one-way", "flap"}:
+        place = rng.choice([name for name, parent in tree.items() if parent])
+        args = {"up": rng.random() < 0.5}
+    elif kind == "cut-region":
+        inner = set(tree.values()) - {"", "root"}
+        place = rng.choice(sorted(inner))
+    elif kind == "slow":
+        args = {"bandwidth": rng.choice((8e3, 64e3, 1e6)), "delay": rng.choice((0.05, 0.3, 1.0))}
+    elif kind == "lossy":
+        args = {"loss": rng.choice((0.01, 0.1, 0.3)), "jitter": rng.choice((0.0, 0.2))}
+    elif kind == "clock":
+        args = {"offset": rng.choice((-365 * 86400.0, -3600.0, -30.0, 30.0, 3600.0, 365 * 86400.0))}
+    elif kind == "disk-lost":
+        args = {"taken": rng.random() < 0.5}
+    elif kind == "blackout":
+        args = {"order": rng.random()}
+    return Step(at, kind, place, seconds, args)
+
+
+def _weighted(rng: Random, weights: tuple[tuple[str, int], ...]) -> str:
+    return rng.choices([name for name, _ in weights], [weight for _, weight in weights])[0]
+
+
+class Run:
+    """Carries a plan out."""
+
+    def __init__(self, plan: Plan, world: World) -> None:
+        self.plan = plan
+        self.world = world
+        self.wishes = Wishes()
+        self._places: list[Place] = []
+        self._plant()
+        self.invariants = Invariants(world, self.wishes)
+        self.faults = Faults(world, self.invariants)
+
+    def _plant(self) -> None:
+        world, inner = self.world, set(self.plan.tree.values())
+        for name, parent in self.plan.tree.items():
+            place = world.grow(name, world.places[parent], takes_children=name in inner) if parent else world.plant(name)
+            self._places.append(place)
+
+    def run(self) -> Outcome:
+        world = self.world
+        began = world.loop.time()
+        for place in self._places:
+            place.start()
+        steps = list(self.plan.steps)
+        for number in range(self.plan.rounds):
+            end = began + SETTLE_SECONDS + (number + 1) * self.plan.round_seconds
+            while steps and began + steps[0].at < end - sum(HEAL_STEPS):
+                step = steps.pop(0)
+                self._pass(began + step.at)
+                self._do(step)
+            self._quiet(end)
+            if self.invariants.violations:
+                break  # what follows would be consequences
+        return Outcome(self.plan.seed, world.loop.time() - began, self.invariants.violations, world.history.digest, world.history.lines)
+
+    def _pass(self, until: float) -> None:
+        """Let time pass, looking now and then."""
+        loop = self.world.loop
+        while loop.time() < until:
+            loop.run_to(min(until, loop.time() + LOOK_SECONDS))
+            self.invariants.look()
+
+    def _quiet(self, end: float) -> None:
+        """Mend everything, wait until it has healed, and check."""
+        self.faults.mend_all()
+        self.world.note("-", "mended")
+        wrong: list[tuple[str, str]] = []
+        for seconds in HEAL_STEPS:
+            self._pass(self.world.loop.time() + seconds)
+            if all(place.alive for place in self.world.places.values()):
+                self.wishes.ask_again()
+            wrong = list(self.invariants.unhealed())
+            if not wrong:
+                break
+        for invariant, what in wrong:
+            self.invariants.violated(invariant, what)
+        self.invariants.quiet()
+        self.world.note("-", f"quiet {len(wrong)}")
+        self._pass(end)
+
+    # --- steps ---
+
+    def _do(self, step: Step) -> None:
+        self.world.note("-", f"step {step.kind} {step.place} {step.seconds:.3f}")
+        writes: dict[str, Callable[[Step], None]] = {"create": self._create, "change": self._change, "delete": self._delete}
+        if step.kind in writes:
+            writes[step.kind](step)
+        else:
+            self.faults.strike(step.kind, self.world.places[step.place], step.seconds, step.args)
+
+    def _create(self, step: Step) -> None:
+        place = self.world.places[step.place]
+        if place.alive:
+            place.run(_quietly(self.wishes.create(place, step.args["name"], step.args["spec"])))
+
+    def _change(self, step: Step) -> None:
+        wish = self.wishes.by_name.get(step.args["name"])
+        if wish is None or not wish.origin.alive or not wish.spec:
+            return
+        component = dict(wish.spec["components"][0])
+        if "replicas" in step.args:
+            component["replicas"] = step.args["replicas"] if wish.divided else min(2, step.args["replicas"])
+        else:
+            component["command"] = [step.args["command"]]
+        wish.origin.run(_quietly(self.wishes.change(wish.name, {**wish.spec, "components": [component]})))
+
+    def _delete(self, step: Step) -> None:
+        wish = self.wishes.by_name.get(step.args["name"])
+        if wish is not None and wish.origin.alive:
+            wish.origin.run(_quietly(self.wishes.delete(wish.name)))
+
+
+async def _quietly(coroutine: Any) -> None:
+    """A write that the disk refuses is an answer to a person, who looks later what has become of it."""
+    try:
+        await coroutine
+    except BanyanError:
+        return
+
+
+def simulate(plan: Plan, trace: Path | None = None) -> Outcome:
+    with World(plan.seed, trace=trace, heartbeat=plan.heartbeat) as world:
+        return Run(plan, world).run()

@@ -1,0 +1,37 @@
+"""Three clusters, to see that the simulated world carries the real product: deploy, cut, heal, crash."""
+
+from tests.simulation import applications
+from tests.simulation.invariants import Invariants
+from tests.simulation.wishes import Wishes
+from tests.simulation.world import World
+
+
+def test_what_is_deployed_runs_through_a_cut_and_a_crash_and_follows_changes_afterwards() -> None:
+    with World(1) as world:
+        root = world.plant("root")
+        region = world.grow("region", root, takes_children=True)
+        edge = world.grow("edge", region, takes_children=False)
+        wishes = Wishes()
+        check = Invariants(world, wishes)
+        for place in (root, region, edge):
+            place.start()
+        world.run_for(10)
+        world.call(root, wishes.create(root, "one", applications.spec(5)))
+        world.run_for(20)
+        assert list(check.unhealed()) == []
+
+        cut = world.network.cut([edge.name], [region.name])
+        check.sample()
+        world.run_for(60)
+        check.look()
+        world.call(root, wishes.change("one", applications.spec(7)))
+        world.run_for(60)
+        region.kill()
+        region.start()
+        world.run_for(60)
+        check.look()
+        assert edge.site.running(wishes.by_name["one"].uid) > 0, "a cluster that is cut off runs on"
+        world.network.heal(cut)
+        world.run_for(60)
+        assert list(check.unhealed()) == []
+        assert check.violations == []
