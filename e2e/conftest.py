@@ -15,6 +15,10 @@ from tools.check import AGAIN
 __all__ = ["_shared_members", "control_plane", "edge_image", "k3s_member", "kwok_member", "testbed_members", "whole_member"]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="play faults for as long as they last in life (e2e/faults): tens of minutes")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "exact: counts what must be so at any time, however busy the machine; never tried again")
 

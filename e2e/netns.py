@@ -16,6 +16,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from e2e.cable import Cable
 
 PREFIX = "banyan-test"
 MINE = re.compile(rf"{PREFIX}-(\d+)-(\d+)-\S+")
@@ -71,10 +75,13 @@ class End:
     device: str
     address: str
 
-    def shape(self, rate: str, queue_bytes: int) -> None:
+    def shape(self, rate: str, queue_bytes: int, burst: str = BURST) -> None:
         """What leaves here leaves at ``rate`` (tc's notation); so much waits in the queue, the rest is dropped."""
         limit = str(queue_bytes)
-        self.space.run("tc", "qdisc", "replace", "dev", self.device, "root", "tbf", "rate", rate, "burst", BURST, "limit", limit)
+        self.space.run("tc", "qdisc", "replace", "dev", self.device, "root", "tbf", "rate", rate, "burst", burst, "limit", limit)
+
+    def unshape(self) -> None:
+        self.space.run("tc", "qdisc", "delete", "dev", self.device, "root")
 
     def set(self, state: str) -> None:
         self.space.run("ip", "link", "set", self.device, state)
@@ -85,18 +92,36 @@ class Link:
     upper: End
     lower: End
 
-    def shape(self, rate: str, queue_bytes: int = 1 << 20) -> None:
+    def shape(self, rate: str, queue_bytes: int = 1 << 20, burst: str = BURST) -> None:
         """Both ways. The queue is long on purpose: as in a cheap modem, whoever fills it makes everybody wait."""
         for end in (self.upper, self.lower):
-            end.shape(rate, queue_bytes)
+            end.shape(rate, queue_bytes, burst)
+
+    def unshape(self) -> None:
+        for end in (self.upper, self.lower):
+            end.unshape()
 
     def cut(self) -> None:
         """Nothing passes and nobody is told: connections stay open on both sides until somebody's patience ends."""
         for end in (self.upper, self.lower):
-            end.space.run("nft", "add table ip cut; flush table ip cut")
-            for hook, match in (("input", "iifname"), ("output", "oifname")):
-                end.space.run("nft", f"add chain ip cut {hook} {{ type filter hook {hook} priority -10; }}")
-                end.space.run("nft", f'add rule ip cut {hook} {match} "{end.device}" drop')
+            self._drop(end, ("input", "output"))
+
+    def cut_down(self) -> None:
+        """What the upper end sends is lost; what the lower end sends arrives."""
+        self._drop(self.lower, ("input",))
+
+    def cut_up(self) -> None:
+        """What the lower end sends is lost; what the upper end sends arrives."""
+        self._drop(self.upper, ("input",))
+
+    @staticmethod
+    def _drop(end: End, hooks: tuple[str, ...]) -> None:
+        rules = ["add table ip cut", "flush table ip cut"]
+        for hook in hooks:
+            match = "iifname" if hook == "input" else "oifname"
+            rules.append(f"add chain ip cut {hook} {{ type filter hook {hook} priority -10; }}")
+            rules.append(f'add rule ip cut {hook} {match} "{end.device}" drop')
+        end.space.run("nft", "; ".join(rules))
 
     def lose(self, percent: int) -> None:
         """So many of a hundred packets that come, either way and at random. Until the namespaces end."""
@@ -110,17 +135,24 @@ class Link:
         tables = [end.space.run("nft", "list", "table", "ip", "lose") for end in (self.upper, self.lower)]
         return sum(int(found) for table in tables for found in re.findall(r"counter packets (\d+)", table))
 
-    def mend(self) -> None:
+    def lose_none(self) -> None:
+        """No more packets are lost."""
         for end in (self.upper, self.lower):
-            end.space.run("nft", "delete table ip cut")
+            end.space.run("nft", "delete table ip lose")
+
+    def mend(self) -> None:
+        """The end of any cut."""
+        for end in (self.upper, self.lower):
+            end.space.run("nft", "add table ip cut; delete table ip cut")
 
 
 class Fabric:
     """Namespaces and links of one test module."""
 
     def __init__(self) -> None:
-        self._mark = f"{PREFIX}-{os.getpid()}-{_started(os.getpid())}"
+        self._mark = f"{PREFIX}-{os.getpid()}-{started(os.getpid())}"
         self._spaces: dict[str, Namespace] = {}
+        self._cables: list[Cable] = []
         self._links = 0
 
     def namespace(self, name: str) -> Namespace:
@@ -138,14 +170,31 @@ class Fabric:
             "ip", "link", "add", "name", ends[0].device, "netns", upper.name, "type", "veth",
             "peer", "name", ends[1].device, "netns", lower.name,
         )  # fmt: skip
-        for end in ends:
-            end.space.run("ip", "address", "add", f"{end.address}/30", "dev", end.device)
-            end.set("up")
-        return Link(*ends)
+        return _up(Link(*ends))
+
+    def cable(self, upper: Namespace, lower: Namespace) -> "tuple[Link, Cable]":
+        """A link over a `Cable`, whose length and widest packet can be changed."""
+        from e2e.cable import Cable
+
+        self._links += 1
+        number = self._links
+        ends = (End(upper, f"down{number}", f"10.77.{number}.1"), End(lower, f"up{number}", f"10.77.{number}.2"))
+        cable = Cable(*((end.space, end.device) for end in ends))
+        self._cables.append(cable)
+        return _up(Link(*ends)), cable
 
     def destroy(self) -> None:
+        for cable in self._cables:
+            cable.close()
         for space in self._spaces.values():
             _remove(space)
+
+
+def _up(link: Link) -> Link:
+    for end in (link.upper, link.lower):
+        end.space.run("ip", "address", "add", f"{end.address}/30", "dev", end.device)
+        end.set("up")
+    return link
 
 
 @contextlib.contextmanager
@@ -164,7 +213,7 @@ def sweep() -> list[str]:
     for line in command("ip", "netns", "list").splitlines():
         name = line.split()[0] if line.split() else ""
         found = MINE.fullmatch(name)
-        if found is not None and _started(int(found[1])) != int(found[2]):
+        if found is not None and started(int(found[1])) != int(found[2]):
             _remove(Namespace(name))
             swept.append(name)
     return swept
@@ -183,7 +232,7 @@ def _remove(space: Namespace) -> None:
     command("ip", "netns", "delete", space.name)
 
 
-def _started(pid: int) -> int:
+def started(pid: int) -> int:
     """When the process began, in the kernel's ticks; 0 when there is none."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])

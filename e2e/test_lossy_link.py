@@ -6,8 +6,8 @@ import pytest
 
 from banyanctl.demo import processes
 from e2e.netns import weaving
+from e2e.placed import PlacedSite
 from e2e.support import APPS, Tree, application, growing, until
-from e2e.test_shaped_tree import PlacedSite
 
 pytestmark = [pytest.mark.needs("root"), pytest.mark.exact]
 

@@ -21,6 +21,7 @@ from cluster_controller.tunnel import Lane, Limits
 from cluster_controller.tunnel.protocol.pacing import FRAME_TIME, TARGET_DELAY
 from e2e.hop_program import DEAD_AFTER
 from e2e.netns import Link, Namespace, weaving
+from e2e.placed import pss
 from e2e.support import ROOT, until
 from tests.tunnel.support import identity, root
 
@@ -71,12 +72,6 @@ class Process:
         self._process.wait()
         self._process.stdin.close()
         self._process.stdout.close()
-
-
-def pss(pid: int) -> int:
-    """Bytes, shared pages counted in part."""
-    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    return 1024 * sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
 
 
 class Hops(list[Process]):

@@ -7,11 +7,9 @@ beside a model that fills the link, and a client that stops reading an endless a
 import os
 import socket
 import statistics
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,42 +17,14 @@ from banyanctl.client import Client, tls_context
 from banyanctl.endpoint import ADMIN_KUBECONFIG, read
 from cluster_controller.tunnel import Limits
 from cluster_controller.tunnel.protocol.pacing import FRAME_TIME, TARGET_DELAY
-from e2e.netns import Fabric, Namespace, weaving
+from e2e.netns import Fabric, weaving
+from e2e.placed import HEARTBEAT, PlacedSite
 from e2e.support import API, APPS, EMOTION, Site, Tree, growing, model_application, program, talker, until
-from e2e.test_shaped_link import MEBIBYTE, RATE, pss
+from e2e.test_shaped_link import MEBIBYTE, RATE
 
 pytestmark = pytest.mark.needs("root")
 
 BALLAST = 24 * MEBIBYTE  # ten seconds of the link
-HEARTBEAT = 1.0  # seconds; a link is dead after three
-
-
-class PlacedSite(Site):
-    """A site in a network of its own: whoever talks to it enters that network first."""
-
-    def __init__(self, folder: Path, environment: dict[str, str], space: Namespace) -> None:
-        super().__init__(folder, environment | {"BANYAN_HEARTBEAT_SECONDS": str(HEARTBEAT)})
-        self.space = space
-
-    def banyan(self, *arguments: str, check: bool = True, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-        with self.space.entered():
-            return super().banyan(*arguments, check=check, stdin=stdin)
-
-    def launch(self, *arguments: str) -> None:
-        with self.space.entered():
-            super().launch(*arguments)
-
-    def wait(self) -> Site:
-        with self.space.entered():
-            return super().wait()
-
-    def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        with self.space.entered():
-            return super().ask(method, path, body)
-
-    def pss(self) -> int:
-        assert self.process is not None
-        return pss(self.process.pid)
 
 
 @pytest.fixture(scope="module")

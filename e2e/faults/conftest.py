@@ -1,0 +1,28 @@
+"""One tree per module of faults: each test leaves it as exact as it found it."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from e2e.faults.exact import Before, until_exact
+from e2e.faults.ground import Ground, grounded
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    with grounded(tmp_path_factory.mktemp("faults")) as ground:
+        yield ground
+
+
+@pytest.fixture
+def before(ground: Ground) -> Before:
+    """All is well, and this is what runs."""
+    begun = Before(ground)
+    until_exact(begun)
+    return Before(ground)
+
+
+@pytest.fixture
+def long(request: pytest.FixtureRequest) -> bool:
+    """Is there time for faults as long as they are in life? `make faults` says so."""
+    return bool(request.config.getoption("--long"))

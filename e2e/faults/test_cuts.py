@@ -1,0 +1,128 @@
+"""Links that are cut, half cut, flap: everybody goes on deciding for what it holds, and they agree when they meet again."""
+
+import functools
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from e2e.faults import exact
+from e2e.faults.exact import Before, until_exact
+from e2e.faults.ground import LOCAL, STEADY, Ground, Machine, phases
+from e2e.support import until
+
+pytestmark = [pytest.mark.needs("root"), pytest.mark.exact]
+
+FLAP_SECONDS = 3.0
+GROWTH = 6 << 20  # bytes of a controller that had never lost a link before
+
+
+def test_the_check_finds_what_is_lost_doubled_or_killed(ground: Ground) -> None:
+    """Nothing below proves anything if this does not hold."""
+    until_exact(begun := Before(ground))
+    edge = ground.edges[0]
+    held = exact.spaces(edge)["desired"]
+    assert {name for kind, _, name in held if kind == "Work"}, held
+    victim = next(one for one in exact.instances(edge) if one.application == STEADY)
+    os.kill(victim.pid, signal.SIGKILL)
+    assert any(victim.name in line for line in begun.killed())
+    until("it is started again", lambda: any(victim.name in line for line in begun.surplus()))
+    until_exact(Before(ground))
+    before = exact.inexact(ground)
+    assert before == []
+    ground.links["edge-1"].cut()
+    ground.change(ground.root, STEADY, replicas=5)
+    assert exact.inexact(ground)
+    ground.links["edge-1"].mend()
+    ground.change(ground.root, STEADY, replicas=4)
+    until_exact(Before(ground))
+
+
+def test_a_link_is_cut_and_both_sides_change_what_is_theirs(ground: Ground, before: Before, long: bool) -> None:
+    """With --long for ten minutes."""
+    root, region = ground.root, ground.region
+    cut = time.monotonic()
+    ground.links["region-a"].cut()
+    until("the root shows all below stale", lambda: set(phases(root).values()) == {"Ready", "Unknown"})
+    ground.create(root, "from-above", 2)
+    ground.create(region, "from-below", 2)
+    ground.change(region, LOCAL, replicas=3)
+    ground.until_runs(region, "from-below", 2)
+    ground.until_runs(region, LOCAL, 3)
+    if long:
+        time.sleep(max(0.0, 600 - (time.monotonic() - cut)))
+    ground.links["region-a"].mend()
+    until_exact(before)
+    ground.change(region, LOCAL, replicas=2)
+    for site, name in ((root, "from-above"), (region, "from-below")):
+        ground.delete(site, name)
+    until_exact(before.less("from-above", "from-below", LOCAL))
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_a_link_that_carries_one_way_only(ground: Ground, before: Before, way: str) -> None:
+    """Both ends notice, also the one that hears; what was changed meanwhile is there afterwards, once."""
+    root, region, link = ground.root, ground.region, ground.links["region-a"]
+    lost = {site.name: losses(site) for site in (root, region)}
+    (link.cut_up if way == "up" else link.cut_down)()
+    until("both ends have noticed", lambda: all(losses(site) > lost[site.name] for site in (root, region)))
+    until("nothing stale looks fresh", lambda: phases(root)["edge-1"] == "Unknown")
+    ground.create(root, f"above-{way}")
+    ground.create(region, f"below-{way}")
+    ground.until_runs(region, f"below-{way}", 1)
+    link.mend()
+    until_exact(before)
+    ground.delete(root, f"above-{way}")
+    ground.delete(region, f"below-{way}")
+    until_exact(before.less(f"above-{way}", f"below-{way}"))
+
+
+def losses(site: Machine) -> int:
+    """Links that it says it lost."""
+    return site.log(100_000).count("link.lost")
+
+
+def test_links_that_flap(ground: Ground, before: Before, long: bool) -> None:
+    """Three seconds without, three seconds with; with --long for ten minutes. Nothing grows: no memory, descriptor or task."""
+    links = [ground.links["region-a"], ground.links["edge-1"]]
+
+    def flap() -> None:
+        for link in links:
+            link.cut()
+        time.sleep(FLAP_SECONDS)
+        for link in links:
+            link.mend()
+        time.sleep(FLAP_SECONDS)
+
+    flap()
+    until_exact(before)  # what is loaded for the first loss of a link is there from now on
+    held = {site.name: resources(site) for site in ground.machines}
+    lost = sum(losses(site) for site in ground.machines)
+    for number in range(100 if long else 3):
+        name = f"flap-{number % 3}"
+        ground.create(ground.root, name)
+        flap()
+        ground.delete(ground.root, name)
+        until("it is gone", functools.partial(gone, ground.root, name))
+    until_exact(before.less("flap-0", "flap-1", "flap-2"))
+    assert sum(losses(site) for site in ground.machines) > lost
+    after = {site.name: resources(site) for site in ground.machines}
+    print(f"\ndescriptors and threads, MiB: {held} before, {after} after")
+    for name, (descriptors, threads, memory) in held.items():
+        now = after[name]
+        assert now[0] <= descriptors + 2, f"descriptors of {name}: {descriptors} before, {now[0]} after"
+        assert now[1] <= threads + 1, f"threads of {name}: {threads} before, {now[1]} after"
+        assert now[2] - memory < GROWTH / (1 << 20), f"memory of {name}: {memory} MiB before, {now[2]} after"
+
+
+def gone(site: Machine, name: str) -> bool:
+    return name not in site.names()
+
+
+def resources(site: Machine) -> tuple[int, int, float]:
+    """Open descriptors, threads, MiB of memory."""
+    assert site.process is not None
+    pid = site.process.pid
+    return len(list(Path(f"/proc/{pid}/fd").iterdir())), len(list(Path(f"/proc/{pid}/task").iterdir())), round(site.pss() / (1 << 20), 1)
