@@ -1,0 +1,64 @@
+"""The versions of an Application: each change of what it runs keeps the spec that it was changed to, so that one can go back.
+
+Specs are kept as ``ApplicationRevision`` in a space of their own, so that the entries in ``status.history`` stay small; the oldest go.
+Holding a rollout up or letting it go on is no new version.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from cluster_controller.resources.kinds import Component
+from cluster_controller.store import Key, Stored, Tx
+
+SPACE = "history"
+KIND = "ApplicationRevision"
+KEPT = 10  # revisions of one Application
+BY_ITSELF = "banyan"  # as who a controller goes back
+
+
+def key(namespace: str, uid: str, revision: int) -> Key:
+    return Key(SPACE, KIND, namespace, f"{uid}.{revision}")
+
+
+def differs(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Whether two specs are two versions."""
+    return _lasting(before) != _lasting(after)
+
+
+def _lasting(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Without whether the rollout is paused: nor does a rollout count that says nothing else."""
+    rollout = {name: value for name, value in (spec.get("rollout") or {}).items() if name != "paused"}
+    rest = {name: value for name, value in spec.items() if name != "rollout"}
+    return {**rest, "rollout": rollout} if rollout else rest
+
+
+def record(tx: Tx, document: dict[str, Any], *, user: str, time: str, cause: str) -> None:
+    """Keep this spec and add its entry to the history, inside the same commit; the oldest go."""
+    uid = str(document["metadata"]["uid"])
+    namespace = str(document["metadata"]["namespace"])
+    status = document.setdefault("status", {})
+    history: list[dict[str, Any]] = list(status.get("history", []))
+    revision = (history[-1]["revision"] if history else 0) + 1
+    entry = {
+        "revision": revision,
+        "generation": document["metadata"].get("generation", 1),
+        "time": time,
+        "user": user,
+        "cause": cause,
+    }
+    history.append(entry)
+    for old in history[:-KEPT]:
+        tx.delete(key(namespace, uid, old["revision"]))
+    status["history"] = history[-KEPT:]
+    tx.put(key(namespace, uid, revision), msgspec.json.encode({"spec": document["spec"]}), uid=f"{uid}.{revision}")
+
+
+def put_back(tx: Tx, stored: Stored, components: Sequence[Component], *, time: str, cause: str) -> None:
+    """Write these components into the Application, as a person would: a new generation, and an entry of the history."""
+    document: dict[str, Any] = msgspec.json.decode(stored.document)
+    document["spec"]["components"] = msgspec.to_builtins(list(components))
+    document["metadata"]["generation"] = document["metadata"].get("generation", 0) + 1
+    record(tx, document, user=BY_ITSELF, time=time, cause=cause)
+    tx.put(stored.key, msgspec.json.encode(document), uid=stored.uid)

@@ -1,0 +1,87 @@
+"""What one version of an application is, and what a target is told while it waits for its turn. Pure.
+
+A version is its components without their replicas: scaling is no new version, and a target that keeps the version before is scaled all
+the same (shares stay as placement says). Its digest is computed once, at the origin, and travels in each Work, so that all levels of
+the tree speak of the same version, whatever an older program skips in it.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import msgspec
+from msgspec import Struct
+
+from cluster_controller.resources.kinds import Component, WorkReference, WorkSpec
+
+_encoder = msgspec.json.Encoder(order="deterministic")
+
+
+class Version(Struct, frozen=True, kw_only=True):
+    """Components with the replicas that they had when the version was written, and the documents that they need."""
+
+    revision: str
+    components: list[Component]
+    references: list[WorkReference]
+
+
+class Order(Struct, frozen=True, kw_only=True):
+    """What one target is told: components with its share as replicas, and what they need besides the newest version's documents."""
+
+    revision: str
+    components: list[Component]
+    references: list[WorkReference]
+
+
+def digest(components: Sequence[Component]) -> str:
+    """Equal for equal components, whatever their replicas; 16 hex digits."""
+    plain = [msgspec.structs.replace(component, replicas=0) for component in components]
+    return hashlib.sha256(_encoder.encode(plain)).hexdigest()[:16]
+
+
+def of_work(work: WorkSpec | None) -> str:
+    """The version that a target was told; "" when it was told nothing. A Work of before the first rollout is recognised by what it says."""
+    if work is None:
+        return ""
+    return work.revision or digest(work.components)
+
+
+def order(
+    newest: Version,
+    stable: Version | None,
+    before: WorkSpec | None,
+    *,
+    due: bool,
+    shares: Mapping[str, int],
+    extra: Sequence[WorkReference],
+) -> Order:
+    """``before`` is the target's present Work, ``extra`` what the version before still needs below a target that divides on.
+
+    Not due: it keeps what it has, and is given the stable version where it has nothing; without one, the newest.
+    A component that only the kept version has keeps its replicas for as long as the target runs anything of the application.
+    """
+    if due or (before is None and stable is None):
+        return Order(revision=newest.revision, components=with_shares(newest.components, shares), references=list(extra))
+    runs = any(shares.values())
+    names = {component.name for component in newest.components}
+    kept = before.components if before is not None else stable.components if stable is not None else []
+    components = []
+    for component in kept:
+        alone = component.replicas if runs and before is not None else 0
+        replicas = shares.get(component.name, 0) if component.name in names else alone
+        components.append(msgspec.structs.replace(component, replicas=replicas))
+    if before is not None:
+        return Order(revision=of_work(before), components=components, references=before.references)
+    assert stable is not None
+    return Order(revision=stable.revision, components=components, references=stable.references)
+
+
+def with_shares(components: Sequence[Component], shares: Mapping[str, int]) -> list[Component]:
+    return [msgspec.structs.replace(component, replicas=shares.get(component.name, 0)) for component in components]
+
+
+def rolled_back(stable: Version, present: Sequence[Component]) -> list[Component]:
+    """The stable version as a spec to write: components that are still there keep the replicas that people gave them meanwhile."""
+    replicas = {component.name: component.replicas for component in present}
+    return [
+        msgspec.structs.replace(component, replicas=replicas.get(component.name, component.replicas)) for component in stable.components
+    ]
