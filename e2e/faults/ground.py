@@ -6,8 +6,8 @@ whoever was started twice, or stopped and started again, is found afterwards by 
 
 import contextlib
 import functools
-import json
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -146,8 +146,16 @@ def phases(site: Machine) -> dict[str, str]:
     return {name: status["phase"] for name, status in site.clusters().items()}
 
 
-def shown(document: Any) -> str:
-    return json.dumps(document, indent=1, sort_keys=True)
+def events(site: Machine, name: str, since: float, *words: str) -> list[float]:
+    """When the site logged an event of that name, with these words, by the wall clock of all of them."""
+    found = []
+    for line in site.log(100_000).splitlines():
+        time_of, _, rest = line.partition(" ")
+        if f" {name} " in rest and all(word in rest for word in words):
+            at = datetime.fromisoformat(time_of).timestamp()
+            if at >= since:
+                found.append(at)
+    return found
 
 
 @contextlib.contextmanager
