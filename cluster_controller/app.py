@@ -36,6 +36,7 @@ from cluster_controller.store import Limits as StoreLimits
 from cluster_controller.tasks import Tasks
 from cluster_controller.tree.census import Census, Heard
 from cluster_controller.tree.child import IdentityHolder, Settings
+from cluster_controller.tree.failover import Policy as Failover
 from cluster_controller.tree.membership import Membership
 from cluster_controller.tree.news import News
 from cluster_controller.tree.upward import Upward
@@ -104,8 +105,7 @@ class Controller:
             raise
         if not self.identity().is_root:
             proxy = config.proxy or None
-            addresses = self.identity().saved.parent_addresses
-            self._dialling.keep("parent", lambda: self.tunnel.dial(addresses, proxy))
+            self._dialling.keep("parent", lambda: self.tunnel.follow(self.membership.course(), proxy))
         log.info("controller.started", cluster=self.name, uid=self.uid, tunnel_port=self.tunnel_port, version=self.version)
 
     async def _build(self) -> None:
@@ -113,7 +113,15 @@ class Controller:
         await restored.settle(store)
         self.requested = Requested(store)
         settings = Settings(
-            software=f"banyan {self.version}", heartbeat_seconds=config.heartbeat_seconds, dead_after_seconds=3 * config.heartbeat_seconds
+            software=f"banyan {self.version}",
+            heartbeat_seconds=config.heartbeat_seconds,
+            dead_after_seconds=3 * config.heartbeat_seconds,
+            failover=Failover(
+                allow=config.failover_allow,
+                alternates=config.failover_alternates,
+                stable_seconds=config.failover_return_seconds,
+                guests=config.guests,
+            ),
         )
         self.membership = Membership(store, self.identity, settings, addresses=self.tunnel_addresses)
         limits = TunnelLimits(heartbeat=config.heartbeat_seconds, dead_after=3 * config.heartbeat_seconds)
@@ -123,6 +131,7 @@ class Controller:
         self.present = Present(store, blobs.missing)
         self.library = Library(blobs, config.model_folder, None if self.identity().is_root else self._open_blobs_above)
         reporter = await reports.begin(store, self.uid, clock.wall())
+        self.links = Links(store, self.tunnel, self.uid, self._link_changed, self.membership.kin)
         self.census = Census(
             store,
             reporter,
@@ -130,12 +139,12 @@ class Controller:
             name=self.name,
             parent=lambda: (self.identity().parent_uid, self.identity().saved.parent_name),
             facts=self.facts,
-            links=lambda: {uid: link.last_heard for uid, link in self.tunnel.links.items()},
+            links=self.links.heard,
             now=clock.boottime,
             timestamp=clock.timestamp,
             path=lambda: self.identity().path,
+            adopter=lambda: self.membership.adopter[1] if self.membership.adopter is not None else "",
         )
-        self.links = Links(store, self.tunnel, self.uid, self._link_changed)
         self.membership.silence = self.links.silence
         self.tunnel.handle(BLOB, self._serve_blob)
         self.engine = Engine(
@@ -317,7 +326,7 @@ class Controller:
     # --- models ---
 
     async def _open_blobs_above(self) -> ByteStream:
-        return await self.tunnel.open(self.identity().parent_uid, BLOB, lane=Lane.BULK)
+        return await self.tunnel.open(self.links.above or self.identity().parent_uid, BLOB, lane=Lane.BULK)
 
     async def _serve_blob(self, stream: Stream) -> None:
         self.links.require_child(stream)
@@ -356,6 +365,8 @@ class _Doors:
 
     def link_up(self, link: Link) -> None:
         self._membership.link_up(link)
+        if link.is_parent:
+            self._controller.census.self_changed()  # perhaps another one carries it
         if not link.closed:  # one that lost its race against a newer attach by another way is down already
             self._controller.links.up(link)
 

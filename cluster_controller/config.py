@@ -63,6 +63,14 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Disk budget of the model cache; least recently used models that nothing runs are dropped first."""
     heartbeat_seconds: float = 5.0
     """Pause after which a silent link is asked for a sign of life; it is dead after three."""
+    failover_allow: bool = True
+    """Whether this cluster may be carried by another controller while its parent is lost. false: it waits for its parent."""
+    failover_alternates: tuple[str, ...] = ()
+    """Names of the controllers that may carry it, in order, of those that its parent permits. Default: all of them."""
+    failover_return_seconds: float = 10.0
+    """For how long a lost parent must answer again before this cluster returns to it; longer after each time that it was lost again."""
+    guests: int = 1000
+    """How many children of other controllers are carried here at once while their parents are lost. 0: none."""
     report_usage_seconds: float = 15.0
     """How often usage of nodes and instances is sampled for /metrics."""
     log_format: str = "auto"
@@ -129,7 +137,9 @@ def _checked(config: Config) -> Config:
         quantity.units(config.blob_budget)
     except InvalidInput as error:
         raise InvalidInput(f"blob_budget: {error}", "blob_budget") from error
-    for name in ("heartbeat_seconds", "report_usage_seconds"):
+    if config.guests < 0:
+        raise InvalidInput(f"guests {config.guests}: it is a number of children, 0 for none", "guests")
+    for name in ("heartbeat_seconds", "report_usage_seconds", "failover_return_seconds"):
         seconds = getattr(config, name)
         if not (math.isfinite(seconds) and SECONDS[0] <= seconds <= SECONDS[1]):
             raise InvalidInput(f"{name} {seconds}: it lies between {SECONDS[0]} and {SECONDS[1]} seconds", name)

@@ -6,6 +6,7 @@ that come between two looks) the ones heard of longest ago go, a block at a time
 
 import hashlib
 from collections import Counter
+from enum import StrEnum
 from typing import Literal
 
 import msgspec
@@ -19,6 +20,33 @@ BLOCK = 100
 NAMESPACE = "default"  # of Events about objects that have none, as in Kubernetes
 MESSAGE_LIMIT = 1024
 
+
+class Reason(StrEnum):
+    """What happens to clusters and Applications because something broke, came back, or somebody decided; one word each, for `--reason`."""
+
+    LOST = "LinkLost"
+    """Out of reach, with the hop that is broken. What runs there is taken to run on."""
+    RETURNED = "Ready"
+    """In reach again."""
+    ADOPTED = "Adopted"
+    """Under another parent for the time being."""
+    HOME = "ReturnedHome"
+    """Back under its own parent."""
+    MOVED = "Moved"
+    """A person gave it another parent."""
+    REPLACED = "Replaced"
+    """Others run what a silent cluster was to run."""
+    REPLACEMENT_ENDED = "ReplacementEnded"
+    """It is back, and what others ran for it ends."""
+    VETOED = "Vetoed"
+    """A site does not take what it was given."""
+    NOT_IN_BACKUP = "NotInBackup"
+    """It came in by its certificate; the backup that this controller was restored from does not know it."""
+    ROTATION_BEGAN = "RotationBegan"
+    ROTATION_FINISHED = "RotationFinished"
+
+
+WARNINGS = frozenset({Reason.LOST, Reason.ADOPTED, Reason.REPLACED, Reason.VETOED, Reason.NOT_IN_BACKUP})
 dropped: Counter[str] = Counter()  # by namespace, for /metrics
 
 
@@ -56,6 +84,19 @@ def record(
         type=kind,
     )
     tx.put(key, encode(event), uid=event.metadata.uid)
+
+
+def cluster(tx: Tx, name: str, uid: str, reason: Reason, message: str, *, component: str, timestamp: str) -> None:
+    """One Event about a cluster, in the commit that makes it so."""
+    record(
+        tx,
+        about=kinds.ObjectReference(api_version=kinds.API_VERSION, kind="Cluster", name=name, uid=uid),
+        kind="Warning" if reason in WARNINGS else "Normal",
+        reason=reason.value,
+        message=message,
+        component=component,
+        timestamp=timestamp,
+    )
 
 
 def make_room(tx: Tx) -> None:

@@ -1,7 +1,10 @@
 """What starts and ends with a link: one sync session per link, the census, and who may open which service.
 
-The child opens the sync stream, and a second one for a large snapshot; the parent answers. Law 7 at this door: blobs are served to
-direct children only, and requests from people are believed only when the parent's link brought them.
+The child opens the sync stream, and a second one for a large snapshot; the parent answers. A child that was adopted opens it to its
+home parent all the same, by way of the adopter; where home is out of reach, to the nearest ancestor that is not, which keeps what it
+reports and gives it nothing (`tree.away`), and asks now and then whether home is there again. Law 7 at this door: a guest is carried
+and served nothing; requests from people are believed only when the parent's link brought them, and from an adopter's only when an
+ancestor of this cluster's home sent them.
 
 Invariants: with one peer one session runs at a time, the newest, and it begins when the one before it has ended; sync with a parent
 goes on for as long as its link stands, whatever a session dies of: what can happen is a warning, a defect is logged with its
@@ -9,16 +12,19 @@ traceback and counted, and either way the next session begins after a capped del
 """
 
 import asyncio
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
+from typing import Protocol
 from weakref import WeakValueDictionary
 
 import structlog
 from msgspec import Struct
 
+from cluster_controller.clock import boottime
 from cluster_controller.errors import BanyanError, Forbidden, Unreachable
 from cluster_controller.store import Store
 from cluster_controller.sync.session import SyncSession
-from cluster_controller.tasks import Tasks
+from cluster_controller.tasks import Tasks, end_task
 from cluster_controller.tunnel.link import Link
 from cluster_controller.tunnel.messages import Lane
 from cluster_controller.tunnel.stream import Stream
@@ -31,21 +37,83 @@ SNAPSHOT = "snapshot"
 SNAPSHOT_SECONDS = 60.0  # a child that announced a snapshot, or was told of one, opens the stream for it within this time
 
 
-class _Snapshot(Struct, eq=False):
-    """The child's second stream, when it comes, and when the session no longer needs it."""
+BLOB = "blob"
+CARRIED = frozenset({SYNC, SNAPSHOT, BLOB})  # what leaves a subtree upwards, for clusters that were adopted
+ANSWER_SECONDS = 5.0  # within which whoever sync is opened to says the first word; else it counts as out of reach
+LOOK_SECONDS = 10.0  # between two looks whether home is in reach again, jittered by half
+PAUSE_SECONDS = 2.0  # when nobody was in reach
 
+
+class _Snapshot(Struct, eq=False):
+    """The child's second stream, when it comes, by the way that the first one came, and when the session no longer needs it."""
+
+    source: tuple[str, ...]
     stream: "asyncio.Future[Stream]"
     ended: asyncio.Event
 
 
-class Links:
-    """Sync over every link of one tunnel. ``linked(child, last_heard)``: a child's link came (None) or went."""
+class Kinship(Protocol):
+    """What the membership knows of those who come and of this cluster itself."""
 
-    def __init__(self, store: Store, tunnel: Tunnel, uid: str, linked: Callable[[str, float | None], None]) -> None:
+    def is_guest(self, uid: str) -> bool:
+        """Has this controller taken in that direct child, which is another's?"""
+
+    async def arrived(self, metadata: bytes, source: Sequence[str]) -> tuple[str, bool]:
+        """Who opened a stream that came by way of an adopter, and whether this is its home; Forbidden when it is not believed."""
+
+    def arrival(self) -> bytes:
+        """What this cluster shows of itself when it was adopted."""
+
+    def ancestors(self) -> Sequence[str]:
+        """The home parent first; then, while this cluster is adopted, those above that in reach, nearest first."""
+
+    live: dict[str, str]
+    """Whose words come by way of an adopter now → the adopter's uid."""
+
+
+class NoKinship:
+    """Where nobody is ever adopted."""
+
+    def __init__(self, parent: Callable[[], str] = str) -> None:
+        self._parent = parent
+        self.live: dict[str, str] = {}
+
+    def is_guest(self, uid: str) -> bool:
+        return False
+
+    async def arrived(self, metadata: bytes, source: Sequence[str]) -> tuple[str, bool]:
+        raise Forbidden("sync is served to children only")
+
+    def arrival(self) -> bytes:
+        return b""
+
+    def ancestors(self) -> Sequence[str]:
+        return (self._parent(),)
+
+
+class Carried(Struct, eq=False):
+    """A session with a child that was adopted. ``via``: uid of the neighbour whose link brings its words."""
+
+    child: str
+    via: str
+    home: bool
+
+
+class Links:
+    """Sync over every link of one tunnel. ``linked(child, last_heard)``: a child's link came (None) or went; likewise one that is heard
+    by way of an adopter."""
+
+    def __init__(
+        self, store: Store, tunnel: Tunnel, uid: str, linked: Callable[[str, float | None], None], kinship: Kinship | None = None
+    ) -> None:
         self._store = store
         self._tunnel = tunnel
         self._uid = uid
         self._linked = linked
+        self._kinship: Kinship = kinship or NoKinship(lambda: tunnel.parent.peer_uid if tunnel.parent is not None else "")
+        self._here: set[str] = set()  # direct children, guests apart
+        self._carried: dict[str, Carried] = {}
+        self.above = ""  # uid of the ancestor that sync goes to now; "": nobody
         self._tasks = Tasks("links")
         self._snapshots: dict[str, _Snapshot] = {}
         self._children: dict[str, asyncio.Task[None]] = {}
@@ -66,8 +134,12 @@ class Links:
             if self._parent is not None:
                 self._parent.cancel()
             self._parent = self._tasks.keep("sync-parent", lambda: self._sync_parent(link))
-        else:
+        elif not self._kinship.is_guest(link.peer_uid):
             self._leaving.discard(link.peer_uid)
+            self._here.add(link.peer_uid)
+            carried = self._carried.pop(link.peer_uid, None)
+            if carried is not None and (task := self._children.get(link.peer_uid)) is not None:
+                task.cancel()  # it has come home
             self._linked(link.peer_uid, None)
 
     def down(self, link: Link) -> None:
@@ -75,9 +147,11 @@ class Links:
             if self._parent is not None and self._tunnel.parent is None:
                 self._parent.cancel()
                 self._parent = None
-        elif link.peer_uid not in self._tunnel.links:
+        elif link.peer_uid not in self._tunnel.links and link.peer_uid in self._here:
             self._leaving.discard(link.peer_uid)
-            self._linked(link.peer_uid, link.last_heard)
+            self._here.discard(link.peer_uid)
+            if link.peer_uid not in self._carried:
+                self._linked(link.peer_uid, link.last_heard)
 
     async def silence(self, child: str) -> None:
         """Take in no more reports of a child that leaves, over the link that it has now.
@@ -91,17 +165,38 @@ class Links:
             await asyncio.wait({task})
         await self._store.commit(lambda tx: None)
 
+    def heard(self) -> dict[str, float]:
+        """For every child in reach, and every stray, the boot-time clock at which it was last heard; through an adopter, the link that
+        brings its words."""
+        found = {uid: link.last_heard for uid, link in self._tunnel.links.items() if uid in self._here}
+        for uid, carried in self._carried.items():
+            link = self._neighbour(carried.via)
+            if link is not None:
+                found.setdefault(uid, link.last_heard)
+        return found
+
+    def _neighbour(self, uid: str) -> Link | None:
+        parent = self._tunnel.parent
+        return parent if parent is not None and parent.peer_uid == uid else self._tunnel.links.get(uid)
+
     def require_child(self, stream: Stream) -> str:
-        """The direct child that opened ``stream``; Forbidden for anybody else."""
-        if len(stream.source) == 1 and stream.source[0] in self._tunnel.links:
-            return stream.source[0]
-        raise Forbidden(f"{stream.service} is served to direct children only")
+        """The child that opened ``stream``: over its own link, or by the way by which its sync comes; Forbidden for anybody else."""
+        uid = stream.source[-1]
+        if len(stream.source) == 1 and uid in self._tunnel.links and not self._kinship.is_guest(uid):
+            return uid
+        snapshot = self._snapshots.get(uid) if uid in self._carried else None
+        if snapshot is not None and snapshot.source == stream.source:
+            return uid
+        raise Forbidden(f"{stream.service} is served to children only")
 
     def require_parent(self, stream: Stream) -> None:
-        """Forbidden unless the parent's link brought ``stream``."""
+        """Forbidden unless the parent's link brought ``stream``; by way of an adopter, unless one of those above home opened it."""
         parent = self._tunnel.parent
         if parent is None or not stream.source or stream.source[0] != parent.peer_uid:
             raise Forbidden(f"{stream.service} is believed only when it comes from the parent")
+        ancestors = self._kinship.ancestors()
+        if parent.peer_uid != ancestors[0] and stream.source[-1] not in ancestors:
+            raise Forbidden(f"{stream.service} is believed of nobody but the home parent and those above it, by whatever way it comes")
 
     # --- as a child ---
 
@@ -109,25 +204,85 @@ class Links:
         """One session, begun again by its keeper for as long as the link lives."""
         if link.closed:
             return  # `down` is on its way
-        parent = link.peer_uid
-        session = SyncSession(self._store, send_space="report", receive_space="desired", me=self._uid, peer=parent)
-        async with self._turn(parent):
+        if link.peer_uid == self._kinship.ancestors()[0]:
+            await self._session(link, link.peer_uid, asyncio.Event())
+            return
+        while not link.closed:
+            await self._sync_by_adopter(link)
+            await asyncio.sleep(PAUSE_SECONDS * random.uniform(0.5, 1.0))
+
+    async def _sync_by_adopter(self, link: Link) -> None:
+        """With the home parent, else with the nearest above it that answers, until that session ends."""
+        for ancestor in self._kinship.ancestors():
+            session = await self._answered(link, ancestor)
+            if session is not None:
+                await self._stay(link, ancestor, session)
+                return
+
+    async def _stay(self, link: Link, ancestor: str, session: "asyncio.Task[None]") -> None:
+        """Until the session ends; one with another than home gives way to home's as soon as that answers."""
+        home = self._kinship.ancestors()[0]
+        try:
+            while ancestor != home and not session.done():
+                await asyncio.wait({session}, timeout=LOOK_SECONDS * random.uniform(0.5, 1.0))
+                found = None if session.done() else await self._answered(link, home)
+                if found is not None:
+                    await end_task(session)
+                    ancestor, session = home, found
+            self.above = ancestor
+            await asyncio.wait({session})
+        finally:
+            await end_task(session)
+
+    async def _answered(self, link: Link, ancestor: str) -> "asyncio.Task[None] | None":
+        """A session with that ancestor, once it has said its first word; None when it does not."""
+        answers = asyncio.Event()
+        session = asyncio.create_task(self._session(link, ancestor, answers), name=f"sync {ancestor}")
+        word = asyncio.create_task(answers.wait(), name="sync answer")
+        try:
+            await asyncio.wait({session, word}, timeout=ANSWER_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            answered = word.done() and not session.done()
+        except asyncio.CancelledError:
+            await end_task(session)
+            raise
+        finally:
+            await end_task(word)
+        if answered:
+            self.above = ancestor
+            return session
+        await end_task(session)
+        return None
+
+    async def _session(self, link: Link, ancestor: str, answers: asyncio.Event) -> None:
+        """One session with an ancestor; with any but the home parent, words go up and nothing comes down."""
+        home = ancestor == self._kinship.ancestors()[0]
+        metadata = b"" if link.peer_uid == ancestor and home else self._kinship.arrival()
+        session = SyncSession(
+            self._store,
+            send_space="report",
+            receive_space="desired" if home else "",
+            me=self._uid,
+            peer=ancestor,
+            answered=answers.set,
+        )
+        async with self._turn(ancestor):
             stream = None
-            self.sessions[parent] = session
+            self.sessions[ancestor] = session
             try:
-                stream = await link.open(parent, SYNC, lane=Lane.SYNC)
-                await session.run(stream, lambda: link.open(parent, SNAPSHOT, lane=Lane.BULK))
+                stream = await link.open(ancestor, SYNC, metadata, lane=Lane.SYNC)
+                self.above = ancestor
+                await session.run(stream, lambda: link.open(ancestor, SNAPSHOT, lane=Lane.BULK))
             except BanyanError as error:
                 self._note(link, error)
             finally:
-                del self.sessions[parent]
+                del self.sessions[ancestor]
                 if stream is not None:
                     stream.abort("the session has ended")
 
     # --- as a parent ---
 
     async def _serve_sync(self, stream: Stream) -> None:
-        child = self.require_child(stream)
+        child, carried = await self._who(stream)
         if child in self._leaving:
             raise Forbidden(f"{child} leaves this tree: its reports are taken no more")
         previous = self._children.get(child)
@@ -136,10 +291,10 @@ class Links:
         task = asyncio.current_task()
         assert task is not None
         self._children[child] = task
-        snapshot = self._snapshots[child] = _Snapshot(asyncio.get_running_loop().create_future(), asyncio.Event())
+        snapshot = self._snapshots[child] = _Snapshot(stream.source, asyncio.get_running_loop().create_future(), asyncio.Event())
         try:
             async with self._turn(child):
-                await self._sync_child(child, stream, snapshot)
+                await self._sync_child(child, stream, snapshot, carried)
         except BanyanError as error:
             self._note(self._tunnel.links.get(child), error)
             raise
@@ -150,7 +305,30 @@ class Links:
                 del self._children[child]
                 del self._snapshots[child]
 
-    async def _sync_child(self, child: str, stream: Stream, snapshot: _Snapshot) -> None:
+    async def _who(self, stream: Stream) -> tuple[str, Carried | None]:
+        """The direct child that opened the stream, or the one that was adopted, by its arrival."""
+        uid = stream.source[-1]
+        if len(stream.source) == 1 and uid in self._tunnel.links and not self._kinship.is_guest(uid):
+            return uid, None
+        uid, home = await self._kinship.arrived(stream.metadata, stream.source)
+        return uid, Carried(uid, stream.source[0], home)
+
+    def _carry(self, carried: Carried, adopter: str) -> None:
+        self._carried[carried.child] = carried
+        self._kinship.live[carried.child] = adopter
+        self._linked(carried.child, None)
+
+    def _drop(self, carried: Carried) -> None:
+        """Unless it has come by another way meanwhile."""
+        if self._carried.get(carried.child) is carried:
+            last = self.heard().get(carried.child, boottime())
+            del self._carried[carried.child]
+            if carried.child not in self._here:
+                self._linked(carried.child, last)
+        if carried.child not in self._carried:
+            self._kinship.live.pop(carried.child, None)
+
+    async def _sync_child(self, child: str, stream: Stream, snapshot: _Snapshot, carried: Carried | None) -> None:
         async def wait_for_bulk() -> Stream:
             try:
                 async with asyncio.timeout(SNAPSHOT_SECONDS):
@@ -160,17 +338,29 @@ class Links:
                     f"a snapshot waits, and {child} did not open the stream for it within {SNAPSHOT_SECONDS:g} s: sync begins again"
                 ) from None
 
-        session = SyncSession(self._store, send_space=f"down/{child}", receive_space=f"up/{child}", me=self._uid, peer=child)
+        stray = carried is not None and not carried.home
+        session = SyncSession(
+            self._store,
+            send_space="" if stray else f"down/{child}",
+            receive_space=f"stray/{child}" if stray else f"up/{child}",
+            me=self._uid,
+            peer=child,
+            follow=True,
+        )
         self.sessions[child] = session
+        if carried is not None:
+            self._carry(carried, stream.source[-2] if len(stream.source) > 1 else self._uid)
         try:
             await session.run(stream, wait_for_bulk)
         finally:
             del self.sessions[child]
+            if carried is not None:
+                self._drop(carried)
 
     async def _serve_snapshot(self, stream: Stream) -> None:
         child = self.require_child(stream)
         snapshot = self._snapshots.get(child)
-        if snapshot is None or snapshot.stream.done():
+        if snapshot is None or snapshot.stream.done() or snapshot.source != stream.source:
             raise Forbidden("no snapshot was announced")
         snapshot.stream.set_result(stream)
         await snapshot.ended.wait()

@@ -49,6 +49,7 @@ class _Collector(Collector):
         yield from self._store()
         yield from self._links()
         yield from self._sync()
+        yield from self._failover()
         yield from self._clusters()
         if controller.reconciler is not None:
             yield from self._nodes(controller.reconciler)
@@ -127,6 +128,16 @@ class _Collector(Collector):
         yield CounterMetricFamily(
             "banyan_sync_interruptions", "Sync sessions that failed, to be started again.", value=controller.links.interrupted
         )
+
+    def _failover(self) -> Iterator[Metric]:
+        membership = self._controller.membership
+        text = "Times that another controller than the home parent took this cluster in."
+        yield CounterMetricFamily("banyan_failovers", text, value=membership.adoptions)
+        yield CounterMetricFamily("banyan_returns", "Times that this cluster came back to its home parent.", value=membership.returns)
+        yield GaugeMetricFamily("banyan_adopted", "1 while another controller carries this cluster.", value=int(bool(membership.adopter)))
+        yield GaugeMetricFamily("banyan_guests", "Children of others that are carried here.", value=len(membership.guests.present()))
+        yield CounterMetricFamily("banyan_guests_adopted", "Times that a child of another was taken in.", value=membership.guests.adopted)
+        yield CounterMetricFamily("banyan_guests_refused", "Times that one was not.", value=membership.guests.refused)
 
     def _clusters(self) -> Iterator[Metric]:
         controller = self._controller

@@ -348,8 +348,8 @@ def test_who_may_open_what(tmp_path: Path) -> None:
                 for site in (top, region, edge):
                     site.tunnel.policy = lambda source, destination, service: True
                 for service in (SYNC, SNAPSHOT):  # a grandchild is served by its own parent
-                    await refused(await edge.tunnel.open(top.uid, service), f"{service} is served to direct children only")
-                    await refused(await top.tunnel.open(region.uid, service), f"{service} is served to direct children only")
+                    await refused(await edge.tunnel.open(top.uid, service), f"{service} is served to children only")
+                    await refused(await top.tunnel.open(region.uid, service), f"{service} is served to children only")
 
                 judged: list[object] = []
 

@@ -88,6 +88,7 @@ class ClusterState(Document, frozen=True, kw_only=True):
     path: list[str] = field(default_factory=list)  # names from this controller down to the cluster
     phase: str = ""  # Ready, Unknown, Pending, Held, Revoked
     broken_hop: str = ""  # "region-a → edge-1" when something on the way is silent
+    adopted_by: str = ""  # name of the controller that carries it while it has lost its parent
     facts: ClusterFacts = ClusterFacts()  # what it says of itself
     labels: Labels = field(default_factory=dict)  # site labels and all overlays, merged
     taints: list[Taint] = field(default_factory=list)  # of all who set some, merged
@@ -124,6 +125,7 @@ class ClusterStatusStatus(Document, frozen=True, kw_only=True):
     since: str = ""  # wall clock of the reporter, for people only
     withdrawing: list[str] = field(default_factory=list)  # NAMESPACE/NAME of what it has not confirmed gone
     children: int = 0
+    adopted_by: str = ""  # name of the controller that carries it while it has lost its parent
 
 
 class ClusterStatus(Resource, frozen=True, kw_only=True):

@@ -34,7 +34,8 @@ OpenBulk = Callable[[], Awaitable[ByteStream]]
 
 
 class SyncSession:
-    """Sends ``send_space`` of ``store`` and receives into ``receive_space``, with the peer's session doing the reverse.
+    """Sends ``send_space`` of ``store`` and receives into ``receive_space``, with the peer's session doing the reverse. Either may be "":
+    nothing is sent, or received. ``answered`` is called at the first word of the peer.
 
     ``follow``: whether the peer is believed across histories; by default it is in what a child reports (``up/…``) and not in
     what a parent desires. Who wants to know what arrives subscribes to the store, for longer than any session lives: a commit
@@ -53,6 +54,7 @@ class SyncSession:
         compress: bool = True,
         limits: SyncLimits | None = None,
         check_seconds: float = CHECK_SECONDS,
+        answered: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
         self._send_space = send_space
@@ -63,6 +65,7 @@ class SyncSession:
         self._compress = compress
         self._limits = limits or SyncLimits()
         self._check_seconds = check_seconds
+        self._answered = answered
         self.source: Source | None = None  # while it runs: what has yet to be acknowledged ...
         self.target: Target | None = None  # ... and what was applied, or dropped because it was known
 
@@ -78,7 +81,7 @@ class SyncSession:
         target = Target(self._receive_space, self._store, follow=self._follow, limits=self._limits, zstd=self._compress)
         self.source, self.target = source, target
         unsubscribe = self._store.subscribe(lambda _: run.wake.set(), self._send_space)
-        run = _Run(self._store, source, target, stream, open_bulk, compress=self._compress)
+        run = _Run(self._store, source, target, stream, open_bulk, compress=self._compress, answered=self._answered)
         name = f"sync {self._me} {self._peer}"
         log.debug("sync.started", peer=self._peer, send=self._send_space, receive=self._receive_space)
         try:
@@ -107,7 +110,17 @@ def _nothing(_: Tx) -> None:
 class _Run:
     """One life of a session."""
 
-    def __init__(self, store: Store, source: Source, target: Target, stream: ByteStream, open_bulk: OpenBulk, *, compress: bool) -> None:
+    def __init__(
+        self,
+        store: Store,
+        source: Source,
+        target: Target,
+        stream: ByteStream,
+        open_bulk: OpenBulk,
+        *,
+        compress: bool,
+        answered: Callable[[], None],
+    ) -> None:
         self.wake = asyncio.Event()
         self._store = store
         self._source = source
@@ -115,7 +128,8 @@ class _Run:
         self._stream = stream
         self._open_bulk = open_bulk
         self._compress = compress
-        self._answers: list[ToSender] = [target.resume()]
+        self._heard = answered
+        self._answers: list[ToSender] = [target.resume()] if target.space else []
         self._plan: Plan | None = None  # a snapshot that goes over the second stream
         self._bulk: ByteStream | None = None
         self._bulk_wanted = asyncio.Event()
@@ -169,11 +183,13 @@ class _Run:
         """Until the stream ends."""
         decoder = Decoder()
         while data := await stream.read(READ_BYTES):
+            self._heard()
             received: list[ToReceiver] = []
             for message in decoder.feed(data):
                 if isinstance(message, Resume | Ack | Differ):
-                    self._to_source(message)
-                else:
+                    if self._source.space:
+                        self._to_source(message)
+                elif self._target.space:
                     received.append(message)
             if received:
                 await self._receive(received)

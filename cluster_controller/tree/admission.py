@@ -48,6 +48,7 @@ class Member(Struct, frozen=True, kw_only=True, omit_defaults=True):
     provisional: bool = False  # the name is not yet reserved at every ancestor
     address: str = ""  # where it connected from, for people
     addresses: tuple[str, ...] = ()  # where its own children can reach it
+    adopted_by: str = ""  # uid of the controller by way of which it was heard last; "": it was connected here
 
 
 class Token(Struct, frozen=True, kw_only=True):
@@ -249,6 +250,7 @@ def welcomed(caller: Caller, member: Member | None, *, number: int, address: str
         held=tuple(one for one in base.held if one not in caller.starts),
         address=address or base.address,
         addresses=addresses,
+        adopted_by="",
     )
 
 

@@ -12,14 +12,16 @@ import msgspec
 import structlog
 from msgspec import Struct
 
-from cluster_controller.documents import Documents, encode, put_changed
-from cluster_controller.events import record
+from cluster_controller.documents import Documents, encode
+from cluster_controller.events import Reason, record
+from cluster_controller.events import cluster as cluster_event
 from cluster_controller.reports import Reporter
 from cluster_controller.resources import kinds
 from cluster_controller.settling import Settler
 from cluster_controller.store import Event, Key, Store, Stored, Tx
 from cluster_controller.tree.listing import DECIDED
 from cluster_controller.tree.merge import Merged, merge
+from cluster_controller.tree.overlays import Overlays
 
 log = structlog.get_logger()
 Ready = Literal["True", "False", "Unknown"]
@@ -49,13 +51,16 @@ class Known(Struct, frozen=True, kw_only=True):
     since: str = ""
     children: int = 0
     withdrawing: list[str]
+    adopted_by: str = ""
     relayed: Stored | None = None  # the report that this is word for word
 
 
 class Census:
     """The clusters of this controller's subtree.
 
-    ``links``: for each direct child with a live link, the boot-time clock at which it was last heard.
+    ``links``: for each direct child in reach, and each stray, the boot-time clock at which it was last heard. A *stray* is a descendant
+    whose home is out of reach and whose words come by way of an adopter, into ``stray/CHILD`` (`tree.away`): for what it reports it stands
+    in the place of the child that cannot. ``adopter`` names who has taken this cluster itself in, "" when it is at home.
     ``facts`` is what this cluster says of itself now; ``timestamp`` the wall clock for people; ``path`` the uids of those above,
     from the root down to here.
     """
@@ -73,6 +78,7 @@ class Census:
         now: Callable[[], float],
         timestamp: Callable[[], str],
         path: Callable[[], Sequence[str]] = tuple,
+        adopter: Callable[[], str] = str,
     ) -> None:
         self._store = store
         self._reporter = reporter
@@ -83,13 +89,14 @@ class Census:
         self._links = links
         self._now = now
         self._timestamp = timestamp
-        self._above = path
+        self._adopter = adopter
         self._started = now()
         self._documents = Documents()
         self._settler = Settler(store, self.settle, order=self._order)
         self._direct: dict[str, str] | None = None  # names of direct children by uid, until a Cluster changes
-        self._via: dict[str, str] = {}  # cluster → the direct child that reports it
-        self._laid: dict[str, set[Key]] = {}  # cluster → the overlays that were sent down for it
+        self._via: dict[str, str] = {}  # cluster → the direct child, or the stray, that reports it
+        self._strays: set[str] = set()
+        self._overlays = Overlays(uid, name, path, self._documents)
         self._lost: dict[str, float] = {}  # direct child → when it was last heard
         self._told: dict[str, float] = {}  # cluster → when we were told that it fell silent
 
@@ -97,15 +104,16 @@ class Census:
 
     def load(self) -> None:
         for space in self._store.spaces():
-            child = space.removeprefix("up/")
-            if child != space:
+            kind, _, child = space.partition("/")
+            if kind in ("up", "stray"):
+                if kind == "stray":
+                    self._strays.add(child)
                 for stored in self._store.list(space, "ClusterStatus"):
                     self._via[stored.key.name] = child
             elif space.startswith("down/"):
-                for stored in self._store.list(space, "ClusterOverlay"):
-                    cluster = self._documents.read(stored, kinds.ClusterOverlay).spec.cluster
-                    self._laid.setdefault(cluster, set()).add(stored.key)
-                    self._settler.mark(cluster)
+                self._settler.mark_all(self._overlays.load(self._store.list(space, "ClusterOverlay")))
+        if self._strays:
+            self._choose(list(self._via))
         for stored in self._store.list("own", "Cluster"):
             self._settler.mark(stored.uid)
         self._settler.mark(self._uid)
@@ -113,7 +121,7 @@ class Census:
     def changed(self, events: Sequence[Event]) -> None:
         for event in events:
             space, kind = event.stored.key.space, event.stored.key.kind
-            if kind == "ClusterStatus" and space.startswith("up/"):
+            if kind == "ClusterStatus" and space.startswith(("up/", "stray/")):
                 self._reported(event)
             elif kind == "Cluster" and space == "own":
                 self._direct = None
@@ -130,8 +138,12 @@ class Census:
                 self._mark_below(space.partition("/")[2])  # what it has yet to withdraw
 
     def _reported(self, event: Event) -> None:
-        uid, via = event.stored.key.name, event.stored.key.space.removeprefix("up/")
-        if event.kind_of == "put":
+        uid, (kind, _, via) = event.stored.key.name, event.stored.key.space.partition("/")
+        if kind == "stray":
+            self._strays.add(via)
+        if self._strays:
+            self._choose([uid])
+        elif event.kind_of == "put":
             self._via[uid] = via
         elif self._via.get(uid) == via:  # perhaps another child reports it too: it moved, and both said so in this order
             others = (space for space in self._store.spaces() if space.startswith("up/"))
@@ -140,12 +152,31 @@ class Census:
                 self._via[uid] = other.removeprefix("up/")
         self._settler.mark(uid)
 
+    def _choose(self, clusters: Sequence[str]) -> None:
+        """Through whom each of these is known: a stray that is in reach, else a child that is, else whoever said something last."""
+        links = self._links()
+        ways = [(kind, via) for kind, _, via in (space.partition("/") for space in self._store.spaces()) if kind in ("up", "stray")]
+        ways.sort(key=lambda way: (way[1] not in links, way[0] != "stray"))
+        self._strays = {via for kind, via in ways if kind == "stray"}
+        for uid in clusters:
+            found = (via for kind, via in ways if self._store.get(Key(f"{kind}/{via}", "ClusterStatus", "", uid)) is not None)
+            via = next(found, None)
+            if via is not None:
+                self._via[uid] = via
+
+    def _space(self, via: str) -> str:
+        return f"stray/{via}" if via in self._strays else f"up/{via}"
+
     def link_changed(self, child: str, last_heard: float | None) -> None:
-        """A link to a direct child came up (None) or was lost, and when it was last heard."""
+        """A link to a direct child came up (None) or was lost, and when it was last heard; likewise the words of a stray."""
         if last_heard is None:
             self._lost.pop(child, None)
         else:
             self._lost[child] = last_heard
+        if self._strays:
+            told = {stored.key.name for stored in self._store.list(self._space(child), "ClusterStatus")}
+            self._choose([*told, *(uid for uid, via in self._via.items() if via == child)])
+            self._settler.mark_all(told)
         self._mark_below(child)
 
     def self_changed(self) -> None:
@@ -213,12 +244,12 @@ class Census:
             self._gone(tx, uid, stored)
             return
         own = self._documents.read(stored, kinds.Cluster) if stored is not None else None
-        overlays = self._overlays(tx, uid, own)
+        overlays = self._overlays.of(tx, uid, own)
         merged = merge(known.name, known.facts.labels, overlays)
         self._write_cluster(tx, known, stored, own, merged)
         self._write_report(tx, known)
-        if known.via != self._uid:
-            self._write_overlays(tx, known, overlays)
+        if known.via != self._uid and known.via not in self._strays:  # what was laid on its way home stays there
+            self._overlays.write(tx, known.uid, known.via, overlays)
 
     def _known(self, tx: Tx, uid: str) -> Known | None:
         if uid == self._uid:
@@ -233,19 +264,21 @@ class Census:
                 ready="True",
                 children=self._children(tx, uid),
                 withdrawing=[],
+                adopted_by=self._adopter(),
             )
         via = self._via.get(uid, uid)
-        report = tx.get(Key(f"up/{via}", "ClusterStatus", "", uid))
+        report = tx.get(Key(self._space(via), "ClusterStatus", "", uid))
         silent = via not in self._links()
         if report is None:
             return self._unheard(tx, uid, silent)
         document = self._documents.read(report, kinds.ClusterStatus)
         status = document.status
+        child = uid == via and via not in self._strays
         return Known(
             uid=uid,
             name=document.spec.name,
-            parent=self._uid if uid == via else document.spec.parent,
-            parent_name=self._name if uid == via else document.spec.parent_name,
+            parent=self._uid if child else document.spec.parent,
+            parent_name=self._name if child else document.spec.parent_name,
             via=via,
             facts=status.facts,
             ready="Unknown" if silent else status.ready,
@@ -253,7 +286,8 @@ class Census:
             broken_hop=self._hop(tx, via) if silent else status.broken_hop,
             since=status.since,
             children=status.children,
-            withdrawing=self._withdrawing(tx, uid, via) if silent else status.withdrawing,
+            withdrawing=self._withdrawing(tx, uid, via) if silent and via not in self._strays else status.withdrawing,
+            adopted_by="" if silent else status.adopted_by,
             relayed=None if silent else report,
         )
 
@@ -309,8 +343,7 @@ class Census:
         """No longer reported: removed by its parent. A direct child goes only by `banyan cluster remove`."""
         for remembered in (self._via, self._told, self._lost):
             remembered.pop(uid, None)
-        for key in self._laid.pop(uid, ()):
-            tx.delete(key)
+        self._overlays.remove(tx, uid)
         if stored is not None and self._documents.read(stored, kinds.Cluster).status.parent_uid != self._uid:
             tx.delete(stored.key)
         tx.delete(Key("report", "ClusterStatus", "", uid))
@@ -323,6 +356,8 @@ class Census:
             phase = before.phase  # what a person or the membership decided stands until they end it
         if phase != before.phase:
             self._transition(tx, known, before.phase, phase)
+        if known.adopted_by != before.adopted_by:
+            self._moved(tx, known, before.adopted_by)
         condition = kinds.Condition(
             type="Ready",
             status=known.ready,
@@ -346,6 +381,7 @@ class Census:
             path=self._path(tx, known),
             phase=phase,
             broken_hop=known.broken_hop,
+            adopted_by=known.adopted_by,
             facts=known.facts,
             labels=merged.labels,
             taints=merged.taints,
@@ -402,6 +438,17 @@ class Census:
         reason = known.reason or after
         record(tx, about=about, kind="Warning", reason=reason, message=message, component="census", timestamp=self._timestamp())
 
+    def _moved(self, tx: Tx, known: Known, before: str) -> None:
+        """Say who carries the words of a cluster now, in an Event; one that fell silent has not come back."""
+        if not known.adopted_by and known.ready != "True":
+            return
+        home = known.parent_name or known.parent
+        if known.adopted_by:
+            reason, message = Reason.ADOPTED, f"{known.name} is carried by {known.adopted_by}, for it has lost its home parent {home}"
+        else:
+            reason, message = Reason.HOME, f"{known.name} is back at its home parent {home}; {before} has carried it"
+        cluster_event(tx, known.name, known.uid, reason, message, component="census", timestamp=self._timestamp())
+
     def _free_name(self, tx: Tx, known: Known) -> str:
         """Its own name, or NAME.PARENT where another cluster of the subtree has that name (condition NameConflict there).
 
@@ -443,45 +490,10 @@ class Census:
                 since=known.since,
                 withdrawing=known.withdrawing,
                 children=known.children,
+                adopted_by=known.adopted_by,
             ),
         )
         self._reporter.put(tx, key, document, known.uid, relayed=known.relayed)
-
-    # --- overlays ---
-
-    def _overlays(self, tx: Tx, uid: str, own: kinds.Cluster | None) -> list[kinds.ClusterOverlaySpec]:
-        """This controller's, then those of its ancestors as they were sent down, the nearest first."""
-        overlays: list[kinds.ClusterOverlaySpec] = []
-        if own is not None and (own.metadata.labels or own.spec.taints or own.spec.unschedulable):
-            overlays.append(
-                kinds.ClusterOverlaySpec(
-                    cluster=uid,
-                    set_by=self._name,
-                    set_by_uid=self._uid,
-                    labels=own.metadata.labels,
-                    taints=own.spec.taints,
-                    unschedulable=own.spec.unschedulable,
-                )
-            )
-        sent = [self._documents.read(stored, kinds.ClusterOverlay).spec for stored in tx.list("desired", "ClusterOverlay")]
-        distance = {ancestor: hops for hops, ancestor in enumerate(reversed(self._above()))}
-        mine = [spec for spec in sent if spec.cluster == uid]
-        mine.sort(key=lambda spec: (distance.get(spec.set_by_uid, len(distance)), spec.set_by_uid))
-        return overlays + mine
-
-    def _write_overlays(self, tx: Tx, known: Known, overlays: Sequence[kinds.ClusterOverlaySpec]) -> None:
-        """Through the child that reports the cluster, and through no other."""
-        space = f"down/{known.via}"
-        wanted = {Key(space, "ClusterOverlay", "", f"{known.uid}.{overlay.set_by_uid}"): overlay for overlay in overlays}
-        for key in self._laid.get(known.uid, set()) - set(wanted):
-            tx.delete(key)
-        for key, overlay in wanted.items():
-            document = kinds.ClusterOverlay(metadata=kinds.Metadata(name=key.name, uid=key.name), spec=overlay)
-            put_changed(tx, key, document, key.name)
-        if wanted:
-            self._laid[known.uid] = set(wanted)
-        else:
-            self._laid.pop(known.uid, None)
 
 
 def _alias(name: str, known: Known, before: kinds.ClusterState, now: str) -> list[kinds.Condition]:

@@ -21,6 +21,7 @@ from cluster_controller.identity.authority import Issued
 from cluster_controller.identity.holder import Identity
 from cluster_controller.store import Store, Tx
 from cluster_controller.tree import records, wire
+from cluster_controller.tree.failover import Policy
 from cluster_controller.tunnel.messages import CloseCode, Hello, LinkRole, Refusal, RefusalCode, RenewReply, RenewRequest, Start, Welcome
 from cluster_controller.tunnel.messages import Standing as StandingMessage
 
@@ -57,6 +58,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     features: tuple[str, ...] = ()
     heartbeat_seconds: float = 5.0
     dead_after_seconds: float = 15.0
+    failover: Policy = Policy()
 
 
 class Child:

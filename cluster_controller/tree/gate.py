@@ -3,22 +3,24 @@
 Committed before it is answered (law 2): the child's start and attach, which later Hellos are judged by.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime
 
 import msgspec
 import structlog
 
 from cluster_controller.errors import InvalidInput
-from cluster_controller.identity import attach, standing, starts
+from cluster_controller.identity import attach, starts
 from cluster_controller.identity.certificates import PeerCertificate
 from cluster_controller.identity.holder import Identity
 from cluster_controller.store import Store, Tx
 from cluster_controller.tree import admission, listing, records, wire
 from cluster_controller.tree.admission import Caller, Entry, Member
 from cluster_controller.tree.barring import Barring, refusal
-from cluster_controller.tree.child import Settings, chain_of, warn_of_skew
+from cluster_controller.tree.child import Settings, warn_of_skew
+from cluster_controller.tree.guests import Guests
 from cluster_controller.tree.links import Links, PathOf
+from cluster_controller.tree.standings import Standings
 from cluster_controller.tunnel.messages import Held, Hello, Refusal, RefusalCode, Welcome
 
 log = structlog.get_logger()
@@ -26,6 +28,7 @@ log = structlog.get_logger()
 PROBE_SECONDS = 2.0
 MAX_START_ID = 64
 HELD_RETRY_SECONDS = 10.0
+LOOP_RETRY_SECONDS = 5.0
 
 
 class Gate:
@@ -38,8 +41,9 @@ class Gate:
         barring: Barring,
         links: Links,
         path: PathOf,
+        standings: Standings,
+        guests: Guests,
         wall: Callable[[], datetime],
-        addresses: Callable[[], Sequence[str]],
     ) -> None:
         self._store = store
         self._identity = identity
@@ -47,8 +51,9 @@ class Gate:
         self._barring = barring
         self._links = links
         self._path = path
+        self._standings = standings
+        self._guests = guests
         self._wall = wall
-        self._addresses = addresses
 
     @property
     def _me(self) -> tuple[str, str]:
@@ -57,11 +62,16 @@ class Gate:
     async def welcome(self, hello: Hello, peer: PeerCertificate, address: str = "") -> Welcome | Refusal:
         """Let a child in, or say why not. Committed before this returns; an older link of the same child is closed."""
         barred = self._barring.bars(peer)
-        if barred is not None:
+        guest = hello.standing is not None and records.member(self._store, peer.uid) is None and peer.home != self._identity().uid
+        if barred is not None and not (guest and barred.code is RefusalCode.NOT_MY_CHILD):
             return barred
         caller = self._caller(hello, peer)
         if isinstance(caller, Refusal):
             return caller
+        if guest:
+            return await self._guests.welcome(hello, caller) or self._answer(hello)
+        if peer.uid in self._path()[0]:  # this controller was adopted by somebody below it
+            return Refusal(code=RefusalCode.LOOP, reason=f"{self._me[1]} stands below {peer.name} now", retry_after=LOOP_RETRY_SECONDS)
         link = self._links.get(peer.uid)
         known = records.member(self._store, peer.uid)
         entry = admission.judge_hello(caller, known, live=link is not None)
@@ -104,6 +114,7 @@ class Gate:
         record = await self._store.commit(work)
         if not isinstance(record, Member):
             return record or Refusal(code=RefusalCode.REPLAYED)
+        self._guests.admitted_at_home(peer.uid)
         superseded = "the same cluster has connected anew" if entry is Entry.SUPERSEDE else "another instance was admitted"
         self._links.supersede(peer.uid, superseded)
         log.info("child.admitted", cluster=record.name, uid=record.uid, how=entry.value, attach=record.attach)
@@ -112,30 +123,25 @@ class Gate:
         return self._welcome(record, hello)
 
     def _welcome(self, record: Member, hello: Hello) -> Welcome:
+        signed = wire.standing_message(self._standings.sign(record))
+        return msgspec.structs.replace(self._answer(hello), standing=signed, start_acknowledged=record.start_number)
+
+    def _answer(self, hello: Hello) -> Welcome:
+        """What every child is told, a guest too."""
         identity = self._identity()
-        signed = standing.sign(record.uid, self._permitted(), record.standing_serial, chain_of(identity), identity.sign)
         path, names = self._path()
         return Welcome(
             uid=identity.uid,
             name=identity.name,
             path=path,
             path_names=names,
+            top=self._links.top(),
             heartbeat_seconds=self._settings.heartbeat_seconds,
             dead_after_seconds=self._settings.dead_after_seconds,
-            standing=wire.standing_message(signed),
             features=tuple(feature for feature in hello.features if feature in self._settings.features),
-            start_acknowledged=record.start_number,
             software=self._settings.software,
             unix_time=self._wall().timestamp(),
         )
-
-    def _permitted(self) -> list[standing.PermittedParent]:
-        """This controller, then those that may take this controller in: whoever stands above may stand in for it."""
-        identity = self._identity()
-        found = [standing.PermittedParent(identity.uid, identity.name, tuple(self._addresses())[: standing.MAX_ADDRESSES])]
-        own = records.standing(self._store)
-        found += [parent for parent in own.parents if parent.addresses] if own else []
-        return found[: standing.MAX_PARENTS]
 
     async def _hold(self, caller: Caller) -> Refusal:
         """Two run with one identity: remember the newcomer, tell both. One that a person decided against is only told so."""

@@ -49,6 +49,8 @@ class Links:
         self.parent: Link | None = None
         self._children: dict[str, Link] = {}
         self._path = path
+        self._said: Path | None = None
+        self.top: Callable[[], str] = lambda: ""  # the highest of the path that this controller is linked to now
 
     def get(self, uid: str) -> Link | None:
         return self._children.get(uid)
@@ -89,10 +91,14 @@ class Links:
         self._tell_parent(applied.onward)
 
     def tell_path(self) -> None:
-        """To all children: where this controller stands now."""
+        """To all children: where this controller stands now, and how far up it is linked."""
         path, names = self._path()
+        message = Path(uids=path, names=names, top=self.top())
+        if message == self._said:
+            return  # who came since was told in Welcome
+        self._said = message
         for link in self._children.values():
-            link.send_control(Path(uids=path, names=names))
+            link.send_control(message)
 
     def ask_renewal(self, request: RenewRequest) -> bool:
         """Over the parent link; False when there is none."""

@@ -17,16 +17,21 @@ from cluster_controller.identity.certificates import PeerCertificate, peer_ident
 from cluster_controller.identity.users import User
 from cluster_controller.store import Event, Store, Tx
 from cluster_controller.tasks import Tasks
-from cluster_controller.tree import questions, records
+from cluster_controller.tree import failover, questions, records
+from cluster_controller.tree.away import Away
 from cluster_controller.tree.barring import Barring
 from cluster_controller.tree.child import Child, IdentityHolder, Settings
 from cluster_controller.tree.decisions import Decisions
 from cluster_controller.tree.gate import Gate
+from cluster_controller.tree.guests import Guests
 from cluster_controller.tree.joins import Joins
+from cluster_controller.tree.kin import Kin
 from cluster_controller.tree.links import Link, Links
 from cluster_controller.tree.names import Reservations, Reserve, Reserved
 from cluster_controller.tree.people import People
 from cluster_controller.tree.questions import Leave, Left
+from cluster_controller.tree.standings import Standings
+from cluster_controller.tunnel.course import Course, Parent, Timing
 from cluster_controller.tunnel.dialer import ask
 from cluster_controller.tunnel.handshake import Refused as RefusedByParent
 from cluster_controller.tunnel.messages import (
@@ -43,6 +48,7 @@ from cluster_controller.tunnel.messages import (
     RenewRequest,
     Revoked,
     Routes,
+    Standing,
     Welcome,
 )
 from cluster_controller.tunnel.router import Router
@@ -86,9 +92,27 @@ class Membership(Decisions):
         self.barring = Barring(store, identity, wall)
         self.people = People(store, identity, self.barring.revoked)
         self._joins = Joins(store, identity, names=self.names, barring=self.barring, links=self._links, wall=wall)
+        self._policy = settings.failover
+        self.guests = Guests(identity, settings.failover, self._links, path=self.path, live=self.live, boottime=boottime)
+        self.away = Away(store, identity, barring=self.barring, links=self._links, wall=wall)
+        self.kin = Kin(store, identity, self._links, child=self.child, guests=self.guests, away=self.away)
+        self.standings = Standings(store, identity, self._links, own=lambda: self.child.standing, addresses=addresses)
+        self.child.standing_changed = self.standings.mark
+        self._links.top = lambda: self.live()[0]
         self._gate = Gate(
-            store, identity, settings, barring=self.barring, links=self._links, path=self.path, wall=wall, addresses=addresses
+            store,
+            identity,
+            settings,
+            barring=self.barring,
+            links=self._links,
+            path=self.path,
+            standings=self.standings,
+            guests=self.guests,
+            wall=wall,
         )
+        self.adoptions = 0  # times that somebody else than home took this cluster in, for /metrics
+        self.returns = 0
+        self._adopted = False
         self._unsubscribe = store.subscribe(self._changed)
 
     @property
@@ -100,10 +124,31 @@ class Membership(Decisions):
         """Commit this start and begin to renew. Before the tunnel dials."""
         await self.child.begin()
         self._tasks.keep("renew", lambda: self.child.keep_renewed(self.ask_renewal))
+        self._tasks.keep("standings", self.standings.run)
 
     async def close(self) -> None:
         self._unsubscribe()
+        await self.guests.close()
+        await self.away.close()
         await self._tasks.close()
+
+    # --- which parent ---
+
+    def parents(self) -> tuple[Parent, ...]:
+        """Whom the tunnel dials, home first."""
+        identity = self._identity()
+        home = Parent(identity.parent_uid, identity.saved.parent_name, tuple(identity.saved.parent_addresses))
+        return failover.parents(home, self.child.standing, self._policy)
+
+    def course(self) -> Course:
+        """For `Tunnel.follow`."""
+        return Course(self.parents, Timing(stable=self._policy.stable_seconds))
+
+    @property
+    def adopter(self) -> tuple[str, str] | None:
+        """uid and name of whoever has taken this cluster in, when that is not its home parent."""
+        parent = self._links.parent
+        return (parent.peer_uid, parent.peer_name) if parent is not None and parent.peer_uid != self._identity().parent_uid else None
 
     # --- what the tunnel asks: as a child ---
 
@@ -171,21 +216,55 @@ class Membership(Decisions):
 
     def link_up(self, link: Link) -> None:
         self._links.up(link)
-        if link.is_parent and link.welcome is not None:
-            self._tasks.spawn("welcomed", self._welcomed(link, link.welcome))
+        if not link.is_parent or link.welcome is None:
+            return
+        welcome = link.welcome
+        if self._identity().uid not in welcome.path:
+            self.child.path, self.child.path_names, self.child.top = welcome.path, welcome.path_names, welcome.top
+            self._tell_path()
+        self._note_parent(link)
+        self._tasks.spawn("welcomed", self._welcomed(link, welcome))
 
     def link_down(self, link: Link, reason: str) -> None:
         self._links.down(link)
+        if not link.is_parent:
+            self.guests.left(link.peer_uid)
+            if self._links.get(link.peer_uid) is None:
+                self.standings.left(link.peer_uid)
+        elif self._links.parent is None:
+            self._tell_path()
+
+    def _note_parent(self, link: Link) -> None:
+        """Say in the log, and count, when another parent than before carries this cluster."""
+        adopted = link.peer_uid != self._identity().parent_uid
+        if adopted:
+            self.adoptions += 1
+            log.warning("cluster.adopted", by=link.peer_name, uid=link.peer_uid, home=self._identity().saved.parent_name)
+        elif self._adopted:
+            self.returns += 1
+            log.info("cluster.returned", home=link.peer_name)
+        self._adopted = adopted
 
     async def _welcomed(self, link: Link, welcome: Welcome) -> None:
-        before = self.path()
         try:
             await self.child.welcomed(welcome)
         except ProtocolError as error:
             link.close(error.code, str(error))
-            return
-        if self.path() != before:
-            self._links.tell_path()
+
+    def _tell_path(self) -> None:
+        """Where this controller stands, or how far up it is linked, has changed."""
+        self._links.tell_path()
+        self.guests.review()
+
+    def live(self) -> tuple[str, ...]:
+        """uids from the highest controller that this one is linked to now, hop by hop, down to itself."""
+        me = self._identity().uid
+        if self._identity().is_root or self._links.parent is None:
+            return (me,)
+        above = self.child.path
+        if self.child.top in above:
+            above = above[above.index(self.child.top) :]
+        return (*above, me)
 
     def control(self, link: Link, message: ControlMessage) -> None:
         """Routes come from children; Held, Revoked, Path and RenewReply from the parent. ProtocolError ends the link."""
@@ -202,6 +281,8 @@ class Membership(Decisions):
             self._path_changed(message)
         elif isinstance(message, RenewReply):
             self._tasks.spawn("renewed", self.child.renewed(message))
+        elif isinstance(message, Standing) and link.peer_uid == self._identity().parent_uid:
+            self._tasks.spawn("standing", self.child.keep_standing(message))
 
     def _told_of_revocation(self, message: Revoked) -> None:
         uid = self._identity().uid
@@ -216,12 +297,12 @@ class Membership(Decisions):
             if self._links.parent is not None:
                 self._links.parent.close(CloseCode.LOOP, "this cluster stands above the parent that it dialled")
             return
-        self.child.path, self.child.path_names = message.uids, message.names
-        self._links.tell_path()
+        self.child.path, self.child.path_names, self.child.top = message.uids, message.names, message.top
+        self._tell_path()
 
     def ask_renewal(self, request: RenewRequest) -> bool:
-        """Over the parent link; False when there is none."""
-        return self._links.ask_renewal(request)
+        """Over the link to the home parent; False when there is none: an adopter issues nothing."""
+        return self.adopter is None and self._links.ask_renewal(request)
 
     def path(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """uids and names from the root down to this controller, as far as they are known."""
@@ -247,6 +328,8 @@ class Membership(Decisions):
     # --- what changes ---
 
     def _changed(self, events: Sequence[Event]) -> None:
+        self.standings.changed(events)
+        self.away.changed(events)
         if any(event.stored.key.kind == "User" and event.stored.key.space == records.OWN for event in events):
             self.people.changed()
         for event in events:
@@ -267,6 +350,7 @@ class Membership(Decisions):
     def bind(self, tunnel: Tunnel, proxy: str | None = None) -> None:
         """Before the tunnel dials: take the questions of children, and ask the parent through it."""
         self._tunnel, self._proxy = tunnel, proxy
+        tunnel.policy = self.kin.may_leave
         tunnel.handle(questions.SERVICE, self._answer)
         self.names.ask_parent = self._reserve_at_parent
 
@@ -283,7 +367,7 @@ class Membership(Decisions):
 
     async def _answer(self, stream: Stream) -> None:
         """Only a direct child asks; whoever stands below asks through it."""
-        if len(stream.source) != 1 or self._links.get(stream.source[0]) is None:
+        if len(stream.source) != 1 or self._links.get(stream.source[0]) is None or self.guests.get(stream.source[0]) is not None:
             raise Forbidden("membership questions come from a direct child")
         question = questions.decode(stream.metadata)
         answer: Reserved | Left

@@ -14,12 +14,16 @@ from cluster_controller.resources import kinds
 from cluster_controller.store import Store
 from cluster_controller.tree import joining
 from cluster_controller.tree.child import IdentityHolder, Settings
+from cluster_controller.tree.failover import Policy
 from cluster_controller.tree.joining import Joined, Request
 from cluster_controller.tree.membership import Membership
 from cluster_controller.tunnel import Limits, Tunnel
+from cluster_controller.tunnel.course import Course, Timing
 
 T = TypeVar("T")
 QUICK = Limits(backoff_first=0.01, backoff_cap=0.05)
+TIMING = Timing(backoff_first=0.01, backoff_cap=0.05, grace=0.2, probe_first=0.1, probe_cap=0.2, stable=0.3, settled=0.0)
+ANYBODY = Policy()
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SECONDS = 20.0
 """Bound of every wait in these tests; none is expected to take as long."""
@@ -41,7 +45,7 @@ class Clock:
 class Site:
     """One controller. ``folder`` is its data folder."""
 
-    def __init__(self, folder: Path, store: Store, clock: Clock) -> None:
+    def __init__(self, folder: Path, store: Store, clock: Clock, policy: Policy = ANYBODY) -> None:
         self.folder = folder
         self.store = store
         self.clock = clock
@@ -50,7 +54,7 @@ class Site:
         self.membership = Membership(
             store,
             self.identity,
-            Settings(software="test", heartbeat_seconds=5.0),
+            Settings(software="test", heartbeat_seconds=5.0, failover=policy),
             wall=clock,
             addresses=lambda: (f"127.0.0.1:{self.port}",),
         )
@@ -73,8 +77,8 @@ class Site:
         self.port = await self.tunnel.serve("127.0.0.1", port)
 
     def dial(self) -> None:
-        addresses = self.identity().saved.parent_addresses
-        self._dialling = asyncio.create_task(self.tunnel.dial(addresses, ""))
+        course = Course(self.membership.parents, TIMING)
+        self._dialling = asyncio.create_task(self.tunnel.follow(course, ""))
 
     async def hang_up(self) -> None:
         if self._dialling is not None:
@@ -83,6 +87,14 @@ class Site:
             self._dialling = None
         if self.tunnel.parent is not None:
             self.tunnel.parent.close(1001, "test")
+
+    async def come_back(self, port: int) -> None:
+        """After its tunnel was closed: another one, on the same port."""
+        self.tunnel = Tunnel(self.identity, self.membership, self.membership.router, QUICK)
+        self.membership.bind(self.tunnel)
+        await self.listen(port)
+        if not self.identity().is_root:
+            self.dial()
 
     async def token(self, name: str = "", **spec: Any) -> str:
         _, text = await self.membership.create_token(name, kinds.JoinTokenSpec(**spec))
@@ -96,9 +108,9 @@ class Site:
 
 
 @contextlib.asynccontextmanager
-async def running(folder: Path, clock: Clock, *, port: int | None = 0, dial: bool = True) -> AsyncIterator[Site]:
+async def running(folder: Path, clock: Clock, *, port: int | None = 0, dial: bool = True, policy: Policy = ANYBODY) -> AsyncIterator[Site]:
     """The controller whose identity is in ``folder``."""
-    site = Site(folder, await Store.open(folder), clock)
+    site = Site(folder, await Store.open(folder), clock, policy)
     try:
         await site.membership.start()
         if port is not None:
@@ -124,10 +136,10 @@ async def join(token: str, folder: Path, name: str, clock: Clock, **given: Any) 
 
 
 @contextlib.asynccontextmanager
-async def member(parent: Site, folder: Path, name: str, **given: Any) -> AsyncIterator[Site]:
+async def member(parent: Site, folder: Path, name: str, *, policy: Policy = ANYBODY, **given: Any) -> AsyncIterator[Site]:
     """Join under ``parent``, run, and wait until connected."""
     await join(await parent.token(), folder, name, parent.clock, **given)
-    async with running(folder, parent.clock) as site:
+    async with running(folder, parent.clock, policy=policy) as site:
         await until(lambda: site.uid in parent.tunnel.links and site.tunnel.parent is not None)
         yield site
 

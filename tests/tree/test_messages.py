@@ -125,7 +125,7 @@ def test_a_changed_path_goes_down_and_a_loop_ends_the_link(tmp_path: Path) -> No
             one.membership.link_up(parent)
             one.membership.link_up(child)
             one.membership.control(parent, PathMessage(uids=("top", "newparent"), names=("t", "n")))
-            assert child.sent == [PathMessage(uids=("top", "newparent", one.uid), names=("t", "n", "region-a"))]
+            assert child.sent == [PathMessage(uids=("top", "newparent", one.uid), names=("t", "n", "region-a"), top="top")]
             one.membership.control(parent, PathMessage(uids=("top", one.uid, "newparent")))
             assert parent.closed is not None and parent.closed[0] == CloseCode.LOOP
             assert one.membership.path()[0] == ("top", "newparent", one.uid), "the path that loops is not believed"

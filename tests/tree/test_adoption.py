@@ -1,0 +1,147 @@
+"""Adoption over real links: controllers with identity, store, membership and tunnel, and parents that go and come back."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from cluster_controller.tree import guests, records
+from cluster_controller.tree.failover import HOME, SIBLING, UNCLE, Policy
+from cluster_controller.tunnel.messages import RefusalCode
+from tests.tree.site import ANYBODY, Clock, Site, join, member, root, run, running, until
+
+
+@contextlib.asynccontextmanager
+async def two_regions(folder: Path, policy: Policy = ANYBODY, *, lender: Policy = ANYBODY) -> AsyncIterator[tuple[Site, Site, Site, Site]]:
+    """root, region-a, region-b, and edge-1 under region-a, which knows region-b as an alternate."""
+    clock = Clock()
+    async with root(folder / "root", clock) as top:
+        async with member(top, folder / "a", "region-a") as a, member(top, folder / "b", "region-b", policy=lender) as b:
+            async with member(a, folder / "edge", "edge-1", policy=policy) as edge:
+                await until(lambda: b.uid in alternates(edge) and b.uid in alternates(a) and a.uid in alternates(b))
+                yield top, a, b, edge
+
+
+def alternates(site: Site) -> dict[str, str]:
+    standing = site.membership.child.standing
+    return {one.uid: one.relation for one in standing.parents} if standing is not None else {}
+
+
+def at(site: Site) -> str:
+    return site.tunnel.parent.peer_name if site.tunnel.parent is not None else ""
+
+
+async def stop_listening(site: Site) -> None:
+    """As if it was killed: its port closes, and every link."""
+    await site.hang_up()
+    await site.tunnel.close()
+
+
+def test_standings_name_the_alternates_and_are_told_anew_when_they_change(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with two_regions(tmp_path) as (top, a, b, edge):
+            assert alternates(edge) == {a.uid: HOME, b.uid: UNCLE, top.uid: "grandparent"}
+            assert alternates(a) == {top.uid: HOME, b.uid: SIBLING}
+            async with member(a, tmp_path / "edge-2", "edge-2") as second:
+                await until(lambda: alternates(edge).get(second.uid) == SIBLING)
+                assert alternates(second)[edge.uid] == SIBLING
+            held = records.standing(edge.store)
+            assert held is not None and held.serial > 1 and held == edge.membership.child.standing  # on the disk
+
+    run(main())
+
+
+def test_a_child_whose_parent_is_gone_is_carried_by_its_uncle_and_comes_home(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with two_regions(tmp_path) as (top, a, b, edge):
+            port = a.port
+            await stop_listening(a)
+            await until(lambda: at(edge) == "region-b" and top.membership.router.next_hop(edge.uid) == b.uid)
+            assert edge.membership.adopter == (b.uid, "region-b") and edge.membership.adoptions == 1
+            assert records.member(b.store, edge.uid) is None and list(b.membership.guests.present()) == [edge.uid]
+            assert not b.store.spaces() or not any(edge.uid in space for space in b.store.spaces())
+            assert edge.membership.path()[1] == ("root", "region-b", "edge-1")
+            assert edge.membership.live() == (top.uid, b.uid, edge.uid)
+            await a.come_back(port)
+            await until(lambda: at(edge) == "region-a" and edge.uid in a.tunnel.links)
+            await until(lambda: top.membership.router.next_hop(edge.uid) == a.uid)
+            await until(lambda: not b.membership.guests.present())
+            assert edge.membership.returns == 1
+
+    run(main())
+
+
+def test_a_site_that_forbids_it_waits_for_its_parent(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with two_regions(tmp_path, Policy(allow=False)) as (_, a, b, edge):
+            await stop_listening(a)
+            await until(lambda: edge.tunnel.parent is None and edge.tunnel.dial_error is not None)
+            assert [one.name for one in edge.membership.parents()] == ["region-a"] and not b.membership.guests.present()
+
+    run(main())
+
+
+def test_who_has_lost_its_own_way_up_takes_nobody_in_and_all_stay_put(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with two_regions(tmp_path) as (top, a, b, edge):
+            await stop_listening(top)
+            await until(lambda: a.tunnel.refusal is not None and b.tunnel.refusal is not None)  # each has asked the other
+            assert {a.tunnel.refusal.refusal.code, b.tunnel.refusal.refusal.code} == {RefusalCode.OUT_OF_REACH}  # type: ignore[union-attr]
+            assert at(edge) == "region-a" and not a.membership.guests.present() and not b.membership.guests.present()
+            await until(lambda: edge.membership.live() == (a.uid, edge.uid))  # it knows how far up its parent is linked
+
+    run(main())
+
+
+def test_a_guest_is_sent_on_when_its_adopter_has_lost_every_ancestor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guests, "PATIENCE_SECONDS", 0.05)
+
+    async def main() -> None:
+        async with two_regions(tmp_path) as (top, a, b, edge):
+            await stop_listening(a)
+            await until(lambda: at(edge) == "region-b")
+            await stop_listening(top)
+            await until(lambda: edge.tunnel.parent is None and not b.membership.guests.present())
+
+    run(main())
+
+
+def test_a_full_lender_names_a_time_and_the_next_alternate_takes_over(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with two_regions(tmp_path, lender=Policy(guests=0)) as (top, a, b, edge):
+            await stop_listening(a)
+            await until(lambda: at(edge) == "root")  # the grandparent
+            assert records.member(top.store, edge.uid) is None and not b.membership.guests.present()
+
+    run(main())
+
+
+def test_a_member_of_another_tree_part_without_a_standing_is_still_refused(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with two_regions(tmp_path) as (_, a, b, edge):
+            hello = await edge.membership.child.hello(b.uid)
+            assert hello.standing is not None
+            forged = hello.standing.__class__(
+                **{name: getattr(hello.standing, name) for name in hello.standing.__struct_fields__} | {"serial": 99}
+            )
+            peer = a.tunnel.links[edge.uid].peer
+            assert peer is not None
+            for shown, code in ((None, RefusalCode.NOT_MY_CHILD), (forged, RefusalCode.FORBIDDEN)):
+                changed = hello.__class__(**{name: getattr(hello, name) for name in hello.__struct_fields__} | {"standing": shown})
+                answer = await b.membership.welcome(changed, peer)
+                assert answer.code is code  # type: ignore[union-attr]
+            assert not b.membership.guests.get(edge.uid)
+
+    run(main())
+
+
+def test_a_child_that_joins_is_told_its_siblings_at_once(tmp_path: Path) -> None:
+    async def main() -> None:
+        clock = Clock()
+        async with root(tmp_path / "root", clock) as top, member(top, tmp_path / "a", "one") as first:
+            await join(await top.token(), tmp_path / "b", "two", clock)
+            async with running(tmp_path / "b", clock) as second:
+                await until(lambda: alternates(second).get(first.uid) == SIBLING)
+
+    run(main())
