@@ -14,6 +14,13 @@ from cluster_controller.resources.kinds import ClusterRow, Component, ComponentS
 WORST_ROWS = 20
 
 
+class Stray(Struct, frozen=True):
+    """What a cluster below a silent target says by way of an adopter. ``path``: names from the target down to it."""
+
+    path: tuple[str, ...]
+    status: WorkStatusStatus
+
+
 class TargetReport(Struct, frozen=True, kw_only=True):
     """What one direct child, or the own cluster, was given and said.
 
@@ -27,6 +34,8 @@ class TargetReport(Struct, frozen=True, kw_only=True):
     status: WorkStatusStatus | None
     silent: str = ""
     replaced: Mapping[str, int] = {}  # of its shares, what others hold instead while it is out of reach
+    strays: Sequence[Stray] = ()  # who is heard from below it while it is out of reach
+    held: bool = False  # it still has the version before: nothing there is of the newest
 
 
 def aggregate(
@@ -48,7 +57,9 @@ def aggregate(
     count = 0
     for report in reports:
         if report.status is not None:
-            rows += [_row(row, report) for row in report.status.clusters]
+            heard = {row.cluster: _carried(row, stray) for stray in report.strays for row in stray.status.clusters}
+            rows += [_row(row, report) for row in report.status.clusters if row.cluster not in heard]
+            rows += heard.values()
             count += report.status.cluster_count
     folded = [
         _component(component, duplicated, reports, unplaced.get(component.name, 0), messages.get(component.name, ""))
@@ -66,6 +77,15 @@ def _row(row: ClusterRow, report: TargetReport) -> ClusterRow:
     return msgspec.structs.replace(row, path=path, ready=0, reason="Unreachable", message=message)
 
 
+def _carried(row: ClusterRow, stray: Stray) -> ClusterRow:
+    return msgspec.structs.replace(row, path=[*stray.path, *row.path])
+
+
+def carried(component: str, strays: Sequence[Stray]) -> list[ComponentStatus]:
+    """What strays say of one component."""
+    return [item for stray in strays for item in stray.status.components if item.name == component]
+
+
 def _component(component: Component, duplicated: bool, reports: Sequence[TargetReport], unplaced: int, message: str) -> ComponentStatus:
     # A duplicated share is a count per cluster; how many that makes in all is known only below.
     desired = unplaced if duplicated else component.replicas
@@ -78,7 +98,10 @@ def _component(component: Component, duplicated: bool, reports: Sequence[TargetR
             desired += part.desired if part else given
             unplaced += part.unplaced if part else 0
         if report.silent:
-            if given > report.replaced.get(component.name, 0) and not reason:
+            heard = carried(component.name, report.strays)
+            ready += sum(item.ready for item in heard)
+            updated += sum(item.updated for item in heard)
+            if given > report.replaced.get(component.name, 0) + sum(item.ready for item in heard) and not reason:
                 reason, text = "Unreachable", f"out of reach: {report.silent} is cut"
             continue
         if part is None or report.status is None:
@@ -86,7 +109,7 @@ def _component(component: Component, duplicated: bool, reports: Sequence[TargetR
         ready += part.ready
         if report.status.seen >= report.share_id:
             confirmed += part.confirmed
-        if report.status.version >= report.share_id:
+        if report.status.version >= report.share_id and not report.held:
             updated += part.updated
         if part.reason and not reason:
             reason, text = part.reason, part.message

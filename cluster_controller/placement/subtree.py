@@ -69,6 +69,10 @@ class Subtree:
             changed[self._uid] = records.own(self._own, running.get(self._uid, {}), self._ledger.total(self._uid))
         return self._fleet.view(changed)
 
+    def labels(self, tx: Tx, target: str) -> tuple[Mapping[str, str], ...]:
+        """Of a target, and of every cluster that is reached through it."""
+        return tuple(document.status.labels for document, via in self.known(tx) if via == target)
+
     def name(self, tx: Tx, target: str) -> str:
         self.known(tx)
         return self.names.get(target, target)

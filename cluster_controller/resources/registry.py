@@ -182,6 +182,7 @@ BY_PLURAL: Mapping[tuple[str, str, str], ResourceType] = MappingProxyType(
 )
 
 # Labels and annotations that controllers write.
+ROLLOUT_RESUME = "banyan.dev/rollout-resume"  # annotation of an Application: a new value says that a rollout that waits shall go on
 FINALIZER_WITHDRAW = "banyan.dev/withdraw"  # holds a deleted Application until the clusters in reach have stopped it
 LABEL_APPLICATION = "banyan.dev/application"
 LABEL_APPLICATION_UID = "banyan.dev/application-uid"

@@ -11,8 +11,6 @@ from msgspec import Struct
 
 from cluster_controller.resources.kinds import Component
 
-REASON = "WaitsForDependency"
-
 
 class Given(Struct, frozen=True, kw_only=True):
     """One component at one target: its share now decided, what the target was told before, and how it is there."""
