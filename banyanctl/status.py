@@ -5,15 +5,15 @@ from typing import Annotated, Any
 
 import typer
 
-from banyanctl import application, kinds, objects, output
+from banyanctl import application, kinds, objects, output, story
 from banyanctl.cli import examples, settings
 from banyanctl.client import Client
+from banyanctl.happened import row
 from banyanctl.tree import read_rows
 from banyanctl.version import SEPARATOR
 from cluster_controller.errors import BanyanError
 
 WORST = 20
-UNREACHABLE = "Unreachable"  # reason of a row whose cluster is out of reach
 
 
 @examples("banyan status", "banyan status emotion", "banyan --at edge-1 status -o json")
@@ -24,11 +24,11 @@ def status(
     """The state of a controller and of what is below it, or of one application everywhere."""
     with settings().client() as client:
         if which:
-            document = client.json("GET", kinds.path(application.KIND, namespace or client.endpoint.namespace, application.name_of(which)))
-            ages = (
-                _ages(client) if any(row.get("reason") == UNREACHABLE for row in document.get("status", {}).get("clusters") or []) else {}
-            )
-            output.emit(document, settings().output, lambda: _application(document, ages))
+            space, name = namespace or client.endpoint.namespace, application.name_of(which)
+            pages = client.pages(kinds.path(kinds.find("clusters"), ""), {"includeObject": "Object"}, objects.AS_TABLE)
+            rows = read_rows(pages)
+            told = story.gather(client, space, name, rows)
+            output.emit(_for_programs(told), settings().output, lambda: _application(told, {row["uid"]: row["heard"] for row in rows}))
             return
         found = controller(client)
     output.emit(found, settings().output, lambda: _controller(found))
@@ -95,16 +95,18 @@ def _controller(found: Mapping[str, Any]) -> None:
     output.table(columns, [list(row.values()) for row in applications], empty="no applications")
 
 
-def _ages(client: Client) -> dict[str, str]:
-    """How long ago each cluster was heard of, by uid: the server computes it when asked."""
-    pages = client.pages(kinds.path(kinds.find("clusters"), ""), {"includeObject": "Object"}, objects.AS_TABLE)
-    return {row["uid"]: row["heard"] for row in read_rows(pages)}
+def _for_programs(told: story.Story) -> dict[str, Any]:
+    """The object itself, and beside it what was found out about it."""
+    found = {"origin": told.origin, "division": story.plain(told.place), "silent": story.silent(told.place), "events": told.events}
+    return {**told.document, "story": found}
 
 
-def _application(document: Mapping[str, Any], ages: Mapping[str, str]) -> None:
+def _application(told: story.Story, ages: Mapping[str, str]) -> None:
+    document = told.document
     metadata, state = document["metadata"], document.get("status") or {}
     ready = f"{state.get('ready', 0)} of {state.get('desired', 0)} ready"
     print(f"{metadata['namespace']}/{metadata['name']}  {state.get('phase') or 'Pending'}  {ready}")
+    print(_written(told))
     print()
     rows = [
         (
@@ -135,9 +137,31 @@ def _application(document: Mapping[str, Any], ages: Mapping[str, str]) -> None:
         output.table(("cluster", "way", "ready", "site port", "reason", "message"), places)
     if (count := state.get("clusterCount", 0)) > len(places):
         output.note(f"the {len(places)} that need attention most, of {count} clusters")
+    if told.place.below:
+        print()
+        output.tree(story.draw(told.place))
+    if told.events:
+        print()
+        output.table(
+            ("last seen", "type", "reason", "message"),
+            [(seen, kind, reason, text) for seen, kind, reason, _, text in map(row, told.events)],
+        )
     if left := state.get("withdrawing"):
         output.note(f"withdrawing; not yet confirmed by: {', '.join(left)}")
 
 
+def _written(told: story.Story) -> str:
+    """Where and when, and who changed it last."""
+    metadata, history = told.document["metadata"], (told.document.get("status") or {}).get("history") or []
+    newest = max(history, key=lambda entry: int(entry.get("revision", 0)), default=None)
+    made = metadata.get("creationTimestamp") or "at a time that is not known"
+    words = [f"written at {told.origin or 'a cluster that is not known here'}, {made}"]
+    if metadata.get("generation"):
+        words.append(f"generation {metadata['generation']}")
+    if newest is not None and newest.get("user"):
+        words.append(f"last changed by {newest['user']} at {newest.get('time', '')}")
+    return ", ".join(words)
+
+
 def _is_silent(row: Mapping[str, Any], ages: Mapping[str, str]) -> bool:
-    return row.get("reason") == UNREACHABLE and row.get("cluster") in ages
+    return row.get("reason") == story.UNREACHABLE and row.get("cluster") in ages

@@ -57,6 +57,7 @@ def read_rows(pages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
             thing = row.get("object") or {}
             status = thing.get("status") or {}
             facts = status.get("facts") or {}
+            ready: Mapping[str, Any] = next((one for one in status.get("conditions") or [] if one.get("type") == "Ready"), {})
             found.append(
                 {
                     "name": (thing.get("metadata") or {}).get("name") or cells.get("name", ""),
@@ -67,6 +68,8 @@ def read_rows(pages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
                     "status": str(cells.get("status") or status.get("phase") or "Unknown"),
                     "heard": str(cells.get("heard") or ""),
                     "brokenHop": str(cells.get("broken") or status.get("brokenHop") or ""),
+                    "since": "" if ready.get("status") in (None, "True") else str(ready.get("lastTransitionTime", "")),
+                    "adoptedBy": status.get("adoptedBy", ""),
                     "age": str(cells.get("age") or ""),
                     "applications": facts.get("applications", 0),
                     "instances": facts.get("instances", 0),
@@ -126,9 +129,13 @@ def _branch(row: Mapping[str, Any], width: int, depth: int, *, wide: bool) -> Br
     if row["heard"] and row["heard"] not in ("<none>", "-"):
         words.append(f"heard {row['heard']} ago" if row["heard"][-1:] in "smhdy" else f"heard {row['heard']}")
     if count := row["applications"]:
-        words.append(f"{count} app{'s' if count != 1 else ''}, {row['instances']} running")
+        words.append(f"{count} app{'s' if count != 1 else ''}, {row['instances']} running" + ("" if ready else " by its last report"))
     if row["brokenHop"] and not ready:
         words.append(f"broken: {row['brokenHop']}")
+    if row["since"]:
+        words.append(f"silent since {row['since']}")
+    if row["adoptedBy"]:
+        words.append(f"adopted by {row['adoptedBy']}")
     if wide:
         words.append(f"{row['nodesReady']}/{row['nodes']} nodes  {row['shim'] or 'no shim'}  {row['version']}  age {row['age']}")
         words.append(",".join(f"{key}={value}" for key, value in sorted(row["labels"].items())))

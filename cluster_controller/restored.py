@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 import msgspec
 import structlog
 
+from cluster_controller import events
 from cluster_controller.documents import decode
-from cluster_controller.events import record
+from cluster_controller.events import Reason
 from cluster_controller.resources import kinds
 from cluster_controller.settling import Settler
 from cluster_controller.store import Event, Key, Store, Tx
@@ -78,10 +79,10 @@ class AfterRestore:
         if self._restored:
             self._settler.mark(self._uid)
 
-    def changed(self, events: Sequence[Event]) -> None:
+    def changed(self, changes: Sequence[Event]) -> None:
         if not self._restored:
             return
-        for event in events:
+        for event in changes:
             key = event.stored.key
             appeared = key.space == records.OWN and key.kind == "Cluster" and event.stored.uid == self._uid and event.previous is None
             if key.space == records.MEMBERS or appeared:
@@ -103,13 +104,12 @@ class AfterRestore:
         self._write(tx, stored.key, _words(restored, sorted(strangers.values())))
 
     def _tell(self, tx: Tx, uid: str, name: str, restored: Restored) -> None:
-        about = kinds.ObjectReference(api_version=kinds.API_VERSION, kind="Cluster", name=name, uid=uid)
         message = (
             f"{name} joined after the backup of {restored.made} was made and was let in by its certificate; if it does not belong here, "
             f"`banyan cluster revoke {name}`"
         )
         log.warning("cluster.not_in_backup", cluster=name, uid=uid, made=restored.made)
-        record(tx, about=about, kind="Warning", reason="NotInBackup", message=message, component="restored", timestamp=self._timestamp())
+        events.cluster(tx, name, uid, Reason.NOT_IN_BACKUP, message, component="restored", timestamp=self._timestamp())
 
     def _write(self, tx: Tx, key: Key, message: str) -> None:
         stored = tx.get(key)

@@ -12,9 +12,10 @@ from datetime import datetime
 import msgspec
 import structlog
 
+from cluster_controller import events
 from cluster_controller.documents import decode, encode, put_changed
 from cluster_controller.errors import BanyanError, Conflict
-from cluster_controller.events import record
+from cluster_controller.events import Reason
 from cluster_controller.identity import rotation
 from cluster_controller.identity.holder import Identity
 from cluster_controller.identity.rotation import Announcement
@@ -79,8 +80,8 @@ class Rotation:
     def load(self) -> None:
         self._wake.set()
 
-    def changed(self, events: Sequence[Event]) -> None:
-        for event in events:
+    def changed(self, changes: Sequence[Event]) -> None:
+        for event in changes:
             if event.stored.key.kind == KIND or event.stored.key.space == records.MEMBERS:
                 self._wake.set()
 
@@ -155,7 +156,7 @@ class Rotation:
             fresh = await asyncio.to_thread(rotation.begin, self._identity.folder, self._identity(), now)
             self._identity.identity = fresh
             said = rotation.announcement(fresh, format_time(now))
-            await self._announce(said, "RotationBegan", "a new key of the tree counts beside the present one")
+            await self._announce(said, Reason.ROTATION_BEGAN, "a new key of the tree counts beside the present one")
             self._tell()
         return self.state()
 
@@ -168,7 +169,7 @@ class Rotation:
             if (state.missing or state.users) and not force:
                 raise Conflict(_who_would_lose(state))
             self._identity.identity = await asyncio.to_thread(rotation.finish, self._identity.folder, self._identity())
-            await self._announce(msgspec.structs.replace(said, closed=True), "RotationFinished", "the tree's old key counts no more")
+            await self._announce(msgspec.structs.replace(said, closed=True), Reason.ROTATION_FINISHED, "the tree's old key counts no more")
             self._tell()
         return self.state()
 
@@ -180,13 +181,12 @@ class Rotation:
             self._tell()
         return format_time(self._identity().not_after)
 
-    async def _announce(self, said: Announcement, reason: str, message: str) -> None:
+    async def _announce(self, said: Announcement, reason: Reason, message: str) -> None:
         identity = self._identity()
-        about = kinds.ObjectReference(api_version=kinds.API_VERSION, kind="Cluster", name=identity.name, uid=identity.uid)
 
         def work(tx: Tx) -> Stored:
             now = format_time(self._wall())
-            record(tx, about=about, kind="Normal", reason=reason, message=message, component="rotation", timestamp=now)
+            events.cluster(tx, identity.name, identity.uid, reason, message, component="rotation", timestamp=now)
             document = TreeAuthority(metadata=kinds.Metadata(name=NAME, uid=NAME), spec=said)
             return tx.put(Key(records.OWN, KIND, "", NAME), encode(document), uid=NAME)
 

@@ -184,9 +184,16 @@ def _cluster(document: Json, context: Context) -> list[Any]:
     return [
         _name(document), _text(status, "parent") or "<none>", phase, heard_text(heard), broken, nodes,
         _number(facts, "applications"), _age(document, context),
+        _silent_since(document), _text(status, "adoptedBy"),
         "/".join(str(each) for each in _list(status, "path")), _text(facts, "version"), _joined(_list(facts, "architectures")),
         _joined(shown, 8), _text(status, "uid"),
     ]  # fmt: skip
+
+
+def _silent_since(document: Json) -> str:
+    """When whoever lost it wrote so, by that clock: for people."""
+    ready = _condition(document, "Ready")
+    return _text(ready, "lastTransitionTime") if _text(ready, "status") not in ("", "True") else ""
 
 
 def _model(document: Json, context: Context) -> list[Any]:
@@ -340,6 +347,8 @@ _TABLES: Mapping[str, Table] = {
             Column("Nodes", "Machines that are ready, of all."),
             Column("Apps", "Applications that run there.", "integer"),
             _AGE,
+            _wide("Since", "When it fell silent, by the clock of whoever lost it."),
+            _wide("Adopted by", "Under whom it is for the time being, its parent being out of reach."),
             _wide("Path", "Names from here down to it."),
             _wide("Version", "Of its controller."),
             _wide("Arch", "Architectures of its machines."),
