@@ -24,10 +24,10 @@ class Space:
         self._fleet = clusters if isinstance(clusters, Fleet) else Fleet(clusters)
         self._left: dict[str, tuple[NodeRecord, ...]] = {}  # of clusters from which something was taken
 
-    def copy(self) -> "Space":
-        other = Space(self._fleet)
-        other._left = dict(self._left)
-        return other
+    def of(self, uid: str) -> ClusterRecord | None:
+        """The record with what is free on its nodes now."""
+        cluster = self._fleet.get(uid)
+        return self.now(cluster) if cluster is not None else None
 
     def name(self, uid: str) -> str:
         cluster = self._fleet.get(uid)

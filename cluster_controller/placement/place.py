@@ -18,6 +18,7 @@ from cluster_controller.placement.divide import Target, divide
 from cluster_controller.placement.filters import capacity_refusal, refuse, unknown_names
 from cluster_controller.placement.fleet import Fleet
 from cluster_controller.placement.model import ClusterRecord, ComponentDemand, Demand, Given, Placement, Refusal, Request, Score
+from cluster_controller.placement.weighing import planned, weigh
 from cluster_controller.placement.wishes import blocked_refusal, refuse_wishes
 
 Shares = dict[str, dict[str, int]]
@@ -67,13 +68,22 @@ def place(
     space = _space(demand, fleet, passed, given, pending or {})
     scores = {each.name: _scores(demand, each, passed[each.name], space, around) for each in demand.components} if reasons else {}
     bins = Bins(demand, space, around)
+
+    def branches(component: ComponentDemand) -> dict[str, Branch]:
+        mine = {target: per[component.name] for target, per in given.items() if component.name in per}
+        return bins.branches(component, passed[component.name], mine)
+
+    weighed = weigh(demand, branches, space.of, around)
     for component in demand.components:
         among = passed[component.name]
         mine = {target: per[component.name] for target, per in given.items() if component.name in per}
         if demand.strategy == "Duplicated":
             decided = _duplicate(component, among, mine, space)
         else:
-            decided = _divide(demand, component, bins.branches(component, among, mine), space)
+            found = branches(component)
+            if weighed is not None and component.name in weighed:
+                found = planned(found, weighed[component.name])
+            decided = _divide(demand, component, found, space)
         decisions[component.name] = decided
         if reasons and not decided.unplaced:
             refusals += _full(demand, component, among, decided, space)

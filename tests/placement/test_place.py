@@ -2,6 +2,7 @@
 
 import random
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,12 +10,17 @@ from cluster_controller.placement.model import (
     ClusterRecord,
     ComponentDemand,
     Demand,
+    Dividing,
     Given,
     NodeRecord,
+    Objective,
+    Preference,
     Request,
     Requirement,
+    Spread,
     Taint,
     Toleration,
+    Weight,
 )
 from cluster_controller.placement.place import place
 
@@ -201,3 +207,94 @@ def test_the_given_of_a_target_without_any_cluster_is_taken_back() -> None:
     placed = place(demand(2), [cluster("a")], {"gone": {"serve": Given(share=2, ceiling=2)}})
     assert "gone" not in placed.shares
     assert placed.waiting == {"serve": 2}  # until it has said so
+
+
+# --- wishes, spread, division, cost ---
+
+
+def zoned(**zones: str) -> list[ClusterRecord]:
+    return [cluster(name, labels={"tier": "edge", "zone": zone}) for name, zone in zones.items()]
+
+
+def test_wished_clusters_are_filled_first_and_unwanted_ones_last() -> None:
+    wished = Preference(10, (Requirement("tier", "In", ("hub",)),))
+    clusters = [
+        cluster("a", taints=(Taint("old", "", "PreferNoSchedule"),)),
+        cluster("b"),
+        cluster("c", labels={"tier": "hub"}),
+    ]
+    assert place(demand(6, preferences=(wished,)), clusters, {}).shares == {"c": {"serve": 4}, "b": {"serve": 2}}
+
+
+def test_a_spread_holds_over_zones_and_says_why_replicas_wait() -> None:
+    clusters = [*zoned(a="x", b="x", c="y"), cluster("d", labels={"tier": "edge"})]
+    placed = place(demand(4, spread=(Spread("zone", 1),)), clusters, {})
+    assert placed.plan["serve"] == {"a": 1, "b": 1, "c": 2}
+    assert reason(placed, "d") == "SpreadLabel"
+    full = msgspec.structs.replace(clusters[2], nodes=())
+    alone = place(demand(4, spread=(Spread("zone", 1),)), [clusters[0], clusters[1], full], {})
+    assert alone.unplaced == {"serve": 0}, "a zone with no node that could take one is none to wait for"
+    small = cluster(
+        "c", labels={"tier": "edge", "zone": "y"}, nodes=(NodeRecord(name="n", free_cpu_millis=250, free_memory_bytes=MEBI * 128),)
+    )
+    waits = place(demand(5, spread=(Spread("zone", 1),)), [clusters[0], clusters[1], small], {})
+    assert waits.unplaced == {"serve": 2}
+    assert {reason(waits, name) for name in "ab"} == {"Spread"}
+
+
+def test_weights_divide_a_branch_as_they_divide_clusters() -> None:
+    clusters = [cluster("a", labels={"size": "l"}), cluster("b", via="region", labels={"size": "s"}), cluster("c", via="region")]
+    weights = (Weight(2, (Requirement("size", "In", ("l",)),)), Weight(1, (Requirement("size", "In", ("s",)),)))
+    placed = place(demand(3, dividing=Dividing(by="Weights", weights=weights)), clusters, {})
+    assert placed.shares == {"a": {"serve": 2}, "region": {"serve": 1}}
+    more = place(demand(20, dividing=Dividing(by="Weights", weights=weights)), clusters, {})
+    assert (reason(more, "c"), more.unplaced["serve"]) == ("Weight", 12)
+
+
+def test_the_cheapest_node_that_is_near_enough_is_chosen() -> None:
+    def priced(name: str, price: int, rtt: float | None) -> ClusterRecord:
+        node = NodeRecord(free_cpu_millis=1000, free_memory_bytes=512 * MEBI, whole=Request(1000, 512 * MEBI), hourly_micros=price)
+        return cluster(name, nodes=(node,), parent="root", rtt_millis=rtt)
+
+    clusters = [cluster("root", runs_applications=False), priced("a", 40_000, 1.0), priced("b", 8_000, 2.0), priced("c", 4_000, 90.0)]
+    clusters.append(priced("d", 0, None))
+    cheap = Dividing(by="LowestCost")
+    near = Objective(cost=1, latency=1, to=("root",), within_millis=50)
+    placed = place(demand(5, dividing=cheap, objective=near), clusters, {})
+    assert placed.plan["serve"] == {"b": 4, "a": 1}
+    assert {reason(placed, "c"), reason(placed, "d")} == {"Latency"}
+    assert placed.scores["serve"]["b"].cost == 2000 + 2000
+    anywhere = place(demand(1, dividing=cheap, objective=Objective(cost=0, latency=1, to=("root",))), clusters, {})
+    assert anywhere.plan["serve"] == {"a": 1}
+
+
+def test_components_that_compete_are_weighed_against_each_other() -> None:
+    """The first alone would take the cheap node, of which the second gains more."""
+    node = NodeRecord(free_cpu_millis=1000, free_memory_bytes=1, whole=Request(1000, 1), hourly_micros=100)
+    dear = msgspec.structs.replace(node, hourly_micros=200)
+    clusters = [cluster("a", nodes=(node,)), cluster("b", nodes=(dear,))]
+    components = (
+        ComponentDemand(name="small", replicas=1, request=Request(cpu_millis=100)),
+        ComponentDemand(name="large", replicas=1, request=Request(cpu_millis=1000)),
+    )
+    wanted = Demand(application="app", components=components, dividing=Dividing(by="LowestCost"))
+    assert place(wanted, clusters, {}).plan == {"small": {"b": 1}, "large": {"a": 1}}
+    kept = msgspec.structs.replace(wanted, dividing=Dividing(by="LowestCost", least=1))
+    assert place(kept, clusters, {}).plan == {"small": {"a": 1}, "large": {"b": 1}}, "one after the other"
+
+
+def test_without_reasons_the_decision_is_the_same() -> None:
+    chooser = random.Random(3)
+    for _ in range(100):
+        clusters = [
+            cluster(f"c{number}", labels={"tier": chooser.choice("ab"), "zone": chooser.choice("xyz")}, cordoned=chooser.random() < 0.1)
+            for number in range(8)
+        ]
+        wanted = demand(
+            chooser.randint(0, 12),
+            selector=(Requirement("tier", chooser.choice(["In", "NotIn"]), ("a",)),),
+            cluster_names=tuple(f"c{number}" for number in range(6)) if chooser.random() < 0.5 else (),
+            spread=(Spread("zone", 2),) if chooser.random() < 0.5 else (),
+        )
+        full, quick = place(wanted, clusters, {}), place(wanted, clusters, {}, reasons=False)
+        assert (full.shares, full.unplaced, full.plan) == (quick.shares, quick.unplaced, quick.plan)
