@@ -3,14 +3,15 @@
 Both become one `Allotment`, so that everything after it is the same at every level of the tree.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from msgspec import Struct
 
 from cluster_controller.documents import Documents
 from cluster_controller.placement.records import model_digest
 from cluster_controller.resources import kinds
-from cluster_controller.resources.registry import FINALIZER_WITHDRAW
+from cluster_controller.resources.registry import FINALIZER_WITHDRAW, ROLLOUT_RESUME
+from cluster_controller.rollout.revision import digest
 from cluster_controller.store import Key, Stored, Tx
 
 Find = Callable[[str, str, str], Stored | None]  # space, kind, uid
@@ -25,9 +26,13 @@ class Reference(Struct, frozen=True):
 
 class Allotment(Struct, frozen=True, kw_only=True):
     application: kinds.ApplicationReference
+    labels: Mapping[str, str]  # of the Application
     components: list[kinds.Component]
     placement: kinds.Placement
     rollout: kinds.Rollout | None
+    revision: str  # of its components; "" where nothing goes out in waves
+    resume: str  # changes whenever somebody says that what waits shall go on
+    depends_on: list[str]  # Applications beside it, at its origin
     apply: kinds.ApplyPolicy
     chain: list[kinds.Share]
     references: list[Reference]
@@ -36,6 +41,10 @@ class Allotment(Struct, frozen=True, kw_only=True):
     held_by: list[str]  # finalizers of others for which its deletion waits; until then it runs on, as a Deployment's pods do
     key: Key
     version: int  # what a report upwards answers: the id of the last share in the chain; 0 at the origin
+
+    @property
+    def links(self) -> list[kinds.WorkReference]:
+        return [reference.link for reference in self.references]
 
 
 def work_key(space: str, application: str) -> Key:
@@ -65,9 +74,13 @@ def of_application(tx: Tx, documents: Documents, stored: Stored, me: str, my_nam
             origin_name=my_name,
             generation=application.metadata.generation,
         ),
+        labels=application.metadata.labels,
         components=application.spec.components,
         placement=application.spec.placement,
         rollout=application.spec.rollout,
+        revision=digest(application.spec.components) if application.spec.rollout is not None else "",
+        resume=application.metadata.annotations.get(ROLLOUT_RESUME, ""),
+        depends_on=application.spec.depends_on,
         apply=application.spec.apply,
         chain=[],
         references=references,
@@ -92,9 +105,13 @@ def of_work(tx: Tx, documents: Documents, stored: Stored) -> Allotment:
             references.append(Reference(link, found))
     return Allotment(
         application=spec.application,
+        labels=spec.labels,
         components=spec.components,
         placement=spec.placement,
         rollout=spec.rollout,
+        revision=spec.revision,
+        resume=spec.resume,
+        depends_on=[],
         apply=spec.apply,
         chain=spec.shares,
         references=references,

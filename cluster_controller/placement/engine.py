@@ -9,7 +9,7 @@ share that the Application asked to replace (`placement.replace`); Work for a ta
 commit as the documents that it needs, documents first; a Work that ended stays until nobody waits for its acknowledgement.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -20,11 +20,14 @@ from cluster_controller.placement import records
 from cluster_controller.placement.aggregate import aggregate
 from cluster_controller.placement.allotment import Allotment, needed, of_application, of_work, served
 from cluster_controller.placement.capacity import Ledger, add, positive
+from cluster_controller.placement.carried import Carried
 from cluster_controller.placement.fleet import Fleet
 from cluster_controller.placement.model import ClusterRecord, Demand, Given, Placement, Request
 from cluster_controller.placement.place import place
 from cluster_controller.placement.refused import Refused
 from cluster_controller.placement.replacing import Plan, Replacing
+from cluster_controller.placement.ruling import KEY as POLICY
+from cluster_controller.placement.ruling import SiteRules
 from cluster_controller.placement.status import withdraw_application
 from cluster_controller.placement.subtree import Subtree, placing_facts
 from cluster_controller.placement.telling import Decided, Seen, Telling, answers
@@ -32,6 +35,7 @@ from cluster_controller.placement.uses import Uses
 from cluster_controller.placement.works import Reader, Works
 from cluster_controller.reports import Reporter
 from cluster_controller.resources import kinds
+from cluster_controller.rollout.keeping import NOTHING, Rolling
 from cluster_controller.settling import Alarm, Settler
 from cluster_controller.store import Event, Key, Store, Stored, Tx
 
@@ -53,7 +57,8 @@ class Explained(NamedTuple):
 
 class Engine:
     """The placement of one controller. ``silent`` names, per direct child out of reach, the broken hop; ``silence`` says for how many
-    seconds one of them was not heard. ``now`` is the boot-time clock."""
+    seconds one of them was not heard; ``strays``: descendants that are heard by way of adopters (`tree.away`). ``now`` is the boot-time
+    clock."""
 
     def __init__(
         self,
@@ -66,6 +71,7 @@ class Engine:
         silence: Callable[[str], float],
         now: Callable[[], float],
         timestamp: Callable[[], str],
+        strays: Callable[[], Collection[str]] = tuple,
     ) -> None:
         self._store = store
         self._reporter = reporter
@@ -81,8 +87,13 @@ class Engine:
         self._ledger = Ledger()
         self._subtree = Subtree(uid, self._documents, self._ledger)
         self._refused = Refused()
-        self._replacing = Replacing(silence, now)
-        self._telling = Telling(reporter, self._subtree, self._refused, self._documents, uid=uid, silent=silent, timestamp=timestamp)
+        self._carried = Carried(store, self._documents, strays)
+        self._replacing = Replacing(silence, now, self._carried_below)
+        self._rules = SiteRules(self._documents)
+        self._rolling = Rolling(uid, silent=silent, labels=self._subtree.labels, name=self._subtree.name, now=now, timestamp=timestamp)
+        self._telling = Telling(
+            reporter, self._subtree, self._refused, self._documents, uid=uid, silent=silent, timestamp=timestamp, carried=self._carried
+        )
         self._settler = Settler(store, self.settle)
         self._alarm = Alarm(self._settler.mark, now)
         self._ran = False
@@ -104,6 +115,7 @@ class Engine:
     def _read_works(self) -> set[str]:
         applications = self._works.load(self._store)
         self._ledger.clear()
+        self._rules.clear()
         for application in applications:
             self._book(application, self._look(self._store, application))
         return applications
@@ -114,10 +126,13 @@ class Engine:
             space, kind = event.stored.key.space, event.stored.key.kind
             if space == "own" and kind == "Application":
                 self._know(event, event.stored.uid)
+                self._settler.mark_all(self._uses.of(event.stored))  # those that wait until it is ready
             elif space == "desired" and kind == "Work":
                 self._know(event, event.stored.key.name)
             elif kind == "WorkStatus" and space != "report":
                 self._reported(event)
+            elif event.stored.key == POLICY:
+                self._settler.mark_all(application for application, key in self._keys.items() if key.space == "desired")
             elif kind == "Cluster" and space == "own":
                 self._cluster_changed(event)
             elif kind in REFERENCED and space in {"own", "desired"}:
@@ -145,8 +160,10 @@ class Engine:
             links = self._documents.read(stored, kinds.Work).spec.references
             self._uses.learn(application, frozenset((link.kind, "", link.uid) for link in links))
         else:
-            components = self._documents.read(stored, kinds.Application).spec.components
-            self._uses.learn(application, frozenset((kind, stored.key.namespace, name) for kind, name, _ in needed(components)))
+            spec = self._documents.read(stored, kinds.Application).spec
+            named = [(kind, name) for kind, name, _ in needed(spec.components)]
+            named += [("Application", name) for name in spec.depends_on]
+            self._uses.learn(application, frozenset((kind, stored.key.namespace, name) for kind, name in named))
 
     def _cluster_changed(self, event: Event) -> None:
         self._refused.forget(self._subtree.ways.get(event.stored.uid, ""))
@@ -169,6 +186,11 @@ class Engine:
     def link_changed(self, child: str) -> None:
         """The link to a direct child came up or was lost: what runs there counts, or does not."""
         self._settler.mark_all(self._works.of_target(child))
+        self._settler.mark_all(self._carried.applications(child))
+
+    def _carried_below(self, tx: Tx, target: str, allotment: Allotment) -> Mapping[str, int]:
+        names = [component.name for component in allotment.components]
+        return self._carried.ready(tx, self._subtree.name(tx, target), allotment.application.uid, names)
 
     def ring(self) -> None:
         """Look at what has waited long enough; the alarm does so by itself."""
@@ -192,25 +214,36 @@ class Engine:
             self._withdraw(tx, application, allotment, ceilings)
             return
         seen = self._look(tx, application)
+        asked, ruled = allotment, self._rules.apply(tx, allotment)
+        allotment = ruled.allotment
         given = self._given(tx, allotment, ceilings, seen)
         plan = self._replacing.plan(tx, allotment, given, _confirmed(seen))
-        self._alarm.set(application, plan.again)
+        rolled = NOTHING
         if allotment.missing:
             # What runs, runs on; nothing new is decided with half of what it needs.
             placement = Placement(shares=_standing(given), unplaced={}, waiting={}, refusals=(), eligible={})
             plan = Plan(given, before=plan.before)
         else:
             placement = self._decide(tx, allotment, seen, plan.given)
-            if self._works.write(tx, allotment, plan.whole(placement.shares), given, plan.renew):
+            shares = plan.whole(placement.shares)
+            rolled = self._rolling.plan(tx, allotment, shares, seen)
+            if rolled.back:
+                return  # to the version before: that change of the Application is settled next
+            if self._works.write(tx, allotment, shares, given, plan.renew, rolled=rolled):
                 seen = self._look(tx, application)
             self._telling.replaced(tx, allotment, plan, self._replacing.keep(tx, application, plan, placement.shares))
+        self._alarm.set(application, min((each for each in (plan.again, rolled.again) if each is not None), default=None))
         self._book(application, seen)
         left = {name: count + placement.waiting.get(name, 0) for name, count in placement.unplaced.items()}
+        for name, (count, _) in ruled.refused.items():
+            left[name] = left.get(name, 0) + count
         if any(left.values()):
             self._unplaced.add(application)
         else:
             self._unplaced.discard(application)
-        self._telling.report(tx, allotment, Decided(placement, left, plan), seen)
+        decided = Decided(ruled.told(placement, self._uid), left, plan, ruled.ruling.pinned, rolled)
+        self._telling.refused(tx, asked, ruled.refused)
+        self._telling.report(tx, asked, decided, seen)
 
     def _decide(self, tx: Tx, allotment: Allotment, seen: Mapping[str, Seen], given: Mapping[str, Mapping[str, Given]]) -> Placement:
         demand, clusters, pending = self._demand(allotment), self._records(tx, seen), self._pending(tx, allotment, given)
@@ -237,14 +270,23 @@ class Engine:
     def _book(self, application: str, seen: Mapping[str, Seen]) -> None:
         """Keep account of what was given, but for what a target said that it has no place for."""
         parts = {}
+        replicas = 0
         for target, (work, status) in seen.items():
             asked = Request()
             for component in work.components if work is not None else ():
                 part = _answer(work, status, component.name)
                 placed = component.replicas - (min(component.replicas, part.unplaced) if part is not None else 0)
                 asked = add(asked, records.request(component.resources), placed)
+            replicas += sum(component.replicas for component in work.components) if work is not None else 0
             parts[target] = asked
         self._ledger.book(application, parts)
+        key = self._keys.get(application)
+        if key is not None and key.space == "desired":
+            whole = Request()
+            for asked in parts.values():
+                whole = add(whole, asked)
+            if self._rules.book(application, whole, replicas):
+                self._settler.mark_all(self._unplaced)  # there is room below a cap of the site
 
     def _look(self, tx: Reader, application: str) -> dict[str, Seen]:
         """What every target was given and answered, read once for one settling."""
@@ -268,6 +310,8 @@ class Engine:
         if allotment is None:
             return None
         seen = self._look(tx, application)
+        ruled = self._rules.apply(tx, allotment, write=False)
+        allotment = ruled.allotment
         given = self._given(tx, allotment, self._works.ceilings(tx, application), seen)
         plan = self._replacing.plan(tx, allotment, given, _confirmed(seen))
         clusters = self._records(tx, seen)
@@ -280,7 +324,7 @@ class Engine:
         }
         return Explained(
             allotment=allotment,
-            placement=msgspec.structs.replace(placement, shares=plan.whole(placement.shares)),
+            placement=ruled.told(msgspec.structs.replace(placement, shares=plan.whole(placement.shares)), self._uid),
             clusters=clusters,
             given=given,
             answers=said,
@@ -299,6 +343,8 @@ class Engine:
         self._ledger.book(application, {})
         self._refused.drop(application)
         self._replacing.forget(tx, application)
+        self._rolling.forget(tx, application)
+        self._rules.forget(tx, application)
         self._alarm.set(application, None)
         silent = self._silent()
         waiting = [target for target in self._works.reporting(tx, application) if target not in silent]

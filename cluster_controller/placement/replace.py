@@ -33,6 +33,7 @@ class Target(Struct, frozen=True, kw_only=True):
     back: float = 0.0
     replaced: int = 0
     stands_in: int = 0
+    carried: int = 0  # ready replicas below it that are heard by way of adopters while it is silent: they are not replaced
 
 
 class Outcome(Struct, frozen=True):
@@ -108,7 +109,7 @@ def settle(allotted: int, after: float | None, targets: Mapping[str, Target]) ->
         due = after is not None and target.silent is not None and target.silent >= after
         if target.silent is not None and after is not None and not due and target.share > target.replaced:
             waits.append(after - target.silent)
-        count = target.share if due else min(target.replaced, target.share)
+        count = target.share - min(target.share, target.carried) if due else min(target.replaced, target.share)
         if target.silent is not None and count:
             if count == target.share:  # nobody needs more of it back than is wanted at all
                 books.shares[uid] = min(target.share, allotted)

@@ -16,6 +16,7 @@ from cluster_controller.store import Store, Tx
 
 Counts = dict[str, dict[str, int]]  # target → component → replicas
 Silence = Callable[[str], float]  # seconds for which nothing was heard of a direct child
+Heard = Callable[[Tx, str, Allotment], Mapping[str, int]]  # ready replicas below a silent child that adopters carry, by component
 
 
 class Replaced(Struct, frozen=True):
@@ -68,7 +69,8 @@ def drop(tx: Tx, application: str) -> None:
 class Replacing:
     """``silence`` says for how long a direct child out of reach was not heard, ``now`` is the boot-time clock."""
 
-    def __init__(self, silence: Silence, now: Callable[[], float]) -> None:
+    def __init__(self, silence: Silence, now: Callable[[], float], heard: Heard = lambda tx, target, allotment: {}) -> None:
+        self._heard = heard
         self._silence = silence
         self._now = now
         self._back: dict[tuple[str, str], float] = {}  # application, target → since when it is in reach with a replaced share
@@ -84,6 +86,7 @@ class Replacing:
         if allotment.placement.strategy == "Duplicated" or not (before.replaced or (silent and after is not None)):
             return Plan(given, before=before)
         back = {target: self._back_for(allotment.application.uid, target, target in silent, target in before.replaced) for target in given}
+        carried = {target: self._heard(tx, target, allotment) for target in silent}
         outcomes = {}
         for component in allotment.components:
             name = component.name
@@ -96,6 +99,7 @@ class Replacing:
                     back=back[target],
                     replaced=before.replaced.get(target, {}).get(name, 0),
                     stands_in=before.stands_in.get(target, {}).get(name, 0),
+                    carried=carried.get(target, {}).get(name, 0),
                 )
                 for target, per in given.items()
             }

@@ -32,6 +32,7 @@ def application_status(
         unplaced=sum(component.unplaced for component in status.components),
     )
     phase, reason, message = _verdict(status, counts, missing)
+    rollout = before.status.rollout if missing else status.rollout
     ready_condition = kinds.Condition(
         type="Ready",
         status="True" if phase == "Running" else "False",
@@ -49,6 +50,8 @@ def application_status(
         last_transition_time=timestamp,
     )
     verdicts = [placed_condition, ready_condition]
+    if rollout is not None:
+        verdicts.append(_progressing(rollout, before.metadata.generation, timestamp))
     if held_by:
         verdicts.append(_held(held_by, before.metadata.generation, timestamp))
     old = {condition.type: condition for condition in before.status.conditions}
@@ -65,6 +68,20 @@ def application_status(
         clusters=status.clusters,
         cluster_count=status.cluster_count,
         conditions=conditions,
+        rollout=rollout,
+    )
+
+
+def _progressing(rollout: kinds.RolloutStatus, generation: int, timestamp: str) -> kinds.Condition:
+    """As a Deployment says it: False once it has failed, Unknown while somebody holds it up."""
+    verdicts: dict[str, Literal["False", "Unknown"]] = {"Failed": "False", "Paused": "Unknown"}
+    return kinds.Condition(
+        type="Progressing",
+        status=verdicts.get(rollout.phase, "True"),
+        reason=rollout.reason,
+        message=rollout.message,
+        observed_generation=generation,
+        last_transition_time=timestamp,
     )
 
 
@@ -100,8 +117,14 @@ def _verdict(status: kinds.WorkStatusStatus, counts: _Counts, missing: Sequence[
         return "Pending", "Unplaced", trouble.message if trouble else "no cluster takes it; see `banyan explain`"
     if ready >= desired and updated >= desired:
         return "Running", "AllReady", f"{ready} of {desired} replicas ready"
+    if ready >= desired and trouble is not None and trouble.reason == kinds.PINNED:
+        return "Running", trouble.reason, f"{ready} of {desired} replicas ready, {updated} updated; {trouble.name}: {trouble.message}"
     if trouble is not None and trouble.reason not in kinds.UNDER_WAY:
         return "Degraded", trouble.reason, f"{ready} of {desired} replicas ready; {trouble.name}: {trouble.message or trouble.reason}"
+    if status.rollout is not None and status.rollout.phase == "Failed":
+        return "Degraded", status.rollout.reason, f"{ready} of {desired} replicas ready, {updated} updated; {status.rollout.message}"
+    if trouble is not None and trouble.reason == kinds.WAITS:
+        return "Progressing", trouble.reason, f"{ready} of {desired} replicas ready; {trouble.name} {trouble.message}"
     return "Progressing", "Progressing", f"{ready} of {desired} replicas ready, {updated} updated"
 
 

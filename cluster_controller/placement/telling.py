@@ -3,20 +3,27 @@
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import msgspec
+
 from cluster_controller.documents import Documents
 from cluster_controller.events import record
 from cluster_controller.placement.aggregate import TargetReport, aggregate
 from cluster_controller.placement.allotment import Allotment
+from cluster_controller.placement.carried import Carried
 from cluster_controller.placement.model import Placement
 from cluster_controller.placement.refused import Refused
 from cluster_controller.placement.replacing import Plan, Replaced
+from cluster_controller.placement.ruling import FILTER
 from cluster_controller.placement.status import application_status, write_application_status, write_work_status
 from cluster_controller.placement.subtree import Subtree
 from cluster_controller.reports import Reporter
 from cluster_controller.resources import kinds
+from cluster_controller.rollout import keeping
 from cluster_controller.store import Tx
 
 NOTHING: Mapping[str, int] = {}
+NOTHING_REFUSED: Mapping[str, tuple[int, str]] = {}
+NOTHING_PINNED: Mapping[str, str] = {}
 
 
 class Seen(NamedTuple):
@@ -32,10 +39,29 @@ class Decided(NamedTuple):
     placement: Placement
     left: Mapping[str, int]
     plan: Plan
+    pinned: Mapping[str, str] = NOTHING_PINNED  # components that the site keeps in another version, and why
+    rolled: keeping.Rolled = keeping.NOTHING
 
 
 def answers(work: kinds.WorkSpec | None, status: kinds.WorkStatusStatus | None) -> bool:
     return work is not None and status is not None and status.version >= work.shares[-1].id
+
+
+def _pinned(item: kinds.ComponentStatus, pinned: Mapping[str, str]) -> kinds.ComponentStatus:
+    """What a site keeps in another version is well, and not updated."""
+    if item.name not in pinned:
+        return item
+    if item.reason and item.reason not in kinds.UNDER_WAY:
+        return msgspec.structs.replace(item, updated=0)
+    return msgspec.structs.replace(item, updated=0, reason=kinds.PINNED, message=pinned[item.name])
+
+
+def _waiting(item: kinds.ComponentStatus, waits: Mapping[str, Mapping[str, str]]) -> kinds.ComponentStatus:
+    """Why a component has not started, where nothing worse is told of it."""
+    why = next((held[item.name] for held in waits.values() if item.name in held), "")
+    if not why or (item.reason and item.reason not in kinds.UNDER_WAY):
+        return item
+    return msgspec.structs.replace(item, reason=kinds.WAITS, message=why)
 
 
 class Telling:
@@ -49,7 +75,9 @@ class Telling:
         uid: str,
         silent: Callable[[], Mapping[str, str]],
         timestamp: Callable[[], str],
+        carried: Carried,
     ) -> None:
+        self._carried = carried
         self._reporter = reporter
         self._subtree = subtree
         self._refused = refused
@@ -57,6 +85,7 @@ class Telling:
         self._uid = uid
         self._silent = silent
         self._timestamp = timestamp
+        self._refusing: dict[str, Mapping[str, tuple[int, str]]] = {}  # application → what the site refused of it last
 
     def replaced(self, tx: Tx, allotment: Allotment, plan: Plan, after: Replaced) -> None:
         """An Event about the cluster: its share was given to others, or counts again."""
@@ -81,9 +110,33 @@ class Telling:
                 timestamp=self._timestamp(),
             )
 
+    def refused(self, tx: Tx, allotment: Allotment, refused: Mapping[str, tuple[int, str]]) -> None:
+        """An Event about this cluster when its site refuses something that it did not, or no longer does."""
+        application = allotment.application
+        before = self._refusing.get(application.uid, NOTHING_REFUSED)
+        if dict(refused) == dict(before):
+            return
+        if refused:
+            self._refusing[application.uid] = refused
+        else:
+            self._refusing.pop(application.uid, None)
+        what = f"{application.namespace}/{application.name} of {application.origin_name}"
+        said = "; ".join(f"{count} of {name}: {why}" for name, (count, why) in refused.items())
+        record(
+            tx,
+            about=kinds.ObjectReference(
+                api_version=kinds.API_VERSION, kind="Cluster", name=self._subtree.name(tx, self._uid), uid=self._uid
+            ),
+            kind="Warning" if refused else "Normal",
+            reason="Refused" if refused else "RefusalEnded",
+            message=f"refuses {what}: {said}" if refused else f"no longer refuses {what}",
+            component="placement",
+            timestamp=self._timestamp(),
+        )
+
     def report(self, tx: Tx, allotment: Allotment, decided: Decided, seen: Mapping[str, Seen]) -> None:
         """The status of an application whose home is here, the answer to a Work otherwise."""
-        placement, left, plan = decided
+        placement, left, plan, pinned, rolled = decided
         reports: list[TargetReport] = []
         acknowledged = True
         lost = plan.lost
@@ -91,7 +144,9 @@ class Telling:
             if work is None and status is None:
                 continue
             acknowledged &= answers(work, status) or target in lost
-            reports.append(self.target(tx, target, work, status, plan.replaced(target)))
+            report = self.target(tx, target, work, status, plan.replaced(target))
+            held = allotment.rollout is not None and work is not None and work.revision != allotment.revision
+            reports.append(msgspec.structs.replace(report, held=held))
             acknowledged &= target in lost or not plan.replaced(target)  # its surplus still runs
         messages = {name: self._why(allotment.application.uid, placement, name) for name, count in left.items() if count}
         settled = acknowledged and not any(placement.waiting.values()) and not allotment.missing
@@ -105,6 +160,8 @@ class Telling:
             version=allotment.version if settled else 0,
             seen=allotment.version,
         )
+        parts = [_waiting(_pinned(item, pinned), rolled.waits) for item in folded.components]
+        folded = msgspec.structs.replace(folded, components=parts, rollout=rolled.status)
         if allotment.key.space == "own":
             stored = tx.get(allotment.key)
             if stored is not None:
@@ -122,12 +179,15 @@ class Telling:
         status: kinds.WorkStatusStatus | None,
         replaced: Mapping[str, int] = NOTHING,
     ) -> TargetReport:
+        name = "" if target == self._uid else self._subtree.name(tx, target)
+        silent = self._silent().get(target, "")
         return TargetReport(
-            name="" if target == self._uid else self._subtree.name(tx, target),
+            name=name,
             shares={component.name: component.replicas for component in work.components} if work is not None else {},
             share_id=work.shares[-1].id if work is not None else 0,
             status=status,
-            silent=self._silent().get(target, ""),
+            silent=silent,
+            strays=self._carried.below(tx, name, work.application.uid) if silent and work is not None else (),
             replaced=replaced,
         )
 
@@ -138,7 +198,14 @@ class Telling:
         names = self._subtree.names
         refusals = [item for item in placement.refusals if item.component == component]
         # What could be mended soonest comes first; that a controller has no cluster of its own explains little.
-        refusals.sort(key=lambda item: (item.filter == "NoShim", item.filter not in {"UnknownCluster", "Capacity"}, bool(item.cluster)))
+        refusals.sort(
+            key=lambda item: (
+                item.filter != FILTER,
+                item.filter == "NoShim",
+                item.filter not in {"UnknownCluster", "Capacity"},
+                bool(item.cluster),
+            )
+        )
         parts = [f"{names.get(target, target)}: {why}" for target, why in self._refused.of(application, component)]
         parts += [f"{names.get(item.cluster, item.cluster)} {item.message}".strip() for item in refusals]
         return "; ".join(parts[:5]) + (f"; and {len(parts) - 5} more" if len(parts) > 5 else "") or "no cluster is known"

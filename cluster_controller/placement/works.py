@@ -15,6 +15,8 @@ from cluster_controller.documents import Documents, encode
 from cluster_controller.placement.allotment import Allotment, work_key
 from cluster_controller.placement.model import Given
 from cluster_controller.resources import kinds
+from cluster_controller.rollout.keeping import NOTHING, Rolled
+from cluster_controller.rollout.revision import Order, with_shares
 from cluster_controller.store import Key, Store, Stored, Tx
 
 COUNTER = "placement/share-id"
@@ -93,23 +95,28 @@ class Works:
         shares: Mapping[str, Mapping[str, int]],
         given: Mapping[str, Mapping[str, Given]],
         renew: Collection[str] = (),
+        *,
+        rolled: Rolled = NOTHING,
     ) -> bool:
         """Make the Works say ``shares``; a target that has nothing keeps a Work of zero replicas until it has answered.
 
-        ``renew``: targets whose Work gets a new share id in any case. Whether anything was written.
+        ``renew``: targets whose Work gets a new share id in any case. ``rolled``: who is told something else than the newest version
+        and its whole share. Whether anything was written.
         """
         application = allotment.application.uid
         ceilings = self.ceilings(tx, application)
         before = dict(ceilings)
         changed = False
         for target in sorted(set(shares) | set(given)):
-            wanted = dict(shares.get(target, {}))
+            newest = with_shares(allotment.components, shares.get(target, {}))
+            order = rolled.orders.get(target) or Order(revision=allotment.revision, components=newest, references=[])
+            wanted = {component.name: component.replicas for component in order.components}
             held = {name: item.ceiling for name, item in given.get(target, {}).items()}
             if not any(wanted.values()) and not any(held.values()):
                 self._remove(tx, target, application)
                 changed = True
                 continue
-            if self._put(tx, target, allotment, wanted, target in renew):
+            if self._put(tx, target, allotment, order, rollout=rolled.rollout, renew=target in renew):
                 changed = True
                 raised = {name: max(wanted.get(name, 0), held.get(name, 0)) for name in {*wanted, *held}}
                 ceilings[target] = {name: count for name, count in raised.items() if count}
@@ -123,23 +130,24 @@ class Works:
 
     # --- one target ---
 
-    def _put(self, tx: Tx, target: str, allotment: Allotment, shares: Mapping[str, int], renew: bool) -> bool:
+    def _put(self, tx: Tx, target: str, allotment: Allotment, order: Order, *, rollout: kinds.Rollout | None, renew: bool) -> bool:
         application = allotment.application.uid
         key = work_key(self._space(target), application)
         stored = tx.get(key)
-        components = [msgspec.structs.replace(component, replicas=shares.get(component.name, 0)) for component in allotment.components]
-        links = [reference.link for reference in allotment.references]
+        links = self._deliver(tx, target, allotment, order)
         spec = kinds.WorkSpec(
             application=allotment.application,
             cluster=target,
             shares=[*allotment.chain, kinds.Share(allotter=self._uid, id=0)],
-            components=components,
+            components=order.components,
             placement=allotment.placement,
-            rollout=allotment.rollout,
+            rollout=rollout,
+            revision=order.revision,
+            resume=allotment.resume,
             apply=allotment.apply,
             references=links,
+            labels=dict(allotment.labels),
         )
-        self._deliver(tx, target, allotment)
         if stored is not None:
             now = self._documents.read(stored, kinds.Work).spec
             if not renew and msgspec.structs.replace(spec, shares=[*allotment.chain, now.shares[-1]]) == now:
@@ -154,17 +162,24 @@ class Works:
         self._drop_needs(tx, target, application, keep={(link.kind, link.uid) for link in links})
         return True
 
-    def _deliver(self, tx: Tx, target: str, allotment: Allotment) -> None:
-        """Put what the Work needs beside it, as the writer wrote it. The own cluster finds it where it is."""
-        for reference in allotment.references:
-            self._need(target, allotment.application.uid, reference.link.kind, reference.link.uid)
-            if target == self._uid:
+    def _deliver(self, tx: Tx, target: str, allotment: Allotment, order: Order) -> list[kinds.WorkReference]:
+        """Put what the Work needs beside it, as the writer wrote it; returns what it may refer to. The own cluster finds it where it is."""
+        application = allotment.application
+        newest = {} if order.revision != allotment.revision else {each.link.uid: each for each in allotment.references}
+        links = []
+        for link in [*(each.link for each in newest.values()), *order.references]:
+            source = newest[link.uid].stored if link.uid in newest else _source(tx, link, application.namespace)
+            key = Key(self._space(target), link.kind, "", link.uid)
+            there = tx.get(key) if target != self._uid else None
+            if source is None and there is None and target != self._uid:
+                continue  # of a version before, and gone: whoever runs that keeps what it has
+            links.append(link)
+            self._need(target, application.uid, link.kind, link.uid)
+            if source is None or target == self._uid:
                 continue
-            source = reference.stored
-            key = Key(self._space(target), reference.link.kind, "", reference.link.uid)
-            there = tx.get(key)
             if there is None or there.version != source.version or there.hash != source.hash:
                 tx.put(key, source.document, uid=source.uid, version=source.version)
+        return links
 
     def _remove(self, tx: Tx, target: str, application: str) -> None:
         tx.delete(work_key(self._space(target), application))
@@ -212,6 +227,13 @@ class Works:
 
     def _set_ceilings(self, tx: Tx, application: str, ceilings: Mapping[str, Mapping[str, int]]) -> None:
         tx.set_fact(f"placement/ceiling/{application}", msgspec.json.encode(ceilings) if ceilings else None)
+
+
+def _source(tx: Tx, link: kinds.WorkReference, namespace: str) -> Stored | None:
+    """A document that the newest version does not name: delivered from above, or of the same name here."""
+    delivered = tx.get(Key("desired", link.kind, "", link.uid))
+    own = tx.get(Key("own", link.kind, namespace, link.name))
+    return delivered or (own if own is not None and own.uid == link.uid else None)
 
 
 def _work_uid(application: str, target: str) -> str:

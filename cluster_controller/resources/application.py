@@ -343,6 +343,7 @@ class WorkSpec(Document, frozen=True, kw_only=True):
     resume: str = ""  # changes whenever somebody says that what waits shall go on
     apply: ApplyPolicy = ApplyPolicy()
     references: list[WorkReference] = field(default_factory=list)
+    labels: Labels = field(default_factory=dict)  # of the Application: what a site's policy may look at
 
 
 class Work(Resource, frozen=True, kw_only=True):

@@ -130,7 +130,7 @@ from cluster_controller.resources.placing import (
     LatencyWish,
     SpreadConstraint,
 )
-from cluster_controller.resources.policy import Entry, SitePolicy, SitePolicySpec
+from cluster_controller.resources.policy import Caps, Entry, SitePolicy, SitePolicySpec, Subject, Veto
 
 # --- Model ---
 
@@ -231,13 +231,12 @@ class User(Resource, frozen=True, kw_only=True):
 
 
 # Reasons in a status that pass by themselves: where something else is broken, that is told.
-UNDER_WAY = frozenset({"Starting", "Progressing"})
+WAITS = "WaitsForDependency"  # it starts when what it depends on is ready
+UNDER_WAY = frozenset({"Starting", "Progressing", WAITS})
+PINNED = "Pinned"  # well, and kept in another version by the policy of a site
 
 # Known fields that nothing acts on yet: (kind, dotted path, None or the values that are refused, what to do instead).
 UNSERVED: tuple[tuple[str, str, tuple[object, ...] | None, str], ...] = (
-    ("Application", "spec.rollout", None, "leave it out: a change goes to all clusters at once"),
-    ("Application", "spec.dependsOn", None, "leave it out: everything starts at once"),
-    ("Application", "spec.components[].dependsOn", None, "leave it out: everything starts at once"),
     ("Application", "spec.placement.tolerations[].tolerationSeconds", None, "leave it out: NoExecute moves replicas at once"),
     ("Cluster", "spec.taints[].effect", ("PreferNoSchedule",), "use NoSchedule or NoExecute"),
     ("Model", "spec.versions[].variants", None, "list the files of one version for all architectures"),
@@ -247,15 +246,18 @@ __all__ = [
     "API_VERSION",
     "GROUP",
     "HOURLY_COST",
+    "PINNED",
     "UNDER_WAY",
     "UNSERVED",
     "VERSION",
+    "WAITS",
     "Affinity",
     "Application",
     "ApplicationReference",
     "ApplicationSpec",
     "ApplicationStatus",
     "ApplyPolicy",
+    "Caps",
     "Chart",
     "Cluster",
     "ClusterFacts",
@@ -354,6 +356,7 @@ __all__ = [
     "SitePolicy",
     "SitePolicySpec",
     "SpreadConstraint",
+    "Subject",
     "SubtreeApplication",
     "SubtreeApplicationSpec",
     "Taint",
@@ -362,6 +365,7 @@ __all__ = [
     "User",
     "UserSpec",
     "UserStatus",
+    "Veto",
     "VolumeMount",
     "Wave",
     "Work",

@@ -1,14 +1,17 @@
 """SitePolicy: what a site decides by itself, whatever an ancestor wants, and what goes on holding when nobody above is in reach.
 
-One object, named ``site``, written at the site and nowhere else. So far it says who may come in: use the API of the site's own cluster
-(`clusters/NAME/proxy`). Where there is none, or none that says so, only administrators of the tree may.
+One object, named ``site``, written at the site and nowhere else. It says who may come in, that is use the API of the site's own cluster
+(`clusters/NAME/proxy`); where there is none, or none that says so, only administrators of the tree may. And it says what may come from
+above, to this site and to what is below it: what it refuses, how much there may be, and whose version stays as it is. What the
+site's own people write is not meant.
 """
 
 from collections.abc import Sequence
+from typing import Annotated
 
-from msgspec import field
+from msgspec import Meta, field
 
-from cluster_controller.resources.meta import Document, Resource
+from cluster_controller.resources.meta import Document, LabelSelector, Quantity, Resource
 
 NAME = "site"
 ROLES = ("view", "edit", "admin")  # each includes those before it
@@ -23,8 +26,36 @@ class Entry(Document, frozen=True, kw_only=True):
     users: list[str] = field(default_factory=list)  # names, as the tree knows them; what they may is still what they were granted
 
 
+class Subject(Document, frozen=True, kw_only=True):
+    """Which Applications are meant: those for which every field that is given holds. Texts may hold * and ?."""
+
+    namespaces: list[str] = field(default_factory=list)  # of the Application; one of them
+    names: list[str] = field(default_factory=list)  # of the Application; one of them
+    origins: list[str] = field(default_factory=list)  # names or uids of clusters where it was written; one of them
+    selector: LabelSelector | None = None  # over the labels of the Application
+
+
+class Veto(Subject, frozen=True, kw_only=True):
+    """What is refused. With images or models, only components that use one of them."""
+
+    images: list[str] = field(default_factory=list)  # of containers and manifests, as they are written there; one of them
+    models: list[str] = field(default_factory=list)  # names of Models, charts too; one of them
+    reason: str = ""  # a sentence for those who are refused
+
+
+class Caps(Document, frozen=True, kw_only=True):
+    """Of all together that comes from above. Left out: no bound but the machines'."""
+
+    cpu: Quantity = ""  # that they may ask for
+    memory: Quantity = ""  # that they may ask for
+    replicas: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None  # that they may have
+
+
 class SitePolicySpec(Document, frozen=True, kw_only=True):
     entry: Entry | None = None  # left out: administrators of the tree
+    veto: list[Veto] = field(default_factory=list)  # what from above may not run here or below
+    caps: Caps = Caps()  # how much from above may run here and below
+    pins: list[Subject] = field(default_factory=list)  # whose components stay as they are here, whatever version comes
 
 
 class SitePolicy(Resource, frozen=True, kw_only=True):

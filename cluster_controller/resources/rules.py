@@ -21,12 +21,16 @@ from cluster_controller.resources.names import (
     subdomain_problem,
 )
 from cluster_controller.resources.placing_rules import hourly_cost_problem, wishes
+from cluster_controller.resources.rollout_rules import starts, waves
 from cluster_controller.resources.selectors import check_key, check_value, from_struct
 from cluster_controller.resources.shape import Problem
 
 MOST_PROBLEMS = 50
 MOST_COMPONENTS = 20
 MOST_ADMITTED = 500  # names in a SitePolicy
+MOST_SUBJECTS = 100  # vetoes, and pins, in a SitePolicy
+MOST_PATTERN = 253
+MOST_REASON = 500
 DATA_BYTES = 1024 * 1024
 
 
@@ -73,6 +77,9 @@ def application(app: kinds.Application, previous: kinds.Application | None, repo
     for index, component in enumerate(components):
         _component(component, f"spec.components[{index}]", report)
     _placement(app.spec.placement, "spec.placement", report)
+    if app.spec.rollout is not None:
+        waves(app.spec.rollout, "spec.rollout", report)
+    starts(app, report)
 
 
 def _component(component: kinds.Component, path: str, report: Report) -> None:
@@ -306,6 +313,33 @@ def site_policy(new: kinds.SitePolicy, previous: kinds.SitePolicy | None, report
     for index, name in enumerate(entry.users[:MOST_ADMITTED]):
         _problem(f"spec.entry.users[{index}]", subdomain_problem(name), report)
     report.unique("spec.entry.users", entry.users)
+    for name, subjects in (("veto", new.spec.veto), ("pins", new.spec.pins)):
+        if len(subjects) > MOST_SUBJECTS:
+            report(f"spec.{name}", f"has {len(subjects)} entries; at most {MOST_SUBJECTS}", "FieldValueTooMany")
+        for index, subject in enumerate(subjects[:MOST_SUBJECTS]):
+            _subject(subject, f"spec.{name}[{index}]", report)
+    _resources(kinds.Resources(cpu=new.spec.caps.cpu, memory=new.spec.caps.memory), "spec.caps", report)
+
+
+def _subject(subject: policy.Subject, path: str, report: Report) -> None:
+    """It must say whom it means: an empty one would mean everybody, and is more likely a mistake."""
+    patterns = {"namespaces": subject.namespaces, "names": subject.names, "origins": subject.origins}
+    if isinstance(subject, policy.Veto):
+        patterns |= {"images": subject.images, "models": subject.models}
+        if len(subject.reason) > MOST_REASON:
+            report(f"{path}.reason", f"has {len(subject.reason)} characters; at most {MOST_REASON}", "FieldValueTooLong")
+    if subject.selector is None and not any(patterns.values()):
+        report(path, f"says nobody: give one of {', '.join(patterns)}, selector; names: ['*'] means everybody", "FieldValueRequired")
+    for name, given in patterns.items():
+        if len(given) > MOST_ADMITTED:
+            report(f"{path}.{name}", f"has {len(given)} entries; at most {MOST_ADMITTED}", "FieldValueTooMany")
+        for index, pattern in enumerate(given[:MOST_ADMITTED]):
+            if not pattern or len(pattern) > MOST_PATTERN:
+                report(f"{path}.{name}[{index}]", f"must have between 1 and {MOST_PATTERN} characters")
+    try:
+        from_struct(subject.selector, f"{path}.selector")
+    except InvalidInput as error:
+        report(error.field or f"{path}.selector", str(error))
 
 
 def user(new: kinds.User, previous: kinds.User | None, report: Report) -> None:

@@ -7,6 +7,7 @@ carries. Invariants at each step: what is assigned, and what really runs, never 
 import asyncio
 import random
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -101,7 +102,7 @@ async def play(folder: Path, seed: int, steps: int) -> None:
             await put_application(root, "emotion", wanted)
         elif what < 0.10:
             zone = chooser.choice(["", "0", "1"])
-            selector = {"clusterSelector": {"matchLabels": {"zone": zone}}} if zone else {}
+            selector: dict[str, Any] = {"clusterSelector": {"matchLabels": {"zone": zone}}} if zone else {}
             await put_application(root, "emotion", wanted, **selector)
         elif what < 0.13:
             await tree.crash("root")

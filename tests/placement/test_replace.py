@@ -80,14 +80,14 @@ def test_the_surplus_ends_in_time(allotted: int, among: dict[str, Target]) -> No
 
 def test_an_answer_from_before_the_cut_proves_nothing() -> None:
     remembered = settle(2, 10.0, {"old": Target(share=2, silent=10.0, confirmed=2), "new": Target()})
-    assert (remembered.replaced, remembered.renew) == ({"old": 2}, {"old"})
+    assert (remembered.replaced, remembered.renew) == ({"old": 2}, frozenset({"old"}))
     back = {"old": Target(share=2, replaced=2), "new": Target(share=2, confirmed=2, stands_in=2)}
     assert settle(2, 10.0, back).shares == {"old": 2, "new": 2}
     back["old"] = Target(share=2, replaced=2, confirmed=2)
     healed = settle(2, 10.0, back)
     assert (healed.shares, healed.replaced) == ({"old": 2, "new": 0}, {})
     flapped = settle(2, 10.0, {"old": Target(share=2, replaced=2, confirmed=2, silent=1.0), "new": Target(share=2, stands_in=2)})
-    assert (flapped.shares, flapped.renew) == ({"old": 2, "new": 2}, {"old"})
+    assert (flapped.shares, flapped.renew) == ({"old": 2, "new": 2}, frozenset({"old"}))
 
 
 def test_older_replicas_of_others_are_no_stand_ins() -> None:
