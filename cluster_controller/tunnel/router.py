@@ -105,8 +105,12 @@ class Router:
         return Routes(announce=(record,)) if verdict is Verdict.ADDED else None
 
     def detach(self, uid: str) -> Routes | None:
-        """The link of the child ``uid`` is gone, and with it the way to everything below."""
-        return _told((), self._drop(uid))
+        """The link of the child ``uid`` is gone, and with it the way to everything below.
+
+        A guest that went home may be known by way of its home before its old link here has ended: that way stays.
+        """
+        route = self._routes.get(uid)
+        return _told((), self._drop(uid)) if route is not None and route.via == uid else None
 
     def apply(self, child: str, message: Routes) -> Applied:
         """Take in what the child ``child`` says of its subtree.

@@ -124,6 +124,16 @@ def test_losing_a_child_loses_all_below_it() -> None:
     assert r.detach("a") is None
 
 
+def test_a_guest_that_went_home_stays_routed_when_its_old_link_ends_after_its_home_has_told() -> None:
+    r = router()
+    r.attach(rec("guest", "me", 5))
+    assert r.apply("a", Routes(announce=(rec("guest", "a", 6),))).onward == Routes(announce=(rec("guest", "a", 6),))
+    assert r.detach("guest") is None
+    assert r.next_hop("guest") == "a"
+    assert r.detach("a") is not None
+    assert r.next_hop("guest") is None
+
+
 def test_a_full_announcement_replaces_what_was_known_by_way_of_that_child() -> None:
     r = router()
     r.apply("a", Routes(announce=(rec("a1", "a"), rec("a2", "a"))))
