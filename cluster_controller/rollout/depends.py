@@ -1,4 +1,4 @@
-"""The order of first starts: who waits for whom, and chains of waiting that lead back to themselves. Pure.
+"""The order of first starts: who waits for whom. Pure.
 
 A component waits at a target until what it depends on is ready there, or, where that was given to others, wherever it was given. A
 target that was given both is told both: its own controller orders them. Whatever has started is never taken back because something
@@ -56,25 +56,3 @@ def _why(name: str, wanted: int, target: str, picture: Picture, own: str) -> str
     if heard and all(part.well for part in heard):
         return ""
     return f"{name} ({sum(part.ready for part in heard)} of {sum(part.share for part in others)} ready)"
-
-
-def cycle(edges: Mapping[str, Sequence[str]]) -> list[str]:
-    """A chain that leads back to its beginning, which it names twice; empty when there is none."""
-    done: set[str] = set()
-    for start in edges:
-        way: list[str] = []
-        stack = [(start, iter(edges[start]))] if start not in done else []
-        while stack:
-            name, following = stack[-1]
-            if len(way) < len(stack):
-                way.append(name)
-            onward = next((each for each in following if each in edges and each not in done), None)
-            if onward is None:
-                done.add(name)
-                stack.pop()
-                way.pop()
-            elif onward in way:
-                return [*way[way.index(onward) :], onward]
-            else:
-                stack.append((onward, iter(edges[onward])))
-    return []

@@ -1,7 +1,7 @@
 """The versions of an Application: each change of what it runs keeps the spec that it was changed to, so that one can go back.
 
 Specs are kept as ``ApplicationRevision`` in a space of their own, so that the entries in ``status.history`` stay small; the oldest go.
-Holding a rollout up or letting it go on is no new version.
+How a version goes out (`spec.rollout`) is no part of it: changing that is no new version, and going back leaves it as it is.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,14 +24,13 @@ def key(namespace: str, uid: str, revision: int) -> Key:
 
 def differs(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
     """Whether two specs are two versions."""
-    return _lasting(before) != _lasting(after)
+    return restored(before, {}) != restored(after, {})
 
 
-def _lasting(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Without whether the rollout is paused: nor does a rollout count that says nothing else."""
-    rollout = {name: value for name, value in (spec.get("rollout") or {}).items() if name != "paused"}
-    rest = {name: value for name, value in spec.items() if name != "rollout"}
-    return {**rest, "rollout": rollout} if rollout else rest
+def restored(old: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, Any]:
+    """The spec of an earlier version, with the rollout of now."""
+    spec = {name: value for name, value in old.items() if name != "rollout"}
+    return {**spec, "rollout": present["rollout"]} if "rollout" in present else spec
 
 
 def record(tx: Tx, document: dict[str, Any], *, user: str, time: str, cause: str) -> None:

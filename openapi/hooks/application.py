@@ -1,7 +1,6 @@
 """Applications: withdrawn before they go, with a history to go back to, and an answer to "why there?".
 
-Each change of an Application's spec keeps the spec that it was changed to, as ``ApplicationRevision`` in a space of its own, so that
-`undo` is an ordinary update with an old spec, and the entries in ``status.history`` stay small. The oldest go first.
+Each change of an Application's spec is kept (`rollout.history`), so that `undo` is an ordinary update with an old spec.
 """
 
 from collections.abc import Mapping
@@ -12,13 +11,13 @@ import msgspec
 
 from cluster_controller.errors import Conflict, InvalidInput, NotFound
 from cluster_controller.placement.status import FINALIZER
+from cluster_controller.resources.rollout_rules import chain, cycle
+from cluster_controller.resources.shape import Problem
+from cluster_controller.resources.validate import InvalidDocument
+from cluster_controller.rollout import history as versions
 from cluster_controller.store import Key, Store, Tx
 from openapi.hooks.explain import Explain, HeardOf, explanation
 from openapi.services import Ask, Write
-
-SPACE = "history"
-KIND = "ApplicationRevision"
-KEPT = 10  # revisions of one Application
 
 
 class ApplicationHooks:
@@ -33,11 +32,13 @@ class ApplicationHooks:
         finalizers: list[str] = write.document["metadata"].setdefault("finalizers", [])
         if FINALIZER not in finalizers:
             finalizers.append(FINALIZER)
+        _refuse_cycles(write.tx, write.namespace, write.name, write.document)
         record(write.tx, write.document, user=write.user.name, now=write.now, cause="created")
         return None
 
     def prepare_update(self, write: Write) -> Mapping[str, Any] | None:
-        if write.previous is not None and write.previous.get("spec") != write.document.get("spec"):
+        _refuse_cycles(write.tx, write.namespace, write.name, write.document)
+        if write.previous is not None and versions.differs(write.previous.get("spec") or {}, write.document.get("spec") or {}):
             record(write.tx, write.document, user=write.user.name, now=write.now, cause="updated")
         return None
 
@@ -63,7 +64,7 @@ class ApplicationHooks:
         document = self._document(ask)
         items = []
         for entry in document.get("status", {}).get("history", []):
-            stored = self._store.get(_key(ask.namespace, document["metadata"]["uid"], entry["revision"]))
+            stored = self._store.get(versions.key(ask.namespace, document["metadata"]["uid"], entry["revision"]))
             items.append({**entry, "spec": msgspec.json.decode(stored.document)["spec"] if stored is not None else None})
         return {"kind": "ApplicationHistory", "apiVersion": "banyan.dev/v1alpha1", "items": items}
 
@@ -85,14 +86,15 @@ class ApplicationHooks:
             revision = wanted if wanted is not None else (history[-2]["revision"] if len(history) > 1 else None)
             if revision is None:
                 raise Conflict(f"application {ask.namespace}/{ask.name} has only one revision; there is nothing to go back to")
-            old = tx.get(_key(ask.namespace, stored.uid, revision))
+            old = tx.get(versions.key(ask.namespace, stored.uid, revision))
             if old is None:
                 have = ", ".join(str(entry["revision"]) for entry in history)
                 raise NotFound(f"application {ask.namespace}/{ask.name} has no revision {revision}; it has {have}")
             spec = msgspec.json.decode(old.document)["spec"]
-            if spec == document["spec"]:
+            if not versions.differs(spec, document["spec"]):
                 raise Conflict(f"application {ask.namespace}/{ask.name} already is as in revision {revision}")
-            document["spec"] = spec
+            document["spec"] = versions.restored(spec, document["spec"])
+            _refuse_cycles(tx, ask.namespace, ask.name, document)
             document["metadata"]["generation"] = document["metadata"].get("generation", 0) + 1
             if not ask.dry_run:
                 record(tx, document, user=ask.user.name, now=datetime.now(UTC), cause=f"undo to {revision}")
@@ -113,29 +115,24 @@ class ApplicationHooks:
 
 
 def record(tx: Tx, document: dict[str, Any], *, user: str, now: datetime, cause: str) -> None:
-    """Keep this spec and add its entry to the history, inside the same commit; the oldest go."""
-    uid = str(document["metadata"]["uid"])
-    namespace = str(document["metadata"]["namespace"])
-    status = document.setdefault("status", {})
-    history: list[dict[str, Any]] = list(status.get("history", []))
-    revision = (history[-1]["revision"] if history else 0) + 1
-    entry = {
-        "revision": revision,
-        "generation": document["metadata"].get("generation", 1),
-        "time": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "user": user,
-        "cause": cause,
-    }
-    history.append(entry)
-    for old in history[:-KEPT]:
-        tx.delete(_key(namespace, uid, old["revision"]))
-    status["history"] = history[-KEPT:]
-    tx.put(_key(namespace, uid, revision), msgspec.json.encode({"spec": document["spec"]}), uid=f"{uid}.{revision}")
+    versions.record(tx, document, user=user, time=now.strftime("%Y-%m-%dT%H:%M:%SZ"), cause=cause)
 
 
-def _key(namespace: str, uid: str, revision: int) -> Key:
-    return Key(SPACE, KIND, namespace, f"{uid}.{revision}")
+def _refuse_cycles(tx: Tx, namespace: str, name: str, document: Mapping[str, Any]) -> None:
+    """Applications that wait for each other would never start; their rules cannot see one another, this commit can."""
+    wanted = _depends_on(document)
+    if not wanted:
+        return
+    there = {stored.key.name: _depends_on(msgspec.json.decode(stored.document)) for stored in tx.list("own", "Application", namespace)}
+    found = cycle({name: wanted, **{other: names for other, names in there.items() if other != name}})
+    if name in found:
+        why = f"{chain(found)}: none of them could ever start"
+        raise InvalidDocument("Application", name, [Problem("spec.dependsOn", why, "FieldValueInvalid")])
+
+
+def _depends_on(document: Mapping[str, Any]) -> list[str]:
+    return list(document.get("spec", {}).get("dependsOn") or [])
 
 
 def _revisions(tx: Tx, namespace: str, uid: str) -> list[Key]:
-    return [stored.key for stored in tx.list(SPACE, KIND, namespace) if stored.key.name.startswith(f"{uid}.")]
+    return [stored.key for stored in tx.list(versions.SPACE, versions.KIND, namespace) if stored.key.name.startswith(f"{uid}.")]

@@ -13,8 +13,9 @@ from cluster_controller.errors import Conflict, InvalidInput, NotFound
 from cluster_controller.placement.status import FINALIZER
 from cluster_controller.resources import kinds
 from cluster_controller.resources.registry import REGISTRY
+from cluster_controller.rollout.history import KEPT, KIND, SPACE
 from cluster_controller.store import Key, Store, Tx
-from openapi.hooks.application import KEPT, KIND, SPACE, ApplicationHooks
+from openapi.hooks.application import ApplicationHooks
 from openapi.hooks.dispatch import Hooks
 from openapi.services import Ask, User, Write
 from tests.placement.tree import Tree, application, put_application
