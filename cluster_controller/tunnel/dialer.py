@@ -36,6 +36,7 @@ from cluster_controller.tunnel.proxy import Address, Connect, Proxy, ProxyFailed
 from cluster_controller.tunnel.wire import Wire, Wires
 
 log = structlog.get_logger()
+Failure = TypeVar("Failure", bound=BanyanError)
 
 
 async def connect(link: Link, context: ssl.SSLContext, address: Address, *, proxy: str | None, wires: Wires) -> None:
@@ -126,7 +127,7 @@ class Dialer:
                 link = await self._reach(parse_address(text), parent.uid, proxy, bound)
             except Refused as error:
                 wish = max(wish, error.refusal.retry_after)
-                self.last_refusal = error
+                self.last_refusal = _bare(error)
                 self._failed(course, parent, text, error)
                 if parent.uid:
                     break  # it was the one we wanted to reach
@@ -141,7 +142,7 @@ class Dialer:
 
     def _failed(self, course: Course, parent: Parent, address: str, error: BanyanError) -> None:
         if parent.uid == course.home.uid:
-            self.last_error = error
+            self.last_error = _bare(error)
         log.info("parent.unreachable", parent=parent.name or None, address=address, error=str(error))
 
     async def _reach(self, address: Address, uid: str, proxy: str | None, seconds: float | None) -> Link:
@@ -191,6 +192,12 @@ class Dialer:
                 if not knock.answered.cancel() and not knock.answered.cancelled():
                     knock.answered.exception()  # seen
         return False
+
+
+def _bare(error: Failure) -> Failure:
+    """What is kept outlives the attempt: its frames would keep the link that failed, and all that it held, in memory."""
+    error.__traceback__ = error.__context__ = error.__cause__ = None
+    return error
 
 
 class _Knock(LinkHost):

@@ -190,6 +190,8 @@ def test_a_parent_behind_a_proxy_that_refuses_is_not_taken_for_the_proxy() -> No
             while child.tunnel.dial_error is None:
                 await asyncio.sleep(0.01)
             assert not isinstance(child.tunnel.dial_error, ProxyFailed)
+            error = child.tunnel.dial_error
+            assert error is not None and error.__traceback__ is error.__context__ is None, "it keeps the failed link in memory"
             await child.close()
 
     run(main)
