@@ -156,6 +156,7 @@ class Controller:
             silence=self.census.silence,
             now=clock.boottime,
             timestamp=clock.timestamp,
+            strays=self.membership.away.heard,
         )
         self.distance = ParentDistance(self._parent_rtt, self.census.self_changed)
         self._tasks.keep("distance", self.distance.run)

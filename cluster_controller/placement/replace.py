@@ -9,7 +9,8 @@ of ready replicas does not fall below it. What is not ready `OVERDUE` seconds af
 the surplus ends in any case.
 
 Invariant, over all targets, of one component: sum of (share - replaced) <= max(allotted, the same sum before); with `Keep`, replaced
-is 0 and nothing here changes anything.
+is 0 and nothing here changes anything. Replicas that are found to be carried after they were replaced count again at once, beyond that
+bound: they run, they are ready, and the stand-ins go.
 """
 
 from collections.abc import Mapping

@@ -190,6 +190,10 @@ class Away:
         """Descendants that are no children, of which something is kept in ``stray/CHILD``."""
         return frozenset(self._strays)
 
+    def heard(self) -> frozenset[str]:
+        """Those of them whose words come now."""
+        return frozenset(self._strays & self.live.keys())
+
     async def _stray(self, arrival: Arrival, peer: PeerCertificate) -> None:
         route = self._links.router.record(peer.uid)
         if route is not None and route.attach > arrival.attach.attach:
@@ -209,10 +213,10 @@ class Away:
         """A stray that its home reports as Ready again is one no longer."""
         for event in events:
             key = event.stored.key
-            if key.kind == "ClusterStatus" and key.name in self._strays and key.space.startswith("up/") and event.kind_of == "put":
-                report = msgspec.json.decode(event.stored.document, type=kinds.ClusterStatus)
-                if report.status.ready == "True" and key.name not in self.live:
-                    self._tasks.spawn("back", self._forget(key.name))
+            if key.kind != "ClusterStatus" or key.name not in self._strays or not key.space.startswith("up/") or event.kind_of != "put":
+                continue
+            if key.name not in self.live and _is_ready(event.stored.document):
+                self._tasks.spawn("back", self._forget(key.name))
 
     async def _forget(self, uid: str) -> None:
         def work(tx: Tx) -> None:
@@ -226,3 +230,10 @@ class Away:
         await self._store.commit(work)
         self._strays.discard(uid)
         log.info("stray.back", uid=uid)
+
+
+def _is_ready(document: bytes) -> bool:
+    try:
+        return msgspec.json.decode(document, type=kinds.ClusterStatus).status.ready == "True"
+    except msgspec.DecodeError:
+        return False  # whoever reads it for what it says complains of it

@@ -356,7 +356,8 @@ class Census:
             phase = before.phase  # what a person or the membership decided stands until they end it
         if phase != before.phase:
             self._transition(tx, known, before.phase, phase)
-        if known.adopted_by != before.adopted_by:
+        carried = known.adopted_by if known.ready == "True" else before.adopted_by  # of one that is silent, as it was last
+        if carried != before.adopted_by:
             self._moved(tx, known, before.adopted_by)
         condition = kinds.Condition(
             type="Ready",
@@ -381,7 +382,7 @@ class Census:
             path=self._path(tx, known),
             phase=phase,
             broken_hop=known.broken_hop,
-            adopted_by=known.adopted_by,
+            adopted_by=carried,
             facts=known.facts,
             labels=merged.labels,
             taints=merged.taints,
@@ -439,9 +440,7 @@ class Census:
         record(tx, about=about, kind="Warning", reason=reason, message=message, component="census", timestamp=self._timestamp())
 
     def _moved(self, tx: Tx, known: Known, before: str) -> None:
-        """Say who carries the words of a cluster now, in an Event; one that fell silent has not come back."""
-        if not known.adopted_by and known.ready != "True":
-            return
+        """Say who carries the words of a cluster now, in an Event."""
         home = known.parent_name or known.parent
         if known.adopted_by:
             reason, message = Reason.ADOPTED, f"{known.name} is carried by {known.adopted_by}, for it has lost its home parent {home}"

@@ -1,0 +1,190 @@
+"""What an adopted cluster says reaches its home by way of the adopter, or the nearest ancestor in reach; over real links and stores."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from cluster_controller import links as module
+from cluster_controller.errors import Forbidden
+from cluster_controller.links import SYNC, Links
+from cluster_controller.store import Key
+from cluster_controller.tree import away, records
+from cluster_controller.tree.away import encode, space_of
+from cluster_controller.tree.child import chain_of
+from cluster_controller.tunnel import CloseCode, Lane, StreamReset
+from tests.tree.site import Clock, Site, member, root, run, until
+
+
+class Doors:
+    """What a link means to the membership and to the links, as in `app`."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.linked: list[tuple[str, bool]] = []
+        self.links = Links(
+            site.store, site.tunnel, site.uid, lambda child, heard: self.linked.append((child, heard is None)), site.membership.kin
+        )
+        self.up, self.down = site.membership.link_up, site.membership.link_down
+        site.membership.link_up = self.link_up  # type: ignore[method-assign]
+        site.membership.link_down = self.link_down  # type: ignore[method-assign]
+        for link in (*site.tunnel.links.values(), *((site.tunnel.parent,) if site.tunnel.parent else ())):
+            self.links.up(link)
+
+    def link_up(self, link: object) -> None:
+        self.up(link)  # type: ignore[arg-type]
+        self.links.up(link)  # type: ignore[arg-type]
+
+    def link_down(self, link: object, reason: str) -> None:
+        self.down(link, reason)  # type: ignore[arg-type]
+        self.links.down(link)  # type: ignore[arg-type]
+
+
+@contextlib.asynccontextmanager
+async def grown(folder: Path) -> AsyncIterator[dict[str, Site]]:
+    clock = Clock()
+    async with root(folder / "root", clock) as top, member(top, folder / "a", "a") as a, member(top, folder / "b", "b") as b:
+        async with member(a, folder / "edge", "edge") as edge:
+            await until(lambda: edge.membership.child.standing and len(edge.membership.child.standing.parents) == 3)
+            sites = {"root": top, "a": a, "b": b, "edge": edge}
+            try:
+                for site in sites.values():
+                    site.doors = Doors(site)  # type: ignore[attr-defined]
+                await says(edge, "first")
+                await until(lambda: heard(a, f"up/{edge.uid}") == ["first"])
+                yield sites
+            finally:
+                for site in sites.values():
+                    await site.doors.links.close()  # type: ignore[attr-defined]
+
+
+async def says(site: Site, name: str, space: str = "report") -> None:
+    await site.store.commit(lambda tx: tx.put(Key(space, "WorkStatus", "", name), b"{}", uid=name))
+
+
+def heard(site: Site, space: str) -> list[str]:
+    return [stored.key.name for stored in site.store.list(space, "WorkStatus")]
+
+
+def doors(site: Site) -> Doors:
+    found: Doors = site.doors  # type: ignore[attr-defined]
+    return found
+
+
+async def cut(sites: dict[str, Site]) -> None:
+    """Between a and its child only: a goes on, linked to the root."""
+    a, edge = sites["a"], sites["edge"]
+    for server in a.tunnel._servers:
+        server.close()
+    a.tunnel.links[edge.uid].close(CloseCode.GOING_AWAY, "cut")
+    await until(lambda: edge.tunnel.parent is not None and edge.tunnel.parent.peer_name == "b")
+
+
+def test_with_home_in_reach_through_the_tree_everything_is_as_before(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with grown(tmp_path) as sites:
+            a, b, edge, top = sites["a"], sites["b"], sites["edge"], sites["root"]
+            await cut(sites)
+            await says(edge, "second")
+            await until(lambda: heard(a, f"up/{edge.uid}") == ["first", "second"])
+            await says(a, "task", f"down/{edge.uid}")  # desired state comes down the same way
+            await until(lambda: heard(edge, "desired") == ["task"])
+            assert edge.uid in doors(a).links.heard() and edge.uid not in doors(b).links.heard()
+            assert doors(a).linked[-1] == (edge.uid, True) and (edge.uid, True) not in doors(b).linked
+            record = records.member(a.store, edge.uid)
+            assert record is not None and record.adopted_by == b.uid and record.attach == 2
+            for site in (b, top):
+                assert not [space for space in site.store.spaces() if edge.uid in space]
+            await a.listen(a.port)
+            await until(lambda: edge.tunnel.parent is not None and edge.tunnel.parent.peer_name == "a")
+            await says(edge, "third")
+            await until(lambda: heard(a, f"up/{edge.uid}") == ["first", "second", "third"])
+            record = records.member(a.store, edge.uid)
+            assert record is not None and not record.adopted_by and doors(a).links.heard().keys() == {edge.uid}
+
+    run(main())
+
+
+def test_with_home_gone_the_nearest_ancestor_keeps_what_is_said_and_gives_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(module, "PAUSE_SECONDS", 0.1)
+
+    async def main() -> None:
+        async with grown(tmp_path) as sites:
+            a, edge, top = sites["a"], sites["edge"], sites["root"]
+            await says(a, "task", f"down/{edge.uid}")
+            await until(lambda: heard(edge, "desired") == ["task"])
+            await a.hang_up()
+            await a.tunnel.close()
+            await until(lambda: heard(top, space_of(edge.uid)) == ["first"])
+            await says(edge, "second")
+            await until(lambda: heard(top, space_of(edge.uid)) == ["first", "second"])
+            assert edge.uid in doors(top).links.heard() and top.membership.away.heard() == {edge.uid}
+            assert heard(edge, "desired") == ["task"] and not top.store.list(f"down/{edge.uid}", "WorkStatus")
+            assert records.member(top.store, edge.uid) is None
+
+            report = b'{"spec": {"cluster": "x", "name": "x"}, "status": {"ready": "True"}}'
+            key = Key(f"up/{a.uid}", "ClusterStatus", "", edge.uid)
+            await top.store.commit(lambda tx: tx.put(key, report, uid=edge.uid))
+            assert heard(top, space_of(edge.uid)) == ["first", "second"]  # it is still heard by way of b: that counts
+            await sites["b"].tunnel.close()
+            await until(lambda: not top.membership.away.heard())
+            await top.store.commit(lambda tx: tx.put(key, report + b" ", uid=edge.uid))
+            await until(lambda: not top.membership.away.strays and not heard(top, space_of(edge.uid)))
+
+    run(main())
+
+
+def test_what_arrives_is_judged(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with grown(tmp_path) as sites:
+            a, b, edge, top = sites["a"], sites["b"], sites["edge"], sites["root"]
+            await cut(sites)
+            await until(lambda: edge.uid in doors(a).links.heard())
+            shown = edge.membership.kin.arrival()
+            parsed = away.decode(shown)
+            way = (top.uid, b.uid, edge.uid)
+            assert await a.membership.away.arrived(shown, way) == (edge.uid, True)  # again, the same
+            assert await top.membership.away.arrived(shown, (b.uid, edge.uid)) == (edge.uid, False)
+            for source, why in (((top.uid, edge.uid), "not about the way"), ((top.uid, b.uid, a.uid), "not about the way")):
+                with pytest.raises(Forbidden, match=why):
+                    await a.membership.away.arrived(shown, source)
+            with pytest.raises(Forbidden, match="does not stand below"):
+                await b.membership.away.arrived(shown, (b.uid, edge.uid))
+            older = encode(msgspec.structs.replace(parsed, attach=msgspec.structs.replace(parsed.attach, attach=1)))
+            with pytest.raises(Forbidden, match="is not signed by it"):
+                await a.membership.away.arrived(older, way)
+            stolen = encode(msgspec.structs.replace(parsed, chain=chain_of(b.identity())))
+            with pytest.raises(Forbidden, match="certificates shown are those of b"):
+                await a.membership.away.arrived(stolen, way)
+            copied = encode(msgspec.structs.replace(parsed, starts=("another",)))
+            record = records.member(a.store, edge.uid)
+            assert record is not None
+            with pytest.raises(Forbidden, match="seen before"):  # a copy that says the same attach
+                await a.membership.away.arrived(copied, way)
+
+    run(main())
+
+
+def test_a_guest_is_served_nothing_by_its_adopter(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with grown(tmp_path) as sites:
+            b, edge = sites["b"], sites["edge"]
+            await cut(sites)
+            parent = edge.tunnel.parent
+            assert parent is not None
+            for service in (SYNC, "snapshot", "membership"):
+                stream = await parent.open(b.uid, service, edge.membership.kin.arrival() if service == SYNC else b"", lane=Lane.SYNC)
+                async with asyncio.timeout(10):
+                    with pytest.raises(StreamReset):
+                        while await stream.read():
+                            pass
+            stream = await parent.open(sites["root"].uid, "http")  # nothing but sync is carried up
+            async with asyncio.timeout(10):
+                with pytest.raises(StreamReset, match="do not leave its subtree"):
+                    await stream.read()
+
+    run(main())
