@@ -43,7 +43,7 @@ SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("leave", "banyanctl.site:leave", "Take this machine out of its tree", remote=False),
             Entry("token", "banyanctl.token:app", "Rights to join: create, list, revoke"),
             Entry("approve", "banyanctl.cluster:approve", "Let in a cluster whose token asks for a person's approval"),
-            Entry("cluster", "banyanctl.cluster:app", "Members: list, remove, revoke, keep"),
+            Entry("cluster", "banyanctl.cluster:app", "Members: list, cordon, drain, remove, revoke, keep"),
             Entry("user", "banyanctl.user:app", "People and programs that may ask: create, list, revoke"),
         ),
     ),
@@ -75,6 +75,7 @@ SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
         (
             Entry("backup", "banyanctl.backup:backup", "Write an encrypted backup of a controller, while it works"),
             Entry("rotate", "banyanctl.rotate:app", "Change the tree's key, or an issuing key, while everything works"),
+            Entry("upgrade", "banyanctl.upgrade:app", "Plan an upgrade: which version runs where, in which order to go"),
             Entry("restore", "banyanctl.backup:restore", "Make a controller's data folder from its backup", remote=False),
         ),
     ),

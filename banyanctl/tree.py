@@ -71,6 +71,7 @@ def read_rows(pages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
                     "since": "" if ready.get("status") in (None, "True") else str(ready.get("lastTransitionTime", "")),
                     "adoptedBy": status.get("adoptedBy", ""),
                     "age": str(cells.get("age") or ""),
+                    "conflicts": facts.get("conflicts", 0),
                     "applications": facts.get("applications", 0),
                     "instances": facts.get("instances", 0),
                     "nodes": facts.get("nodes", 0),

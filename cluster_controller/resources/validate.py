@@ -4,6 +4,7 @@ Two steps: the shape (unknown and unserved fields, types, bounds) by the kind's 
 quantities, exactly-one-of) by the functions below. All problems of a step are reported together, each by its dotted path.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -19,6 +20,9 @@ from cluster_controller.resources.shape import Problem, depth_problem, dotted, u
 
 LARGEST_DOCUMENT = 1024 * 1024  # bytes of JSON
 ANNOTATION_BYTES = 256 * 1024
+
+MISSING = object()
+_PART = re.compile(r"[^.\[\]]+")
 
 Kind = TypeVar("Kind", bound=kinds.Resource)
 
