@@ -91,6 +91,8 @@ def check(kind: str, document: Mapping[str, Any], previous: Mapping[str, Any] | 
     resource = REGISTRY[kind]
     name = _name(document)
     problems = unknown_fields(document, resource.struct) + unserved_fields(document, kind)
+    if problems and previous is not None:  # what a newer program wrote stays, and a change of something else is none of it (law 10)
+        problems = [problem for problem in problems if not _unchanged(problem.field, document, previous)]
     if problems:
         raise InvalidDocument(kind, name, problems)
     try:
@@ -106,6 +108,23 @@ def check(kind: str, document: Mapping[str, Any], previous: Mapping[str, Any] | 
     if report.problems:
         raise InvalidDocument(kind, name, report.problems)
     return struct
+
+
+def _unchanged(field: str, document: Mapping[str, Any], previous: Mapping[str, Any]) -> bool:
+    """Whether both have the same at this dotted path."""
+    found = _at(document, field)
+    return found is not MISSING and found == _at(previous, field)
+
+
+def _at(document: Any, field: str) -> Any:
+    for part in _PART.findall(field):
+        if isinstance(document, list) and part.isdigit() and int(part) < len(document):
+            document = document[int(part)]
+        elif isinstance(document, Mapping) and part in document:
+            document = document[part]
+        else:
+            return MISSING
+    return document
 
 
 def _previous(document: Mapping[str, Any] | None, struct: type[kinds.Resource]) -> kinds.Resource | None:
