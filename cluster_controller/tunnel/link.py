@@ -56,7 +56,8 @@ class Link:
         self._wire: Wire | None = None
         self.connection = Connection(limits, self, boottime(), dialled=dialled, wake=self._wake)
         self._scheduled = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._timer_at = 0.0  # of the loop's clock; uvloop's handle of what is due at once does not say it
         self._pacer = Pacer()
         self._bulk_at = 0.0  # loop time at which bulk may go on
         self._ended = False
@@ -234,10 +235,10 @@ class Link:
         if self._bulk_at:
             when = min(when, self._bulk_at)
         if self._timer is not None:
-            if self._timer.when() <= when and not self._timer.cancelled():
+            if self._timer_at <= when and not self._timer.cancelled():
                 return
             self._timer.cancel()
-        self._timer = self._loop.call_at(when, self._tick)
+        self._timer, self._timer_at = self._loop.call_at(when, self._tick), when
 
     def _tick(self) -> None:
         self._timer = None

@@ -49,6 +49,19 @@ def test_an_answer_measures_and_an_old_or_second_one_does_not() -> None:
     assert abs(liveness.rtt - 0.25) < 1e-9
 
 
+def test_a_question_that_cannot_leave_is_asked_once_an_interval() -> None:
+    """A kernel buffer that is full takes nothing for as long as the peer is slow or frozen; the timer must neither spin nor pile up."""
+    connection = Cable(Node("parent", Limits()), Node("child", Limits())).up
+    asked, now = 0, 0.0
+    for _ in range(100):
+        now = max(now, connection.deadline())
+        if connection.tick(now):
+            break
+        asked += 1
+    assert now == Limits().dead_after
+    assert 1 <= asked <= 4
+
+
 def test_an_idle_link_costs_one_exchange_per_interval_and_stays_alive() -> None:
     parent, child = Node("parent", Limits()), Node("child", Limits())
     cable = Cable(parent, child)

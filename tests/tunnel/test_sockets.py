@@ -174,8 +174,10 @@ def test_a_lost_hop_is_named_to_whoever_reads() -> None:
     run(main)
 
 
-def test_a_frozen_peer_is_found_dead_and_the_streams_end() -> None:
-    """A peer whose process is stopped keeps its TCP connection; only the heartbeat tells."""
+@pytest.mark.parametrize("uvloop", [False, True], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("lane", [Lane.SYNC, Lane.BULK])
+def test_a_frozen_peer_is_found_dead_and_the_streams_end(lane: Lane, uvloop: bool) -> None:
+    """A peer whose process is stopped keeps its TCP connection; only the heartbeat tells, also behind buffers that are full."""
 
     async def main() -> None:
         quick = Limits(heartbeat=0.2, dead_after=0.6, backoff_first=0.01, backoff_cap=0.05)
@@ -190,9 +192,13 @@ def test_a_frozen_peer_is_found_dead_and_the_streams_end() -> None:
             stream = await parent.tunnel.open(uid, "echo")
             await ping(stream)
             os.kill(pid, signal.SIGSTOP)
+            link = parent.tunnel.links[uid]
+            pushing = [asyncio.create_task(push(await parent.tunnel.open(uid, "swallow", lane=lane), [0])) for _ in range(32)]
             with pytest.raises(StreamUnreachable, match=r"nothing was heard for 0\.6 s"):
                 await stream.read()
             assert not parent.tunnel.links
+            assert link.connection.control_waits < 4096
+            await asyncio.gather(*pushing)
             os.kill(pid, signal.SIGCONT)
             await parent.until(lambda: parent.tunnel.links)
         finally:
@@ -201,7 +207,7 @@ def test_a_frozen_peer_is_found_dead_and_the_streams_end() -> None:
             await parent.close()
 
     identity("frozen")
-    run(main)
+    run(main, uvloop=uvloop)
 
 
 def child_main(port: int) -> None:
@@ -210,6 +216,7 @@ def child_main(port: int) -> None:
     async def serve() -> None:
         child = Member(identity("frozen"))
         child.tunnel.handle("echo", echo)
+        child.tunnel.handle("swallow", swallow)
         child.dial(port)
         await asyncio.sleep(30)
 

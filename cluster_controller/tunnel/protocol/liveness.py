@@ -4,6 +4,9 @@ Any received byte proves life, so on a busy link no heartbeat is needed and on a
 both directions: the side that dialled speaks first, the answer is the other side's sign of life, and that other side speaks up
 by itself only when the first is late. A timer that fires late (the machine slept, the process was stopped) is no
 proof of silence: what arrived meanwhile is read first.
+
+A question that cannot leave yet, for the kernel's buffer is full, is not asked again before its time: on a link that is stuck the next
+one would only wait behind it.
 """
 
 from msgspec import Struct
@@ -34,7 +37,8 @@ class Liveness(Struct):
 
     def _speak_at(self) -> float:
         silent_for = self.heartbeat if self.first else self.heartbeat * 1.25
-        return min(self.last_sent + silent_for, max(self._measured_at, self._asked_at) + RTT_EVERY * self.heartbeat)
+        due = min(self.last_sent + silent_for, max(self._measured_at, self._asked_at) + RTT_EVERY * self.heartbeat)
+        return max(due, self._asked_at + self.heartbeat) if self._id else due
 
     def tick(self, now: float) -> bool:
         """True when the other side is dead."""

@@ -84,6 +84,11 @@ class Sending:
             self._queue_control(self._heartbeat(Heartbeat(id=question)))
         return False
 
+    @property
+    def control_waits(self) -> int:
+        """Bytes of control frames that nobody has taken yet."""
+        return self._control_bytes
+
     def has_output(self, bulk: bool = True) -> bool:
         return bool(self._control or self._credits or self._answer or self._ask or self._lanes.waiting(bulk))
 
