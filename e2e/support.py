@@ -44,7 +44,8 @@ def until(what: str, check: Callable[[], Any], seconds: float = WAIT_SECONDS) ->
 
 
 class Site:
-    """One controller process and its data folder."""
+    """One controller process and its data folder. A branch whose parent is killed stays cut off, unless BANYAN_FAILOVER_ALLOW says else:
+    what becomes of it then is what most tests are about; `test_failover.py` is about the other way."""
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self.folder = folder
@@ -165,7 +166,7 @@ class Site:
 
     def _environment(self) -> dict[str, str]:
         kept = {key: value for key, value in os.environ.items() if not key.startswith("BANYAN_") and not key.lower().endswith("_proxy")}
-        return kept | {"BANYAN_LOG_FORMAT": "human"} | self.environment
+        return kept | {"BANYAN_LOG_FORMAT": "human", "BANYAN_FAILOVER_ALLOW": "false"} | self.environment
 
 
 class Tree:

@@ -7,7 +7,7 @@ import pytest
 
 from e2e.support import APPS, Site, Tree, talker, until
 
-QUICK = {"BANYAN_HEARTBEAT_SECONDS": "0.5", "BANYAN_FAILOVER_RETURN_SECONDS": "2"}
+QUICK = {"BANYAN_FAILOVER_ALLOW": "true", "BANYAN_HEARTBEAT_SECONDS": "0.5", "BANYAN_FAILOVER_RETURN_SECONDS": "2"}
 
 
 def planted(tree: Tree, **environment: str) -> tuple[Site, Site, Site, Site]:
