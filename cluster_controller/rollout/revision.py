@@ -52,7 +52,7 @@ def order(
     *,
     due: bool,
     shares: Mapping[str, int],
-    extra: Sequence[WorkReference],
+    extra: Sequence[WorkReference] = (),
 ) -> Order:
     """``before`` is the target's present Work, ``extra`` what the version before still needs below a target that divides on.
 

@@ -4,8 +4,8 @@ Level-triggered: `step` looks at what every target was told and says, and at the
 changes nothing the second time, so a crash between two steps costs a repeat.
 
 Invariants: while a rollout is paused or has failed nobody further is told the new version; the next wave begins only when everybody in
-reach of all waves so far is well at this version at that moment; whoever is out of reach is neither told nor waited for. The first
-version of all, and the return to the last one that was complete, go to everybody at once.
+reach of all waves so far is well at this version at that moment, and somebody is; whoever is out of reach is neither told nor waited
+for. The first version of all, and the return to the last one that was complete, go to everybody at once.
 
 Times are this machine's boot-time clock. A pause that began before a restart counts on: after a reboot "now" alone is a lower bound of
 what has gone by. Since when nothing has moved is kept in memory only, so that a controller that was away gives others their time again.
@@ -153,7 +153,7 @@ def _progress(state: State, watch: Watch, look: _Look) -> tuple[State, Watch, fl
         failed = next((member for member in undone if _failed(member, state)), None)
         if failed is not None:
             return _fail(state, look, index, failed.reason or "Failed", _said(failed)), watch, None
-        if undone or (look.wanted and not any(waves)):
+        if undone or (look.wanted and _unproven(look, index, state)):
             state = msgspec.structs.replace(state, healthy_since=None)
             return _wait(state, watch, look, undone, index)
         watch = Watch()
@@ -194,6 +194,17 @@ def _fail(state: State, look: _Look, index: int, reason: str, why: str) -> State
     )
 
 
+def _unproven(look: _Look, index: int, state: State) -> bool:
+    """Whether nobody has shown yet that this version is any good, and somebody should: one that was chosen by a label is waited for,
+    and in the end there must be one who has."""
+    so_far = [member for wave in look.waves[: index + 1] for member in wave]
+    if any(_done(member, state) for member in so_far if member.reachable):
+        return False
+    later = [member for wave in look.waves[index + 1 :] for member in wave if member.reachable]
+    chosen = any(look.waves[number] and wave.cluster_selector is not None for number, wave in enumerate(look.plan.waves[: index + 1]))
+    return chosen or not later
+
+
 def _done(member: Member, state: State) -> bool:
     return member.revision == state.current.revision and member.verdict == "done"
 
@@ -229,10 +240,10 @@ def _status(state: State, plan: Rollout, waves: Sequence[Sequence[Member]]) -> R
     everybody = [member for wave in waves for member in wave]
     told = [member for member in everybody if member.revision == state.current.revision]
     index = min(state.wave, len(waves) - 1)
-    skipped = sorted(member.name for member in everybody if not member.reachable and member not in told)
+    skipped = sorted(member.name for member in everybody if not member.reachable and not _done(member, state))
     phase, reason, message = _words(state, plan, waves, index)
     if skipped:
-        message += f"; out of reach, and follows when back: {_list(skipped)}"
+        message += f"; out of reach: {_list(skipped)}"
     return RolloutStatus(
         revision=state.current.revision,
         phase=phase,
@@ -252,7 +263,9 @@ def _words(state: State, plan: Rollout, waves: Sequence[Sequence[Member]], index
     if state.phase == "Failed":
         return "Failed", state.reason, state.message
     if state.phase == "Complete":
-        return "Complete", state.reason or "Complete", state.message or "every cluster in reach runs this version"
+        failed = [_said(member) for wave in waves for member in wave if member.reachable and _failed(member, state)]
+        message = state.message or "every cluster in reach runs this version"
+        return "Complete", state.reason or "Complete", message + (f"; failed since: {_list(failed)}" if failed else "")
     if plan.paused:
         return "Paused", "Paused", f"paused in {where}; `banyan rollout resume` goes on"
     undone = [member for wave in waves[: index + 1] for member in wave if member.reachable and not _done(member, state)]
@@ -264,7 +277,7 @@ def _words(state: State, plan: Rollout, waves: Sequence[Sequence[Member]], index
         return "Paused", "Manual", f"{where} is well; the next begins with `banyan rollout resume`"
     if state.healthy_since is not None:
         return "Progressing", "Pausing", f"{where} is well; the next begins when it was so for {_between(plan, index)[0]:g} s"
-    return "Progressing", state.reason or "WaveUnderWay", f"{where}: nobody has it yet{back}"
+    return "Progressing", state.reason or "WaveUnderWay", f"{where}: nobody in reach has it yet{back}"
 
 
 def _said(member: Member) -> str:

@@ -107,7 +107,11 @@ def test_mistakes_are_explained(tmp_path: Path) -> None:
         wrong = await kubectl("apply", "-f", "-", stdin=APP.replace(b"replicas", b"replcas"), code=1)
         assert "spec.components[0].replcas: unknown field; did you mean replicas?" in wrong
         assert "not served yet" in await kubectl(
-            "apply", "-f", "-", stdin=APP.replace(b'"components":', b'"rollout":{},"components":'), code=1
+            "apply",
+            "-f",
+            "-",
+            stdin=APP.replace(b'"components":', b'"placement":{"tolerations":[{"operator":"Exists","tolerationSeconds":1}]},"components":'),
+            code=1,
         )
         await kubectl("apply", "-f", "-", stdin=APP)
         two = msgspec.json.decode(APP)

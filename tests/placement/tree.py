@@ -34,6 +34,8 @@ class Site:
     def __init__(self, name: str, store: Store, parent: "Site | None", cpu_millis: int, labels: dict[str, str], clock: Clock) -> None:
         self.clock = clock
         self.sick: dict[str, int] = {}  # application → instances of its that are not ready
+        self.broken: set[str] = set()  # programs that end again and again; what ran before them serves on
+        self.slow: set[str] = set()  # programs that are not ready yet; likewise
         self.name = name
         self.uid = f"uid-{name}"
         self.store = store
@@ -130,7 +132,14 @@ class Site:
                     part = self.asked.get(spec.application.uid, Request())
                     self.asked[spec.application.uid] = add(part, request(component.resources), component.replicas)
                 components = [
-                    kinds.ComponentStatus(name=c.name, desired=c.replicas, ready=ready, updated=c.replicas, confirmed=ready)
+                    kinds.ComponentStatus(
+                        name=c.name,
+                        desired=c.replicas,
+                        ready=ready,
+                        confirmed=ready,
+                        updated=0 if self.broken.union(self.slow).intersection(c.command) else c.replicas,
+                        reason="CrashLoopBackOff" if self.broken.intersection(c.command) else "",
+                    )
                     for c in spec.components
                     for ready in [max(0, c.replicas - self.sick.get(spec.application.uid, 0))]
                 ]

@@ -1,0 +1,388 @@
+"""Rollouts and orders of starts in whole trees: real stores and placement, links and shims played by the test."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from cluster_controller.resources import kinds
+from cluster_controller.resources.registry import ROLLOUT_RESUME
+from cluster_controller.rollout import keeping
+from cluster_controller.store import Key, Tx
+from tests.placement.tree import Site, Tree, application, component, delete_application
+
+EDGES = ("edge-1", "edge-2", "edge-3")
+
+
+async def grow(folder: Path) -> Tree:
+    """root – region – three edges."""
+    tree = Tree(folder)
+    await tree.add("root")
+    await tree.add("region", "root")
+    for name in EDGES:
+        await tree.add(name, "region", 1000, {"canary": "true"} if name == "edge-3" else {})
+    await tree.quiet()
+    return tree
+
+
+def played(main: Callable[[Tree], Awaitable[None]], folder: Path) -> None:
+    async def whole() -> None:
+        tree = await grow(folder)
+        try:
+            await main(tree)
+        finally:
+            await tree.close()
+
+    asyncio.run(whole())
+
+
+async def put(site: Site, program: str, rollout: dict[str, Any] | None = None, *, name: str = "shop", **more: Any) -> None:
+    """Create or change, as the API does."""
+
+    def write(tx: Tx) -> None:
+        key = Key("own", "Application", "default", name)
+        stored = tx.get(key)
+        document = msgspec.json.decode(stored.document) if stored is not None else {}
+        spec: dict[str, Any] = {"components": [component(command=[program], replicas=3)], **more}
+        if rollout is not None:
+            spec["rollout"] = rollout
+        meta = document.get("metadata") or {
+            "name": name,
+            "namespace": "default",
+            "uid": f"app-{name}",
+            "finalizers": ["banyan.dev/withdraw"],
+        }
+        meta["generation"] = meta.get("generation", 0) + 1
+        document = {"apiVersion": "banyan.dev/v1alpha1", "kind": "Application", "status": {}} | document | {"metadata": meta, "spec": spec}
+        tx.put(key, msgspec.json.encode(document), uid=meta["uid"])
+
+    await site.store.commit(write)
+
+
+async def resume(site: Site, token: str) -> None:
+    def write(tx: Tx) -> None:
+        key = Key("own", "Application", "default", "shop")
+        stored = tx.get(key)
+        assert stored is not None
+        document = msgspec.json.decode(stored.document)
+        document["metadata"]["annotations"] = {ROLLOUT_RESUME: token}
+        tx.put(key, msgspec.json.encode(document), uid=stored.uid)
+
+    await site.store.commit(write)
+
+
+def runs(tree: Tree) -> list[str]:
+    """What each edge was told to run."""
+    told = []
+    for name in EDGES:
+        stored = tree.sites[name].store.get(Key("local", "Work", "", "app-shop"))
+        work = msgspec.json.decode(stored.document, type=kinds.Work).spec if stored is not None else None
+        told.append(",".join(each.command[0] for each in work.components if each.replicas) if work is not None else "")
+    return told
+
+
+def status(site: Site, name: str = "shop") -> kinds.ApplicationStatus:
+    found = application(site, name)
+    assert found is not None
+    return found.status
+
+
+def rollout(site: Site) -> kinds.RolloutStatus:
+    found = status(site).rollout
+    assert found is not None
+    return found
+
+
+def condition(site: Site, kind: str) -> kinds.Condition:
+    return next(each for each in status(site).conditions if each.type == kind)
+
+
+def reasons(site: Site) -> list[str]:
+    return [msgspec.json.decode(stored.document)["reason"] for stored in site.store.list("own", "Event")]
+
+
+def test_the_first_version_starts_everywhere_at_once_and_the_next_goes_wave_by_wave(tmp_path: Path) -> None:
+    async def main(tree: Tree) -> None:
+        root = tree.sites["root"]
+        plan = {"wave": 1, "pauseSeconds": 10}
+        await put(root, "v1", plan)
+        await tree.quiet()
+        assert runs(tree) == ["v1"] * 3
+        assert (rollout(root).phase, status(root).phase) == ("Complete", "Running")
+        await put(root, "v2", plan)
+        await tree.quiet()
+        assert runs(tree) == ["v2", "v1", "v1"]
+        assert (status(root).ready, status(root).updated, status(root).phase) == (3, 1, "Progressing")
+        assert rollout(root).message.startswith("wave 1 of 1: waits for region (wave 1 of 3 is well")
+        await tree.wait(10)
+        await tree.quiet()
+        assert runs(tree) == ["v2", "v2", "v1"]
+        await tree.wait(10)
+        await tree.quiet()
+        assert runs(tree) == ["v2", "v2", "v2"]
+        assert (rollout(root).phase, status(root).phase, status(root).updated) == ("Complete", "Running", 3)
+        assert condition(root, "Progressing").reason == "Complete"
+
+    played(main, tmp_path)
+
+
+def test_without_a_rollout_everything_changes_at_once_and_nothing_is_kept(tmp_path: Path) -> None:
+    async def main(tree: Tree) -> None:
+        root = tree.sites["root"]
+        for program in ("v1", "v2"):
+            await put(root, program)
+            await tree.quiet()
+            assert runs(tree) == [program] * 3
+        assert keeping.state_of(root.store, "app-shop") is None
+        assert status(root).rollout is None
+
+    played(main, tmp_path)
+
+
+def test_a_rollout_that_comes_with_the_change_itself_keeps_what_runs(tmp_path: Path) -> None:
+    async def main(tree: Tree) -> None:
+        root = tree.sites["root"]
+        await put(root, "v1")
+        await tree.quiet()
+        await put(root, "v2", {"waves": [{"clusterSelector": {"matchLabels": {"canary": "true"}}, "manual": True}]})
+        await tree.quiet()
+        assert runs(tree) == ["v1", "v1", "v2"]
+        assert rollout(root).phase == "Paused"
+        assert condition(root, "Progressing").status == "Unknown"
+        await resume(root, "1")
+        await tree.quiet()
+        assert runs(tree) == ["v2"] * 3
+        # The region went on; the root has one wave, with the region in it: nothing is left to ask about.
+        assert rollout(root).phase in {"Complete", "Paused"}
+        await delete_application(root, "shop")
+        await tree.quiet()
+        assert application(root, "shop") is None
+        assert [keeping.state_of(site.store, "app-shop") for site in tree.sites.values()] == [None] * 5
+
+    played(main, tmp_path)
+
+
+def test_a_bad_version_stops_at_the_first_wave_and_the_origin_goes_back(tmp_path: Path) -> None:
+    async def main(tree: Tree) -> None:
+        root = tree.sites["root"]
+        plan = {"wave": 1, "rollback": "Automatic"}
+        for site in tree.sites.values():
+            site.broken.add("bad")
+        await put(root, "v1", plan)
+        await tree.quiet()
+        seen: set[str] = set()
+        tree.watch = lambda: seen.update(name for name, told in zip(EDGES, runs(tree), strict=True) if told == "bad")
+        await put(root, "bad", plan)
+        await tree.quiet()
+        assert seen == {"edge-1"}, "nobody but the first wave ever had it"
+        assert runs(tree) == ["v1"] * 3
+        found = rollout(root)
+        assert (found.phase, found.reason, status(root).phase) == ("Complete", "RolledBack", "Running")
+        assert "region (wave 1 of 3 failed: edge-1 (wave 1 of 1 failed: edge-1 (serve: CrashLoopBackOff)))" in found.message
+        assert [(entry.user, entry.cause.split(":")[0]) for entry in status(root).history] == [("banyan", "rolled back")]
+        assert {"RolloutFailed", "RolledBack"} <= set(reasons(root))
+        await put(root, "v2", plan)
+        await tree.quiet()
+        assert runs(tree) == ["v2"] * 3
+        assert rollout(root).reason == "Complete"
+
+    played(main, tmp_path)
+
+
+def test_without_a_rollback_it_stops_says_so_and_a_person_may_say_go_on(tmp_path: Path) -> None:
+    async def main(tree: Tree) -> None:
+        root, plan = tree.sites["root"], {"wave": 1, "progressDeadlineSeconds": 60}
+        for site in tree.sites.values():
+            site.slow.add("v2")
+        await put(root, "v1", plan)
+        await tree.quiet()
+        await put(root, "v2", plan)
+        await tree.quiet()
+        await tree.wait(60)
+        await tree.quiet()
+        assert runs(tree) == ["v2", "v1", "v1"]
+        assert (rollout(root).phase, status(root).phase, condition(root, "Progressing").status) == ("Failed", "Degraded", "False")
+        assert "not ready after 60 s" in rollout(root).message
+        for site in tree.sites.values():
+            site.slow.clear()
+        await tree.quiet()
+        assert runs(tree) == ["v2", "v1", "v1"], "it stopped: a person decides"
+        await resume(root, "again")
+        await tree.quiet()
+        assert (runs(tree), rollout(root).phase, status(root).phase) == (["v2"] * 3, "Complete", "Running")
+
+    played(main, tmp_path)
+
+
+def test_paused_below_too_and_scaled_all_the_same(tmp_path: Path) -> None:
+    async def main(tree: Tree) -> None:
+        root = tree.sites["root"]
+        plan = {"wave": 1, "pauseSeconds": 10}
+        await put(root, "v1", plan)
+        await tree.quiet()
+        await put(root, "v2", plan)
+        await tree.quiet()
+        await put(root, "v2", plan | {"paused": True})
+        await tree.quiet()
+        await tree.wait(1000)
+        await tree.quiet()
+        assert (runs(tree), rollout(root).phase) == (["v2", "v1", "v1"], "Paused")
+        await put(root, "v2", plan | {"paused": True}, components=[component(command=["v2"], replicas=6)])
+        await tree.quiet()
+        assert (runs(tree), status(root).ready, status(root).updated) == (["v2", "v1", "v1"], 6, 2)
+        await put(root, "v2", plan, components=[component(command=["v2"], replicas=6)])
+        for _ in range(3):
+            await tree.wait(10)
+            await tree.quiet()
+        assert (runs(tree), status(root).updated) == (["v2"] * 3, 6)
+
+    played(main, tmp_path)
+
+
+def test_components_that_come_and_go_do_so_wave_by_wave(tmp_path: Path) -> None:
+    async def main(tree: Tree) -> None:
+        root = tree.sites["root"]
+        plan = {"wave": 1, "pauseSeconds": 10}
+        each = {"strategy": "Duplicated"}
+        parts = [component("a", command=["a1"]), component("b", command=["b1"])]
+        await put(root, "", plan, components=parts, placement=each)
+        await tree.quiet()
+        parts = [component("b", command=["b2"]), component("c", command=["c2"])]
+        await put(root, "", plan, components=parts, placement=each)
+        await tree.quiet()
+        assert runs(tree) == ["b2,c2", "a1,b1", "a1,b1"]
+        for _ in range(2):
+            await tree.wait(10)
+            await tree.quiet()
+        assert (runs(tree), rollout(root).phase) == (["b2,c2"] * 3, "Complete")
+
+    played(main, tmp_path)
+
+
+def test_a_cut_off_branch_goes_on_by_itself_and_stops_at_its_first_failed_wave(tmp_path: Path) -> None:
+    async def main(tree: Tree) -> None:
+        root = tree.sites["root"]
+        plan = {"wave": 1, "pauseSeconds": 10, "rollback": "Automatic"}
+        await put(root, "v1", plan)
+        await tree.quiet()
+        await put(root, "v2", plan)
+        await tree.quiet()
+        tree.set_cut("region", True)
+        tree.sites["edge-2"].broken.add("v2")
+        for _ in range(3):
+            await tree.wait(10)
+            await tree.quiet()
+        assert runs(tree) == ["v2", "v2", "v1"], "its own waves, without anybody above"
+        tree.set_cut("region", False)
+        await tree.quiet()
+        assert (runs(tree), rollout(root).reason) == (["v1"] * 3, "RolledBack")
+
+    played(main, tmp_path)
+
+
+def test_who_is_out_of_reach_follows_later(tmp_path: Path) -> None:
+    async def main(tree: Tree) -> None:
+        root = tree.sites["root"]
+        await put(root, "v1", {"wave": 1})
+        await tree.quiet()
+        tree.set_cut("edge-2", True)
+        await put(root, "v2", {"wave": 1})
+        await tree.quiet()
+        assert runs(tree) == ["v2", "v1", "v2"]
+        assert rollout(root).phase == "Complete"
+        tree.set_cut("edge-2", False)
+        await tree.quiet()
+        assert (runs(tree), status(root).phase) == (["v2"] * 3, "Running")
+
+    played(main, tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_crash_anywhere_in_the_middle_goes_on_where_it_was(tmp_path: Path, seed: int) -> None:
+    """Never two edges that do not have it yet are changed at once, and in the end all have the newest."""
+
+    async def main(tree: Tree) -> None:
+        chooser = random.Random(seed)
+        root = tree.sites["root"]
+        await put(root, "v0", {"wave": 1})
+        await tree.quiet()
+
+        def one_at_a_time() -> None:
+            told = runs(tree)
+            going = [
+                name for name, program in zip(EDGES, told, strict=True)
+                if tree.sites[name].slow and program in tree.sites[name].slow
+            ]  # fmt: skip
+            assert len(going) <= 1, f"{going} at once"
+
+        tree.watch = one_at_a_time
+        await put(root, "v1", {"wave": 1})
+        for name in EDGES:
+            tree.sites[name].slow.add("v1")
+        for _ in range(150):
+            what = chooser.random()
+            if what < 0.08:
+                await tree.crash(chooser.choice(list(tree.sites)))
+            elif what < 0.2:
+                name = chooser.choice([*EDGES, "region"])
+                tree.set_cut(name, name not in tree.cut)
+            elif what < 0.25:
+                tree.sites[chooser.choice(EDGES)].slow.clear()
+            await tree.step(chooser)
+        for name in list(tree.cut):
+            tree.set_cut(name, False)
+        for name in EDGES:
+            tree.sites[name].slow.clear()
+        await tree.quiet()
+        assert (runs(tree), rollout(root).phase, status(root).phase) == (["v1"] * 3, "Complete", "Running")
+
+    played(main, tmp_path)
+
+
+def test_components_start_in_order_and_the_status_says_who_waits(tmp_path: Path) -> None:
+    async def main(tree: Tree) -> None:
+        root = tree.sites["root"]
+        for site in tree.sites.values():
+            site.sick["app-shop"] = 1
+        parts = [component("db", command=["db"]), component("web", command=["web"], replicas=2, dependsOn=["db"])]
+        await put(root, "", components=parts)
+        await tree.quiet()
+        assert sorted(runs(tree)) == ["", "", "db"]
+        web = next(each for each in status(root).components if each.name == "web")
+        assert (web.reason, web.message, status(root).phase) == ("WaitsForDependency", "waits for db (0 of 1 ready)", "Progressing")
+        assert condition(root, "Ready").message == "0 of 3 replicas ready; web waits for db (0 of 1 ready)"
+        for site in tree.sites.values():
+            site.sick.clear()
+        await tree.quiet()
+        assert status(root).phase == "Running"
+        assert ",".join(runs(tree)).count("web") == 2
+        for site in tree.sites.values():
+            site.sick["app-shop"] = 1
+        await tree.quiet()
+        assert ",".join(runs(tree)).count("web") == 2, "what has started is not taken back"
+
+    played(main, tmp_path)
+
+
+def test_applications_start_in_order_at_their_origin(tmp_path: Path) -> None:
+    async def main(tree: Tree) -> None:
+        root = tree.sites["root"]
+        await put(root, "v1", dependsOn=["store"])
+        await tree.quiet()
+        assert runs(tree) == [""] * 3
+        assert condition(root, "Ready").message.endswith("serve waits for application store, which does not exist")
+        for site in tree.sites.values():
+            site.sick["app-store"] = 1
+        await put(root, "store", name="store")
+        await tree.quiet()
+        assert condition(root, "Ready").message.endswith("serve waits for application store (0 of 3 ready)")
+        for site in tree.sites.values():
+            site.sick.clear()
+        await tree.quiet()
+        assert (runs(tree), status(root).phase) == (["v1"] * 3, "Running")
+
+    played(main, tmp_path)
