@@ -4,12 +4,14 @@ from typing import Annotated, Any
 
 import typer
 
-from banyanctl import kinds, objects, output
+from banyanctl import cordon, kinds, objects, output
 from banyanctl.cli import Command, application, examples, settings
 from banyanctl.client import Client
 from banyanctl.tree import cluster_pages
 
-app = application("Members of the tree: list, remove, revoke, keep.")
+app = application("Members of the tree: list, cordon, drain, remove, revoke, keep.")
+for decide in (cordon.cordon, cordon.uncordon, cordon.drain):
+    app.command(cls=Command)(decide)
 KIND = kinds.find("clusters")
 
 Name = Annotated[str, typer.Argument(help="Name of the cluster, as `banyan tree` shows it.")]

@@ -35,15 +35,22 @@ class Settler:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while self._dirty:
-                names = list(self._dirty)[:BATCH]
-                for name in names:
-                    del self._dirty[name]
-                try:
-                    await self._store.commit(lambda tx, names=names: self._settle_all(tx, names))  # type: ignore[misc]
-                except BaseException:
-                    self.mark_all(names)
-                    raise
+            await self.once()
+
+    async def once(self) -> int:
+        """Settle until nothing is marked; returns how many were."""
+        settled = 0
+        while self._dirty:
+            names = list(self._dirty)[:BATCH]
+            for name in names:
+                del self._dirty[name]
+            try:
+                await self._store.commit(lambda tx, names=names: self._settle_all(tx, names))  # type: ignore[misc]
+            except BaseException:
+                self.mark_all(names)
+                raise
+            settled += len(names)
+        return settled
 
     def _settle_all(self, tx: Tx, names: list[str]) -> None:
         if self._order is not None:

@@ -46,6 +46,18 @@ def test_a_cordoned_cluster_takes_nothing_new_and_keeps_what_it_has(grove: Tree)
     until("it goes on", lambda: root.status(named).get("ready") == 1)
 
 
+def test_a_drained_cluster_hands_over_what_it_runs_one_by_one(grove: Tree) -> None:
+    root = grove.sites["root"]
+    name = create(root, program("moving", replicas=2, placement=BOTH), ready=2)
+    assert "edge-1 is drained" in root.banyan("cluster", "drain", "edge-1").stdout
+    until("the other one has all of it", lambda: root.status(name).get("ready") == 2 and where(root, name) == {"edge-2": 2})
+    assert "banyan.dev/drain" in root.banyan("explain", name).stdout
+    assert "edge-1 uncordoned" in root.banyan("cluster", "uncordon", "edge-1").stdout
+    until("it takes something again", lambda: not root.clusters()["edge-1"].get("unschedulable"))
+    back = create(root, program("back", placement={"clusterName": "edge-1"}))
+    assert where(root, back) == {"edge-1": 1}
+
+
 def test_a_taint_keeps_out_what_does_not_tolerate_it(grove: Tree) -> None:
     root = grove.sites["root"]
     overlay(root, "edge-2", spec={"taints": [{"key": "gpu", "value": "only", "effect": "NoSchedule"}]})

@@ -84,6 +84,7 @@ class Engine:
         self._keys: dict[str, Key] = {}  # application uid → its Application or Work
         self._uses = Uses()
         self._unplaced: set[str] = set()
+        self._everywhere: set[str] = set()  # applications that every cluster that qualifies shall have
         self._ledger = Ledger()
         self._subtree = Subtree(uid, self._documents, self._ledger)
         self._refused = Refused()
@@ -150,6 +151,7 @@ class Engine:
             self._learn(application, event.stored)
         else:
             self._keys.pop(application, None)
+            self._everywhere.discard(application)
             self._uses.learn(application, frozenset())
         self._settler.mark(application)
 
@@ -157,26 +159,34 @@ class Engine:
         """Where the application is written, and which documents it names: by name at its origin, by uid below."""
         self._keys[application] = stored.key
         if stored.key.space == "desired":
-            links = self._documents.read(stored, kinds.Work).spec.references
+            work = self._documents.read(stored, kinds.Work).spec
+            placement, links = work.placement, work.references
             self._uses.learn(application, frozenset((link.kind, "", link.uid) for link in links))
         else:
             spec = self._documents.read(stored, kinds.Application).spec
+            placement = spec.placement
             named = [(kind, name) for kind, name, _ in needed(spec.components)]
             named += [("Application", name) for name in spec.depends_on]
             self._uses.learn(application, frozenset((kind, stored.key.namespace, name) for kind, name in named))
+        if placement.strategy == "Duplicated":
+            self._everywhere.add(application)
+        else:
+            self._everywhere.discard(application)
 
     def _cluster_changed(self, event: Event) -> None:
         self._refused.forget(self._subtree.ways.get(event.stored.uid, ""))
-        self._subtree.forget()
         after = self._documents.read(event.stored, kinds.Cluster) if event.kind_of == "put" else None
         before = self._documents_before(event)
+        stays = self._subtree.changed(before, after)
         if after is not None and before is not None and placing_facts(before) == placing_facts(after):
             # Only what is free has changed: of interest to those who still look for room.
-            for application in self._unplaced:
-                self._settler.mark(application)
-            return
-        for application in set(self._keys) | self._works.applications():
-            self._settler.mark(application)
+            self._settler.mark_all(self._unplaced)
+        elif stays:
+            # What stands elsewhere stays there: it concerns who is there, who looks for room, and who is to run everywhere.
+            self._settler.mark_all(self._works.of_target(self._subtree.ways.get(event.stored.uid, "")))
+            self._settler.mark_all(self._unplaced | self._everywhere)
+        else:
+            self._settler.mark_all(set(self._keys) | self._works.applications())
 
     def _documents_before(self, event: Event) -> kinds.Cluster | None:
         if event.previous is None:
@@ -204,6 +214,10 @@ class Engine:
             self._read_works()
         self._ran = True
         await self._settler.run()
+
+    async def once(self) -> int:
+        """Settle what is marked now; how many applications that were."""
+        return await self._settler.once()
 
     def settle(self, tx: Tx, application: str) -> None:
         """Write what is missing for one application; nothing when all is well."""

@@ -85,22 +85,14 @@ def refuse(demand: Demand, component: ComponentDemand, cluster: ClusterRecord) -
             f"does not match placement.clusterSelector: {describe(demand.selector, cluster.labels)}",
             f"kubectl label cluster {name} {labels} --overwrite, or {change}" if labels else f"change the labels of {name}, or {change}",
         )
+    away = _tainted(demand, component, cluster, "NoExecute")  # before a cordon: it takes away what runs, too
+    if away is not None:
+        return away
     if cluster.cordoned:
         return no("Cordoned", "is cordoned: takes nothing new until uncordoned", f"set spec.unschedulable of cluster {name} to false")
-    for taint in cluster.taints:
-        if taint.effect != "PreferNoSchedule" and not tolerated(taint, demand.tolerations):
-            left = grace(taint, demand.tolerations)
-            if left > 0:
-                return no(
-                    "TaintGrace",
-                    f"has the taint {taint.key}={taint.value}:NoExecute, tolerated for {left:.0f} s more: what runs there stays until then",
-                    f"remove the taint from cluster {name}, or tolerate it without tolerationSeconds",
-                )
-            return no(
-                "Taint" if taint.effect == "NoExecute" else "NoScheduleTaint",
-                f"has the taint {taint.key}={taint.value}:{taint.effect} that the application does not tolerate",
-                f"add a toleration for {taint.key} to placement.tolerations, or remove the taint from cluster {name}",
-            )
+    kept_out = _tainted(demand, component, cluster, "NoSchedule")
+    if kept_out is not None:
+        return kept_out
     if cluster.shim_trouble and cluster.reachable:  # before its kinds and nodes: a shim that never answered has told of none
         return no(
             "ShimLost",
@@ -121,6 +113,31 @@ def refuse(demand: Demand, component: ComponentDemand, cluster: ClusterRecord) -
             f"mend the link {cluster.broken_hop}; what runs there goes on" if behind else f"look at {name}; what runs there goes on",
         )
     return _refuse_nodes(component, cluster)
+
+
+def _tainted(demand: Demand, component: ComponentDemand, cluster: ClusterRecord, effect: str) -> Refusal | None:
+    """The first taint of this effect that the application does not tolerate."""
+    for taint in cluster.taints:
+        if taint.effect != effect or tolerated(taint, demand.tolerations):
+            continue
+        left = grace(taint, demand.tolerations)
+        if left > 0:
+            return Refusal(
+                cluster=cluster.uid,
+                component=component.name,
+                filter="TaintGrace",
+                message=f"has the taint {taint.key}={taint.value}:NoExecute, tolerated for {left:.0f} s more: "
+                "what runs there stays until then",
+                remedy=f"remove the taint from cluster {cluster.name}, or tolerate it without tolerationSeconds",
+            )
+        return Refusal(
+            cluster=cluster.uid,
+            component=component.name,
+            filter="Taint" if effect == "NoExecute" else "NoScheduleTaint",
+            message=f"has the taint {taint.key}={taint.value}:{taint.effect} that the application does not tolerate",
+            remedy=f"add a toleration for {taint.key} to placement.tolerations, or remove the taint from cluster {cluster.name}",
+        )
+    return None
 
 
 def _not_named(demand: Demand, component: ComponentDemand, cluster: ClusterRecord) -> Refusal:

@@ -28,6 +28,19 @@ class Fleet(Sequence[ClusterRecord]):
             for item in record.labels.items():
                 self._by_label.setdefault(item, []).append(index)
 
+    def update(self, record: ClusterRecord) -> None:
+        """One record is newer; its name and way are the same. Not for a view: its indexes are shared."""
+        at = self._at[record.uid]
+        before = self._records[at]
+        self._records[at] = record
+        self.labels[record.uid] = record.labels
+        for item in before.labels.items() - record.labels.items():
+            self._by_label[item].remove(at)
+            if not self._by_label[item]:
+                del self._by_label[item]
+        for item in record.labels.items() - before.labels.items():
+            self._by_label.setdefault(item, []).append(at)
+
     def view(self, changed: Mapping[str, ClusterRecord]) -> "Fleet":
         """The same clusters with a few records replaced; labels, names and ways stay what they are."""
         other = object.__new__(Fleet)

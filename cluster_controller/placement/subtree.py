@@ -3,7 +3,7 @@
 Read once and kept until a Cluster changes; one decision about one application then costs only what that application runs where.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -29,20 +29,40 @@ class Subtree:
         self.names: dict[str, str] = {}  # of the clusters, by uid
         self.ways: dict[str, str] = {}  # and through whom they are reached
         self._asked: dict[str, Request] = {}  # per target, what its clusters say that is asked for there
+        self._places: dict[str, int] = {}  # where each stands in the list
         self._own: kinds.Cluster | None = None
+        self._branches = False  # whether somebody holds back, or drains, a whole branch
         self._fleet = Fleet(())  # their records, without what any application runs there
 
     def forget(self) -> None:
         """A Cluster has changed: look again."""
         self._clusters = None
 
+    def changed(self, before: kinds.Cluster | None, after: kinds.Cluster | None) -> bool:
+        """One Cluster has changed. True: it stands where it stood, and the others are as they were."""
+        at = self._places.get(after.status.uid) if after is not None else None
+        branches = self._branches or (after is not None and _for_branch(after))  # what others below it are, depends on it
+        if branches or self._clusters is None or before is None or after is None or at is None or _place(before) != _place(after):
+            self.forget()
+            return before is not None and after is not None and _for_others(before) == _for_others(after)
+        via = self._clusters[at][1]
+        self._clusters[at] = (after, via)
+        self._fleet.update(records.cluster(after, via, {}))
+        if after.status.uid == self._uid:
+            self._own = after
+        self._asked[via] = add(add(self._asked[via], records.asked(before), -1), records.asked(after))
+        return True
+
     def known(self, tx: Tx) -> list[tuple[kinds.Cluster, str]]:
         """Every cluster of the subtree with the uid of the direct child (or self) through which it is reached."""
         if self._clusters is None:
             documents = [self._documents.read(stored, kinds.Cluster) for stored in tx.list("own", "Cluster")]
+            self._branches = any(_for_branch(document) for document in documents)
+            documents = strictest(documents) if self._branches else documents
             parents = {document.status.uid: document.status.parent_uid for document in documents}
             ways = ((document, _via(document.status.uid, parents, self._uid)) for document in documents)
             self._clusters = [(document, via) for document, via in ways if via]
+            self._places = {document.status.uid: at for at, (document, _) in enumerate(self._clusters)}
             self.names = {document.status.uid: document.metadata.name for document, _ in self._clusters}
             self.ways = {document.status.uid: via for document, via in self._clusters}
             self._fleet = Fleet(records.cluster(document, via, {}) for document, via in self._clusters)
@@ -76,6 +96,49 @@ class Subtree:
     def name(self, tx: Tx, target: str) -> str:
         self.known(tx)
         return self.names.get(target, target)
+
+
+def strictest(documents: Sequence[kinds.Cluster]) -> list[kinds.Cluster]:
+    """The same clusters, with what those above each hold for the whole branch: a cordon, and a drain. Other taints are a cluster's own.
+
+    Pure. Whoever cannot be followed up to the deciding controller has what those on the known part of the way hold.
+    """
+    by_uid = {document.status.uid: document for document in documents}
+    return [_under(document, by_uid) for document in documents]
+
+
+def _under(document: kinds.Cluster, by_uid: Mapping[str, kinds.Cluster]) -> kinds.Cluster:
+    status = document.status
+    taints = list(status.taints)
+    cordoned, parent = status.unschedulable, status.parent_uid
+    for _ in by_uid:
+        above = by_uid.get(parent)
+        if above is None:
+            break
+        cordoned |= above.status.unschedulable
+        taints += [taint for taint in _drains(above) if taint not in taints]
+        parent = above.status.parent_uid
+    if (cordoned, taints) == (status.unschedulable, status.taints):
+        return document
+    return msgspec.structs.replace(document, status=msgspec.structs.replace(status, unschedulable=cordoned, taints=taints))
+
+
+def _for_others(cluster: kinds.Cluster) -> tuple[object, ...]:
+    """What others are, or may take, depends on."""
+    return *_place(cluster), cluster.status.unschedulable, _drains(cluster)
+
+
+def _for_branch(document: kinds.Cluster) -> bool:
+    return document.status.unschedulable or bool(_drains(document))
+
+
+def _drains(document: kinds.Cluster) -> list[kinds.Taint]:
+    return [taint for taint in document.status.taints if taint.key == kinds.DRAIN]
+
+
+def _place(cluster: kinds.Cluster) -> tuple[str, str, str]:
+    """What makes it this cluster, here."""
+    return cluster.status.uid, cluster.status.parent_uid, cluster.metadata.name
 
 
 def _via(uid: str, parents: Mapping[str, str], me: str) -> str:

@@ -18,7 +18,7 @@ class ClusterSpec(Document, frozen=True, kw_only=True):
     """This controller's own overlay; ``metadata.labels`` are its labels."""
 
     unschedulable: bool = False  # cordon: nothing new is placed here or below
-    taints: list[Taint] = field(default_factory=list)  # keep away what does not tolerate them
+    taints: list[Taint] = field(default_factory=list)  # keep away what does not tolerate them; banyan.dev/drain from here and below
 
 
 class ResourceSums(Document, frozen=True, kw_only=True):

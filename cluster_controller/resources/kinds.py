@@ -230,6 +230,8 @@ class User(Resource, frozen=True, kw_only=True):
     status: UserStatus = UserStatus()
 
 
+DRAIN = "banyan.dev/drain"  # key of the taint of a cluster that is being drained: it holds for the whole branch
+
 # Reasons in a status that pass by themselves: where something else is broken, that is told.
 WAITS = "WaitsForDependency"  # it starts when what it depends on is ready
 UNDER_WAY = frozenset({"Starting", "Progressing", WAITS})
@@ -244,6 +246,7 @@ UNSERVED: tuple[tuple[str, str, tuple[object, ...] | None, str], ...] = (
 
 __all__ = [
     "API_VERSION",
+    "DRAIN",
     "GROUP",
     "HOURLY_COST",
     "PINNED",

@@ -222,6 +222,37 @@ def test_a_decision_about_a_member_is_taken_where_its_parent_is(banyan: Banyan, 
     assert banyan.asked[-1].json == {"reason": "lost"}
 
 
+def test_cordon_and_drain_lay_this_controllers_own_overlay_and_leave_other_taints(banyan: Banyan, api: Api) -> None:
+    gpu, drain = {"key": "gpu", "effect": "NoSchedule"}, {"key": "banyan.dev/drain", "effect": "NoExecute"}
+
+    def edge(*taints: dict[str, str], instances: int = 0) -> dict[str, Any]:
+        status: dict[str, Any] = {"path": ["region-a", "edge-1"], "phase": "Ready", "facts": {"instances": instances}}
+        status["sources"] = [{"key": "cordon", "setBy": "region-a"}, {"key": "cordon", "setBy": "root"}]
+        return {"metadata": {"name": "edge-1", "resourceVersion": "7"}, "spec": {"taints": list(taints)}, "status": status}
+
+    root = {"metadata": {"name": "root"}, "status": {"phase": "Ready", "facts": {"instances": 4}}}
+    silent = {"metadata": {"name": "leaf"}, "status": {"path": ["region-a", "edge-1", "leaf"], "phase": "Unknown"}}
+
+    def every(*instances: int) -> list[Reply]:
+        return [(200, {"items": [root, silent, edge(gpu, drain, instances=count)]}) for count in instances]
+
+    api.replies[f"PATCH {CLUSTERS}/edge-1"] = (200, edge(gpu))
+    api.replies[f"GET {CLUSTERS}/edge-1"] = (200, edge(gpu))
+    assert banyan("cluster", "cordon", "edge-1").stdout.startswith("cluster edge-1 cordoned;")
+    assert banyan.asked[-1].json == {"metadata": {"resourceVersion": "7"}, "spec": {"unschedulable": True, "taints": [gpu]}}
+    api.replies[f"GET {CLUSTERS}"] = every(2, 1, 0)
+    assert "edge-1 is drained; out of reach, and drained when back: leaf;" in banyan("cluster", "drain", "edge-1").stdout
+    patched = [asked.json for asked in banyan.asked if asked.method == "PATCH"]
+    assert patched[-1]["spec"] == {"unschedulable": True, "taints": [gpu, drain]}
+    api.replies[f"GET {CLUSTERS}"] = every(2) * 9
+    assert "instances still run on edge-1 (2)" in banyan("cluster", "drain", "edge-1", "--timeout", "0.6", code=5).stderr
+    api.replies[f"GET {CLUSTERS}/edge-1"] = (200, edge(gpu, drain))
+    api.replies[f"GET {CLUSTERS}"] = every(0)
+    assert "uncordoned; it stays cordoned for region-a" in banyan("cluster", "uncordon", "edge-1").stdout
+    patched = [asked.json for asked in banyan.asked if asked.method == "PATCH"]
+    assert patched[-1]["spec"] == {"unschedulable": False, "taints": [gpu]}
+
+
 def test_approving_says_what_came_of_it(banyan: Banyan, api: Api) -> None:
     api.replies[f"GET {CLUSTERS}/edge-1"] = (200, {"metadata": {"name": "edge-1"}, "status": {"path": ["edge-1"]}})
     for state, said in (("approved", "it is let in when it asks again"), ("member", "is a member already")):

@@ -134,6 +134,51 @@ def test_what_somebody_elses_finalizer_holds_runs_on_and_says_for_what_it_waits(
     asyncio.run(play())
 
 
+async def overlay(tree: Tree, site: str, about: str, **spec: object) -> None:
+    """What a person at ``site`` writes into a Cluster."""
+
+    def write(tx: Tx) -> None:
+        stored = next(each for each in tx.list("own", "Cluster") if each.uid == tree.sites[about].uid)
+        document = msgspec.json.decode(stored.document)
+        document["spec"] = spec
+        tx.put(stored.key, msgspec.json.encode(document), uid=stored.uid)
+
+    await tree.sites[site].store.commit(write)
+    await tree.quiet()
+
+
+def test_a_cordon_holds_for_the_whole_branch_and_a_drain_moves_it_within_what_is_wanted(tmp_path: Path) -> None:
+    async def play() -> None:
+        tree = await three_levels(tmp_path)
+        root, region = tree.sites["root"], tree.sites["region-a"]
+        uid = await put_application(root, "emotion", 3)
+        await tree.quiet()
+        assert sum(tree.sites["edge-3"].running[uid].values()) == 1
+
+        def bounded() -> None:
+            assert tree.total(uid) <= 3
+
+        tree.watch = bounded
+        await overlay(tree, "root", "region-a", unschedulable=True)
+        assert tree.total(uid) == 3, "what runs, runs on"
+        tree.set_cut("region-a", True)
+        own = await put_application(region, "own", 1)
+        await tree.quiet()
+        assert tree.total(own) == 0, "the word of an ancestor holds without it"
+        tree.set_cut("region-a", False)
+        await overlay(tree, "root", "region-a", unschedulable=True, taints=[{"key": "banyan.dev/drain", "effect": "NoExecute"}])
+        assert (tree.total(uid), sum(tree.sites["edge-3"].running[uid].values())) == (3, 3)
+        await overlay(tree, "region-a", "edge-1", unschedulable=True)
+        await overlay(tree, "root", "region-a")
+        assert sum(tree.sites["edge-1"].running.get(own, {}).values()) == 0, "its own region's cordon stays"
+        assert sum(tree.sites["edge-2"].running[own].values()) == 1
+        await overlay(tree, "root", "region-b", taints=[{"key": "maker", "effect": "NoExecute"}])
+        assert sum(tree.sites["edge-3"].running[uid].values()) == 3, "another taint is about the cluster that has it"
+        await tree.close()
+
+    asyncio.run(play())
+
+
 def test_a_region_has_applications_of_its_own_and_the_root_sees_them(tmp_path: Path) -> None:
     async def play() -> None:
         tree = await three_levels(tmp_path)
