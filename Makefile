@@ -8,7 +8,7 @@ LOCK    := uv pip compile --quiet pyproject.toml --universal --python-version 3.
            --custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-kubernetes test test-kubernetes test-benchmarks simulate unit e2e testbed testbed-compat lint installation format bench proto docs lock clean
+.PHONY: help setup demo demo-kubernetes test test-faults test-kubernetes test-benchmarks simulate simulate-mutants unit e2e testbed testbed-compat lint installation format bench proto docs lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9%-]+):.*## /  make \1\t/' | expand -t 24
@@ -21,7 +21,7 @@ demo: $(VENV)/.ready-demo ## A living tree on this machine that serves a real mo
 demo-kubernetes: testbed ## The same with a real Kubernetes and a k3s-style cluster in the tree (as root); KEEP=1 leaves it running
 	@$(BIN)/python -m e2e.kubernetes_demo $(if $(KEEP),--keep)
 
-test: $(VENV)/.ready-dev ## Lint, types, arrows, proto, unit, property and end-to-end tests; CI adds test-kubernetes
+test: $(VENV)/.ready-dev ## Lint, types, arrows, proto, unit, property and end-to-end tests; CI adds the other test-…
 	@$(BIN)/python -m tools.check all
 
 unit: $(VENV)/.ready-dev ## Unit and property tests, with the coverage of the pure modules
@@ -29,6 +29,9 @@ unit: $(VENV)/.ready-dev ## Unit and property tests, with the coverage of the pu
 
 e2e: $(VENV)/.ready-dev ## End-to-end tests: real processes, real TLS, the real kubectl
 	@$(BIN)/python -m tools.check e2e
+
+test-faults: $(VENV)/.ready-dev ## End-to-end tests of trees that are cut, killed, moved and healed
+	@$(BIN)/python -m tools.check faults
 
 test-kubernetes: testbed ## End-to-end tests on real Kubernetes clusters (as root)
 	@$(BIN)/python -m tools.check kubernetes
@@ -39,6 +42,9 @@ test-benchmarks: $(VENV)/.ready-dev ## Every benchmark with small counts, to see
 simulate: $(VENV)/.ready-dev ## Whole trees in virtual time, with faults; SEEDS=200 FROM=0 JOBS=2; TRACE=FILE with one seed; SHRINK=1 finds the fewest steps
 	@$(BIN)/python -m tests.simulation --seeds $(or $(SEEDS),20) --from $(or $(FROM),0) --jobs $(or $(JOBS),1) \
 	    $(if $(TRACE),--trace $(TRACE)) $(if $(SHRINK),--shrink)
+
+simulate-mutants: $(VENV)/.ready-dev ## Put deliberate bugs into the simulated product, one after the other: each must be found
+	@$(BIN)/python -m tests.simulation.mutants
 
 testbed: $(VENV)/.ready-dev ## Build a real Kubernetes, etcd, kwok and kine once, into ~/.cache; install what they need (as root)
 	@$(BIN)/python -m e2e.testbed build

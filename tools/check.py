@@ -1,9 +1,9 @@
-"""`make lint|unit|e2e|test|test-kubernetes`: every check, in one order, with one line each and all output of those that fail.
+"""`make lint|unit|e2e|test|test-…`: every check, in one order, with one line each and all output of those that fail.
 
-    python -m tools.check lint|unit|e2e|kubernetes|benchmarks|installation|all
+    python -m tools.check lint|unit|e2e|faults|kubernetes|benchmarks|installation|all
 
-`all` is what needs no Kubernetes cluster and takes minutes. It goes on after a failure, so that one run names everything that is wrong,
-and ends with the test runner's own summary.
+`all` is lint, unit and e2e: what takes ten minutes and needs no Kubernetes cluster. It goes on after a failure, so that one run names
+everything that is wrong, and ends with the test runner's own summary.
 """
 
 import json
@@ -34,9 +34,12 @@ ON_KUBERNETES = tuple(  # what takes longest first, so that no worker is left al
     f"e2e/test_{name}.py"
     for name in (
         *("install_kubernetes", "member_kubectl", "member_faults", "kubernetes_shim", "pods", "demo_kubernetes", "install_tree"),
-        *("kubernetes_contract", "testbed", "apply", "apply_faults", "benchmarks", "charts", "k3s", "member_api", "member_metrics", "member_oidc"),
+        *("kubernetes_contract", "testbed", "apply", "apply_faults", "benchmarks", "charts", "k3s", "member_api", "member_metrics"),
+        "member_oidc",
     )
 )
+# Whole trees that are cut, killed, moved and healed: minutes of waiting for what shall not happen.
+FAULTS = ("e2e/faults", *(f"e2e/test_{name}.py" for name in ("failover", "replace", "rotation")))
 LAST_FAILED = ROOT / ".pytest_cache" / "v" / "cache" / "lastfailed"
 MOST_TRIED_AGAIN = 6
 AGAIN = "BANYAN_TRIED_AGAIN"  # told to the second run: there a test marked `exact` fails at once (e2e/conftest.py)
@@ -138,9 +141,15 @@ def unit(arguments: Sequence[str] = ()) -> bool:
 
 
 def e2e(arguments: Sequence[str] = ()) -> bool:
-    """Real processes, TLS and kubectl; what needs a Kubernetes cluster is `kubernetes`."""
+    """Real processes, TLS and kubectl; what needs a Kubernetes cluster is `kubernetes`, what breaks a whole tree is `faults`."""
     make_tools()
-    return twice("e2e", *(f"--ignore={path}" for path in ON_KUBERNETES), workers=WORKERS_E2E, arguments=arguments)
+    return twice("e2e", *(f"--ignore={path}" for path in (*ON_KUBERNETES, *FAULTS)), workers=WORKERS_E2E, arguments=arguments)
+
+
+def faults(arguments: Sequence[str] = ()) -> bool:
+    """What is promised of a tree when it breaks, and of its life: on real processes."""
+    make_tools()
+    return twice(*FAULTS, workers=WORKERS_E2E, arguments=arguments)
 
 
 def kubernetes(arguments: Sequence[str] = ()) -> bool:
@@ -171,6 +180,7 @@ def main() -> int:
         "lint": lambda _: lint(),
         "unit": unit,
         "e2e": e2e,
+        "faults": faults,
         "kubernetes": kubernetes,
         "benchmarks": benchmarks,
         "installation": installation,
