@@ -24,7 +24,11 @@ from benchmarks import records, report
 from benchmarks.records import Options
 
 CLUSTERS = ("members", "crowd", "kubectl")  # on real Kubernetes clusters: `make testbed`
-NAMES = ("footprint", "size", "startup", "idle", "propagation", "three", "relay", "burst", "lists", "decode", "demo", *CLUSTERS)
+ALONE = (
+    "footprint", "size", "startup", "idle", "propagation", "three", "relay",
+    "burst", "lists", "decode", "placement", "replace", "failover", "demo",
+)  # fmt: skip
+NAMES = (*ALONE, *CLUSTERS)
 DISK = "/var/tmp"  # a real disk, where /tmp may be memory; each run makes a folder of its own there
 
 
