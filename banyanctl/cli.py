@@ -56,6 +56,7 @@ SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("explain", "banyanctl.application:explain", "Say why an application runs where it does, and why not elsewhere"),
             Entry("history", "banyanctl.application:history", "Earlier versions of an application"),
             Entry("undo", "banyanctl.application:undo", "Go back to an earlier version of an application"),
+            Entry("rollout", "banyanctl.rollout:app", "New versions on their way: status, pause, resume, undo, history"),
             Entry("model", "banyanctl.model:app", "Models: publish, list"),
             Entry("invoke", "banyanctl.invoke:invoke", "Send a request to an application, or to many clusters at once"),
         ),
@@ -75,6 +76,7 @@ SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
         (
             Entry("backup", "banyanctl.backup:backup", "Write an encrypted backup of a controller, while it works"),
             Entry("rotate", "banyanctl.rotate:app", "Change the tree's key, or an issuing key, while everything works"),
+            Entry("drill", "banyanctl.drill:app", "Play a fault on your own tree, and see what it keeps"),
             Entry("upgrade", "banyanctl.upgrade:app", "Plan an upgrade: which version runs where, in which order to go"),
             Entry("restore", "banyanctl.backup:restore", "Make a controller's data folder from its backup", remote=False),
         ),

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 READY = "READY=1"
 STOPPING = "STOPPING=1"
+RELOADING = "RELOADING=1"  # it begins anew in the same process, and says READY again
 
 
 def tell(state: str, environment: Mapping[str, str] = os.environ) -> None:

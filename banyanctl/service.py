@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import faulthandler
 import gc
+import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator
@@ -118,7 +119,9 @@ def run(settings: Config) -> int:
     _raise_file_limit()
     sys.setswitchinterval(0.001)  # the loop gives way to the store's thread sooner: a commit waits less for the interpreter lock
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings))
+        again = runner.run(_serve(settings))
+    if again:
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     return 0
 
 
@@ -141,15 +144,22 @@ def _raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-async def _serve(settings: Config) -> None:
+async def _serve(settings: Config) -> bool:
+    """Until it is told to stop; whether it shall begin anew."""
     from cluster_controller.app import Controller
     from openapi.serving import Serving
 
-    stop = asyncio.Event()
+    stop, again = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     controller = Controller(settings, shims.of(settings), version=installed(DISTRIBUTION))
+
+    def begin_anew() -> None:
+        again.set()
+        stop.set()
+
+    controller.restart = begin_anew
     await controller.start()
     serving = None
     try:
@@ -161,11 +171,13 @@ async def _serve(settings: Config) -> None:
         loop.call_later(SETTLED_SECONDS, _freeze)
         await stop.wait()
     finally:
-        notify.tell(notify.STOPPING)
+        notify.tell(notify.RELOADING if again.is_set() else notify.STOPPING)
         faulthandler.dump_traceback_later(STUCK_SECONDS, exit=True)  # a thread of its own: it works whatever the loop is stuck in
         if serving is not None:
             await _bounded("serving", serving.close())
         await _bounded("controller", controller.stop())
+    faulthandler.cancel_dump_traceback_later()
+    return again.is_set()
 
 
 def _freeze() -> None:

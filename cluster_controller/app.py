@@ -9,7 +9,7 @@ port for children, then the parent.
 
 import contextlib
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 import structlog
@@ -18,6 +18,7 @@ from cluster_controller import clock, reports, restored
 from cluster_controller.config import Config, split_address
 from cluster_controller.distance import ParentDistance
 from cluster_controller.documents import Documents
+from cluster_controller.drill import Doors, Drill
 from cluster_controller.errors import Conflict, NotFound, Unreachable
 from cluster_controller.facts import Present, Requested, cluster_facts
 from cluster_controller.identity import PeerCertificate, rotation
@@ -88,6 +89,7 @@ class Controller:
         self._tasks = Tasks("controller")
         self._dialling = Tasks("dialling")
         self.reconciler = None
+        self.restart: Callable[[], None] = lambda: None  # begin this process anew; whoever runs the controller sets it
         self.tunnel_port = 0
 
     # --- life ---
@@ -103,10 +105,14 @@ class Controller:
         except BaseException:
             await self.stop()
             raise
-        if not self.identity().is_root:
-            proxy = config.proxy or None
-            self._dialling.keep("parent", lambda: self.tunnel.follow(self.membership.course(), proxy))
+        self._dial()
+        self.drill.resume()
         log.info("controller.started", cluster=self.name, uid=self.uid, tunnel_port=self.tunnel_port, version=self.version)
+
+    def _dial(self) -> None:
+        if not self.identity().is_root:
+            proxy = self.config.proxy or None
+            self._dialling.keep("parent", lambda: self.tunnel.follow(self.membership.course(), proxy))
 
     async def _build(self) -> None:
         config, store = self.config, self.store
@@ -167,6 +173,19 @@ class Controller:
             self._tasks.keep("reconcile", self.reconciler.run)
         self.shelf = Shelf(store, blobs)
         self.rotation = Rotation(store, self.identity, renew=self._renew, changed=self.census.self_changed, wall=clock.wall)
+        self.drill = Drill(
+            store,
+            Doors(
+                cut=self._dialling.close,
+                mend=self._dial,
+                restart=self.restart,
+                linked=lambda: self.identity().is_root or self.tunnel.parent is not None,
+                seen=lambda: self.shim is None or self._nodes_told,
+            ),
+            me=lambda: (self.uid, self.name),
+            root=self.identity().is_root,
+            wall=clock.wall,
+        )
         for room in (
             self.rotation,
             self.census,
@@ -210,7 +229,9 @@ class Controller:
                 steps.push_async_callback(self.links.close)
             if hasattr(self, "tunnel"):
                 steps.push_async_callback(self.tunnel.close)
-            steps.push_async_callback(self._dialling.close)  # first: else the parent is dialled again while its link closes
+            steps.push_async_callback(self._dialling.close)  # else the parent is dialled again while its link closes
+            if hasattr(self, "drill"):
+                steps.push_async_callback(self.drill.close)  # first: what it ends dials the parent again
         log.info("controller.stopped", cluster=self.name)
 
     # --- who this is ---

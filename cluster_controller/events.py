@@ -42,6 +42,9 @@ class Reason(StrEnum):
     """A site does not take what it was given."""
     NOT_IN_BACKUP = "NotInBackup"
     """It came in by its certificate; the backup that this controller was restored from does not know it."""
+    DRILL_BEGAN = "DrillBegan"
+    DRILL_ENDED = "DrillEnded"
+    """With what was kept."""
     ROTATION_BEGAN = "RotationBegan"
     ROTATION_FINISHED = "RotationFinished"
 

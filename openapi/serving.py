@@ -35,7 +35,7 @@ from openapi.front.server import Front
 from openapi.front.splice import splice
 from openapi.hooks.application import ApplicationHooks
 from openapi.hooks.dispatch import Hooks
-from openapi.hooks.life import RotateHook
+from openapi.hooks.life import DrillHook, RotateHook
 from openapi.hooks.members import ClusterHooks, SitePolicyHooks, TokenHooks, UserHooks
 from openapi.services import Blob, Grant, KindHooks, Route, User
 
@@ -71,7 +71,10 @@ class Services:
                 controller.membership,
                 controller.uid,
                 lambda uid: uid in controller.tunnel.links,
-                {"rotate": RotateHook(controller.rotation, controller.store, controller.uid).answer},
+                {
+                    "rotate": RotateHook(controller.rotation, controller.store, controller.uid).answer,
+                    "drill": DrillHook(controller.drill, controller.store, controller.uid).answer,
+                },
             ),
             "JoinToken": TokenHooks(controller.membership),
             "SitePolicy": SitePolicyHooks(controller.uid, controller.name),

@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from cluster_controller.errors import Forbidden, InvalidInput
+from cluster_controller.drill import Drill, Report
+from cluster_controller.errors import Forbidden, InvalidInput, NotFound
 from cluster_controller.resources.kinds import API_VERSION
 from cluster_controller.rotation import Rotation, State
 from cluster_controller.store import Store
@@ -43,6 +44,33 @@ class RotateHook:
             case "issuing":
                 return {"kind": "Renewed", "apiVersion": API_VERSION, "name": ask.name, "until": await self._rotation.issuing()}
         raise InvalidInput("what is tree-key, finish or issuing", "what")
+
+
+class DrillHook:
+    def __init__(self, drill: Drill, store: Store, uid: str) -> None:
+        self._drill = drill
+        self._store = store
+        self._uid = uid
+
+    async def answer(self, ask: Ask) -> Mapping[str, Any]:
+        """GET: the last drill. POST {fault: cut | restart, seconds}."""
+        require_self(self._store, self._uid, ask)
+        if ask.method == "GET":
+            last = self._drill.last()
+            if last is None:
+                raise NotFound(f"{ask.name} has never had a drill; begin one with `banyan drill cut {ask.name}`")
+            return _report(last)
+        if ask.dry_run:
+            raise InvalidInput("a drill cannot be tried without doing it", "dryRun")
+        seconds = ask.body.get("seconds", 30)
+        if not isinstance(seconds, int | float) or isinstance(seconds, bool):
+            raise InvalidInput("seconds is a number", "seconds")
+        return _report(await self._drill.begin(str(ask.body.get("fault", "")), float(seconds), ask.user.name))
+
+
+def _report(report: Report) -> dict[str, Any]:
+    found: dict[str, Any] = msgspec.to_builtins(report)
+    return {"kind": "Drill", "apiVersion": API_VERSION, **found}
 
 
 def _shown(state: State) -> dict[str, Any]:
