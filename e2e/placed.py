@@ -14,7 +14,7 @@ class PlacedSite(Site):
     """A site in a network of its own: whoever talks to it enters that network first."""
 
     def __init__(self, folder: Path, environment: dict[str, str], space: Namespace) -> None:
-        super().__init__(folder, environment | {"BANYAN_HEARTBEAT_SECONDS": str(HEARTBEAT)})
+        super().__init__(folder, {"BANYAN_HEARTBEAT_SECONDS": str(HEARTBEAT)} | environment)
         self.space = space
 
     def banyan(self, *arguments: str, check: bool = True, stdin: str | None = None) -> subprocess.CompletedProcess[str]:

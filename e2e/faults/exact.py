@@ -141,9 +141,9 @@ def _unready(ground: Ground) -> Iterable[str]:
         for name, phase in phases(site).items():
             if phase != "Ready":
                 yield f"{site.name} shows {name} {phase}"
-    known = set(phases(ground.root))
-    if known != {site.name for site in ground.machines}:
-        yield f"the root knows {sorted(known)}"
+    known = {status["uid"] for status in ground.root.clusters().values()}
+    if known != {site.uid for site in ground.machines}:
+        yield f"the root knows {sorted(ground.root.clusters())}"
 
 
 def _unequal(ground: Ground) -> Iterable[str]:

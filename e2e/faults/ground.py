@@ -43,7 +43,8 @@ class Machine(PlacedSite):
 
 
 class Ground:
-    def __init__(self, fabric: Fabric, tree: Tree) -> None:
+    def __init__(self, fabric: Fabric, tree: Tree, **environment: str) -> None:
+        self._environment = environment
         self.fabric = fabric
         self.tree = tree
         self.links: dict[str, Link] = {}
@@ -59,7 +60,7 @@ class Ground:
     # --- machines ---
 
     def machine(self, name: str, space: Namespace | None = None, **environment: str) -> Machine:
-        given = {"BANYAN_SITE_BIND": SITE_BIND, "BANYAN_CAPACITY": CAPACITY} | environment
+        given = {"BANYAN_SITE_BIND": SITE_BIND, "BANYAN_CAPACITY": CAPACITY} | self._environment | environment
         site = Machine(self.tree.folder / name, given, space or self.fabric.namespace(name))
         self.tree.sites[name] = site
         return site
@@ -159,9 +160,10 @@ def events(site: Machine, name: str, since: float, *words: str) -> list[float]:
 
 
 @contextlib.contextmanager
-def grounded(folder: Path) -> Iterator[Ground]:
+def grounded(folder: Path, **environment: str) -> Iterator[Ground]:
+    """``environment``: of every controller on it."""
     with weaving() as fabric, growing(folder) as tree:
-        ground = Ground(fabric, tree)
+        ground = Ground(fabric, tree, **environment)
         try:
             ground.plant()
             ground.sow()
