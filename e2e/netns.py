@@ -116,34 +116,36 @@ class Link:
 
     @staticmethod
     def _drop(end: End, hooks: tuple[str, ...]) -> None:
-        rules = ["add table ip cut", "flush table ip cut"]
+        table = f"cut_{end.device}"
+        rules = [f"add table ip {table}", f"flush table ip {table}"]
         for hook in hooks:
             match = "iifname" if hook == "input" else "oifname"
-            rules.append(f"add chain ip cut {hook} {{ type filter hook {hook} priority -10; }}")
-            rules.append(f'add rule ip cut {hook} {match} "{end.device}" drop')
+            rules.append(f"add chain ip {table} {hook} {{ type filter hook {hook} priority -10; }}")
+            rules.append(f'add rule ip {table} {hook} {match} "{end.device}" drop')
         end.space.run("nft", "; ".join(rules))
 
     def lose(self, percent: int) -> None:
         """So many of a hundred packets that come, either way and at random. Until the namespaces end."""
         for end in (self.upper, self.lower):
-            end.space.run("nft", "add table ip lose; flush table ip lose")
-            end.space.run("nft", "add chain ip lose input { type filter hook input priority -5; }")
-            end.space.run("nft", f'add rule ip lose input iifname "{end.device}" numgen random mod 100 < {percent} counter drop')
+            table = f"lose_{end.device}"
+            end.space.run("nft", f"add table ip {table}; flush table ip {table}")
+            end.space.run("nft", f"add chain ip {table} input {{ type filter hook input priority -5; }}")
+            end.space.run("nft", f'add rule ip {table} input iifname "{end.device}" numgen random mod 100 < {percent} counter drop')
 
     def lost(self) -> int:
         """Packets that `lose` took."""
-        tables = [end.space.run("nft", "list", "table", "ip", "lose") for end in (self.upper, self.lower)]
+        tables = [end.space.run("nft", "list", "table", "ip", f"lose_{end.device}") for end in (self.upper, self.lower)]
         return sum(int(found) for table in tables for found in re.findall(r"counter packets (\d+)", table))
 
     def lose_none(self) -> None:
         """No more packets are lost."""
         for end in (self.upper, self.lower):
-            end.space.run("nft", "delete table ip lose")
+            end.space.run("nft", f"delete table ip lose_{end.device}")
 
     def mend(self) -> None:
         """The end of any cut."""
         for end in (self.upper, self.lower):
-            end.space.run("nft", "add table ip cut; delete table ip cut")
+            end.space.run("nft", f"add table ip cut_{end.device}; delete table ip cut_{end.device}")
 
 
 class Fabric:
