@@ -13,6 +13,7 @@ from cluster_controller.errors import Conflict, InvalidInput, NotFound
 from cluster_controller.placement.status import FINALIZER
 from cluster_controller.resources import kinds
 from cluster_controller.resources.registry import REGISTRY
+from cluster_controller.resources.validate import InvalidDocument
 from cluster_controller.rollout.history import KEPT, KIND, SPACE
 from cluster_controller.store import Key, Store, Tx
 from openapi.hooks.application import ApplicationHooks
@@ -131,6 +132,52 @@ def test_undo_goes_back_and_is_a_revision_itself(tmp_path: Path) -> None:
         with pytest.raises(Conflict, match="already is as in revision 1"):
             await bench.ask("undo", toRevision=1)
         assert [entry["revision"] for entry in bench.document()["status"]["history"]] == [1, 2, 3, 4, 5]
+
+    play(tmp_path, main)
+
+
+def test_how_it_goes_out_is_no_version_and_going_back_leaves_it_as_it_is(tmp_path: Path) -> None:
+    async def main(bench: Bench) -> None:
+        await bench.create()
+        await bench.update(1, 2)
+        for rollout in ({"wave": 1}, {"wave": 1, "paused": True}):
+            previous = bench.document()
+            document = {**previous, "spec": {**previous["spec"], "rollout": rollout}}
+
+            def work(tx: Tx, document: dict[str, Any] = document, previous: dict[str, Any] = previous) -> None:
+                bench.hooks.prepare_update(bench.write(tx, document, previous))
+                tx.put(KEY, msgspec.json.encode(document), uid="u")
+
+            await bench.store.commit(work)
+        assert len((await bench.ask("history"))["items"]) == 2
+        await bench.ask("undo")
+        assert bench.document()["spec"] == {"components": [0], "rollout": {"wave": 1, "paused": True}}
+
+    play(tmp_path, main)
+
+
+def test_applications_that_wait_for_each_other_are_refused_by_name(tmp_path: Path) -> None:
+    async def main(bench: Bench) -> None:
+        def put(name: str, *wants: str) -> None:
+            document = {"metadata": {"name": name, "namespace": "shop", "uid": name}, "spec": {"components": [], "dependsOn": list(wants)}}
+
+            def work(tx: Tx) -> None:
+                write = Write(tx, RESOURCE, "shop", name, User("ada"), document, None, NOW)
+                bench.hooks.prepare_create(write)
+                tx.put(Key("own", "Application", "shop", name), msgspec.json.encode(document), uid=name)
+
+            pending.append(work)
+
+        pending: list[Callable[[Tx], None]] = []
+        put("web", "api")
+        put("api", "db")
+        put("other", "api", "db")
+        put("db", "web")
+        *good, bad = pending
+        for work in good:
+            await bench.store.commit(work)
+        with pytest.raises(InvalidDocument, match="db waits for web waits for api waits for db: none of them could ever start"):
+            await bench.store.commit(bad)
 
     play(tmp_path, main)
 

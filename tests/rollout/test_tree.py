@@ -13,6 +13,7 @@ from cluster_controller.resources import kinds
 from cluster_controller.resources.registry import ROLLOUT_RESUME
 from cluster_controller.rollout import keeping
 from cluster_controller.store import Key, Tx
+from tests.placement.test_references import write
 from tests.placement.tree import Site, Tree, application, component, delete_application
 
 EDGES = ("edge-1", "edge-2", "edge-3")
@@ -43,7 +44,7 @@ def played(main: Callable[[Tree], Awaitable[None]], folder: Path) -> None:
 async def put(site: Site, program: str, rollout: dict[str, Any] | None = None, *, name: str = "shop", **more: Any) -> None:
     """Create or change, as the API does."""
 
-    def write(tx: Tx) -> None:
+    def change(tx: Tx) -> None:
         key = Key("own", "Application", "default", name)
         stored = tx.get(key)
         document = msgspec.json.decode(stored.document) if stored is not None else {}
@@ -60,11 +61,11 @@ async def put(site: Site, program: str, rollout: dict[str, Any] | None = None, *
         document = {"apiVersion": "banyan.dev/v1alpha1", "kind": "Application", "status": {}} | document | {"metadata": meta, "spec": spec}
         tx.put(key, msgspec.json.encode(document), uid=meta["uid"])
 
-    await site.store.commit(write)
+    await site.store.commit(change)
 
 
 async def resume(site: Site, token: str) -> None:
-    def write(tx: Tx) -> None:
+    def annotate(tx: Tx) -> None:
         key = Key("own", "Application", "default", "shop")
         stored = tx.get(key)
         assert stored is not None
@@ -72,7 +73,7 @@ async def resume(site: Site, token: str) -> None:
         document["metadata"]["annotations"] = {ROLLOUT_RESUME: token}
         tx.put(key, msgspec.json.encode(document), uid=stored.uid)
 
-    await site.store.commit(write)
+    await site.store.commit(annotate)
 
 
 def runs(tree: Tree) -> list[str]:
@@ -259,6 +260,56 @@ def test_components_that_come_and_go_do_so_wave_by_wave(tmp_path: Path) -> None:
             await tree.wait(10)
             await tree.quiet()
         assert (runs(tree), rollout(root).phase) == (["b2,c2"] * 3, "Complete")
+
+    played(main, tmp_path)
+
+
+def test_who_keeps_the_version_before_keeps_the_documents_that_it_needs(tmp_path: Path) -> None:
+    def shop(program: str, settings: str) -> list[dict[str, object]]:
+        return [component("serve", 3, command=[program], envFrom=[{"configMapRef": {"name": settings}}])]
+
+    def settings(tree: Tree) -> list[list[str]]:
+        return [[stored.uid for stored in tree.sites[name].store.list("desired", "ConfigMap")] for name in EDGES]
+
+    async def main(tree: Tree) -> None:
+        root = tree.sites["root"]
+        plan = {"wave": 1, "pauseSeconds": 10}
+        one, two = await write(root, "ConfigMap", "one", data={}), await write(root, "ConfigMap", "two", data={})
+        await put(root, "", plan, components=shop("v1", "one"))
+        await tree.quiet()
+        await put(root, "", plan, components=shop("v2", "two"))
+        await tree.quiet()
+        await root.store.commit(lambda tx: tx.delete(Key("own", "ConfigMap", "default", "one")))
+        await tree.crash("region")
+        await tree.quiet()
+        assert settings(tree) == [[one, two], [one], [one]], "below a child that has the newest somebody may still need the older"
+        for _ in range(2):
+            await tree.wait(10)
+            await tree.quiet()
+        assert settings(tree) == [[two]] * 3
+        assert [stored.uid for stored in tree.sites["region"].store.list("desired", "ConfigMap")] == [two]
+
+    played(main, tmp_path)
+
+
+def test_a_site_that_joins_in_the_middle_gets_the_version_before_until_it_is_due(tmp_path: Path) -> None:
+    async def main(tree: Tree) -> None:
+        root = tree.sites["root"]
+        plan, each = {"wave": 1, "pauseSeconds": 10}, {"strategy": "Duplicated"}
+        await put(root, "v1", plan, placement=each)
+        await tree.quiet()
+        await put(root, "v2", plan, placement=each)
+        await tree.quiet()
+        late = await tree.add("edge-4", "region", 1000)
+        await tree.quiet()
+        assert runs(tree) == ["v2", "v1", "v1"]
+        work = late.store.get(Key("local", "Work", "", "app-shop"))
+        assert work is not None
+        assert msgspec.json.decode(work.document, type=kinds.Work).spec.components[0].command == ["v1"]
+        for _ in range(3):
+            await tree.wait(10)
+            await tree.quiet()
+        assert (runs(tree), rollout(root).phase, status(root).updated) == (["v2"] * 3, "Complete", 12)
 
     played(main, tmp_path)
 
