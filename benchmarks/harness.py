@@ -195,12 +195,12 @@ class Tree:
     async def region(self, name: str, parent: Site) -> Site:
         return await self.member(name, await token(parent), tunnel_listen="127.0.0.1:0", shim="none")
 
-    async def leaf(self, name: str, parent: Site) -> Site:
+    async def leaf(self, name: str, parent: Site, **settings: Any) -> Site:
         """With a stand-in for its cluster."""
         path = self.folder / f"{name}.sock"
         shim, server = await standin.serve(path)
         self._servers.append(server)
-        site = await self.member(name, await token(parent), tunnel_listen="", shim=f"unix:{path}")
+        site = await self.member(name, await token(parent), tunnel_listen="", shim=f"unix:{path}", **settings)
         site.shim = shim
         return site
 
@@ -210,13 +210,13 @@ class Tree:
         capacity = {"cpu": "16", "memory": "16Gi"}
         return await self.member(name, await token(parent), tunnel_listen="", site_bind=f"127.0.2.{number}", capacity=capacity)
 
-    async def leaves(self, names: Sequence[str], parent: Site) -> list[Site]:
+    async def leaves(self, names: Sequence[str], parent: Site, **settings: Any) -> list[Site]:
         """Several at a time; in the order of ``names``."""
         turn = asyncio.Semaphore(AT_ONCE)
 
         async def one(name: str) -> Site:
             async with turn:
-                return await self.leaf(name, parent)
+                return await self.leaf(name, parent, **settings)
 
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one(name)) for name in names]

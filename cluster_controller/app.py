@@ -166,7 +166,15 @@ class Controller:
         )
         self.distance = ParentDistance(self._parent_rtt, self.census.self_changed)
         self._tasks.keep("distance", self.distance.run)
-        self.upward = Upward(store, reporter, uid=self.uid, name=self.name, silent=self.census.silent, timestamp=clock.timestamp)
+        self.upward = Upward(
+            store,
+            reporter,
+            uid=self.uid,
+            name=self.name,
+            silent=self.census.silent,
+            timestamp=clock.timestamp,
+            strays=self.membership.away.heard,
+        )
         if self.shim is not None:
             self.reconciler = Reconciler(store, self.shim, self.library, uid=self.uid, name=self.name, nodes_changed=self._nodes_changed)
             store.subscribe(self.reconciler.changed)

@@ -34,21 +34,33 @@ MAX_CHECK_SECONDS = 3600.0
 
 
 class IdentityHolder:
-    """The identity in use. It is replaced as a whole, on disk first."""
+    """The identity in use. It is replaced as a whole, on disk first; one change at a time, each made from what the one before left."""
 
     def __init__(self, folder: Path, identity: Identity) -> None:
         self.folder = folder
         self.identity = identity
+        self._turn = asyncio.Lock()
 
     def __call__(self) -> Identity:
         return self.identity
 
-    async def replace(self, fresh: Identity) -> None:
-        await asyncio.to_thread(holder.save, self.folder, fresh)
-        self.identity = fresh
+    async def change(self, work: Callable[[Identity], Identity]) -> bool:
+        """Into what ``work`` makes of it; False when that is what it is already."""
+        async with self._turn:
+            fresh = work(self.identity)
+            if fresh is self.identity:
+                return False
+            await asyncio.to_thread(holder.save, self.folder, fresh)
+            self.identity = fresh
+            return True
+
+    async def change_on_disk(self, work: Callable[[Path, Identity], Identity]) -> None:
+        """A root's own changes, which write more than the identity: ``work`` is given the folder, and blocks."""
+        async with self._turn:
+            self.identity = await asyncio.to_thread(work, self.folder, self.identity)
 
     async def renew_root(self, now: datetime) -> None:
-        self.identity = await asyncio.to_thread(holder.renew_root, self.folder, self.identity, now)
+        await self.change_on_disk(lambda folder, identity: holder.renew_root(folder, identity, now))
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -211,7 +223,7 @@ class Child:
             raise BanyanError(f"the parent does not renew this cluster: {reply.refusal.reason}")
         issued = Issued(identity=wire.ders(reply.certificate_chain), issuing=wire.ders(reply.issuing_chain))
         key = self._key_of(issued)
-        await self._identity.replace(self._identity().renewed(issued, key))
+        await self._identity.change(lambda identity: identity.renewed(issued, key))
         if reply.unix_time:
             warn_of_skew("parent", self._wall(), reply.unix_time)
         log.info("identity.renewed", until=self._identity().not_after.isoformat())

@@ -5,7 +5,7 @@ Level-triggered like the other rooms of the tree: events mark, `run` writes what
 is shown as Unknown, with the broken hop and nothing counted as ready (ARCHITECTURE law 5), here and to those above.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import msgspec
 
@@ -19,7 +19,8 @@ KIND = "SubtreeApplication"
 
 
 class Upward:
-    """``silent`` names, per direct child out of reach, the broken hop."""
+    """``silent`` names, per direct child out of reach, the broken hop; ``strays`` are descendants that are heard by way of adopters: they
+    speak for their own while their home cannot (`tree.away`)."""
 
     def __init__(
         self,
@@ -30,10 +31,12 @@ class Upward:
         name: str,
         silent: Callable[[], Mapping[str, str]],
         timestamp: Callable[[], str],
+        strays: Callable[[], Collection[str]] = tuple,
     ) -> None:
         self._store = store
         self._reporter = reporter
         self._silent = silent
+        self._strays = strays
         self._timestamp = timestamp
         self._uid = uid
         self._name = name
@@ -48,6 +51,9 @@ class Upward:
             if space.startswith("up/"):
                 for stored in self._store.list(space, KIND):
                     self._mark(stored.key.name, space)
+            elif space.startswith("stray/"):
+                for stored in self._store.list(space, KIND):
+                    self._stray(stored.key.name, space)
         for stored in [*self._store.list("report", KIND), *self._store.list("own", KIND)]:
             self._mark(stored.uid, self._holders.get(stored.uid, ""))
 
@@ -56,7 +62,9 @@ class Upward:
             space, kind = event.stored.key.space, event.stored.key.kind
             if kind == "Application" and space == "own":
                 self._mark(event.stored.uid, "own")
-            elif kind == KIND and space.startswith("up/"):
+            elif kind == KIND and space.startswith("stray/"):
+                self._stray(event.stored.key.name, space)
+            elif kind == KIND and space.startswith("up/") and not self._carried(self._holders.get(event.stored.key.name, "")):
                 self._mark(event.stored.key.name, space if event.kind_of == "put" else self._holder(event.stored.key.name, space))
             elif kind == "Cluster" and space == "own":  # perhaps a link was lost or is back
                 self.link_changed(event.stored.uid)
@@ -64,18 +72,40 @@ class Upward:
     def link_changed(self, child: str) -> None:
         """The link to a direct child came up or was lost: what it speaks for is looked at anew."""
         space = f"up/{child}"
+        for stored in self._store.list(f"stray/{child}", KIND):
+            self._stray(stored.key.name, f"stray/{child}")
         self._settler.mark_all(application for application, holder in self._holders.items() if holder == space)
 
     def _mark(self, application: str, space: str) -> None:
         self._holders[application] = space
         self._settler.mark(application)
 
+    def _stray(self, application: str, space: str) -> None:
+        """It speaks for its own as long as it is heard; then whoever its home is, or was."""
+        heard = self._carried(space) and self._store.get(Key(space, KIND, "", application)) is not None
+        self._mark(application, space if heard else self._others(application, space))
+
+    def _carried(self, space: str) -> bool:
+        """Is it the space of a stray that is heard?"""
+        return space.startswith("stray/") and space.removeprefix("stray/") in self._strays()
+
+    def _hop(self, space: str) -> str | None:
+        """Which hop is cut between here and whoever speaks; None when they are heard."""
+        kind, _, child = space.partition("/")
+        if kind == "stray" and not self._carried(space):
+            stored = self._store.find("own", "Cluster", child)
+            return f"the way to {stored.key.name if stored is not None else child}"
+        return self._silent().get(child)
+
+    def _others(self, application: str, gone: str) -> str:
+        spaces = (space for space in self._store.spaces() if space.startswith("up/"))
+        return next((space for space in spaces if self._store.get(Key(space, KIND, "", application)) is not None), gone)
+
     def _holder(self, application: str, gone: str) -> str:
         """Who speaks for an application that ``gone`` no longer reports: perhaps another child does, when its origin moved."""
         if self._holders.get(application, gone) != gone:
             return self._holders[application]
-        spaces = (space for space in self._store.spaces() if space.startswith("up/"))
-        return next((space for space in spaces if self._store.get(Key(space, KIND, "", application)) is not None), gone)
+        return self._others(application, gone)
 
     async def run(self) -> None:
         await self._settler.run()
@@ -91,7 +121,7 @@ class Upward:
             if there is not None:
                 tx.delete(there.key)
             return
-        relayed = tx.get(Key(space, KIND, "", application)) if space.removeprefix("up/") not in self._silent() else None
+        relayed = tx.get(Key(space, KIND, "", application)) if self._hop(space) is None else None
         self._reporter.put(tx, report, summary, application, relayed=relayed)
         if space != "own":
             reference = summary.spec.application
@@ -140,7 +170,7 @@ class Upward:
         if stored is None:
             return None
         summary = self._documents.read(stored, kinds.SubtreeApplication)
-        hop = self._silent().get(space.removeprefix("up/"))
+        hop = self._hop(space)
         if hop is None:
             return summary
         before = tx.get(Key("report", KIND, "", application))

@@ -18,8 +18,15 @@ class Bench:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.silent: dict[str, str] = {}
+        self.strays: set[str] = set()
         self.upward = Upward(
-            store, Reporter("me", 1), uid="me", name="region", silent=lambda: self.silent, timestamp=lambda: "2026-01-01T00:00:00Z"
+            store,
+            Reporter("me", 1),
+            uid="me",
+            name="region",
+            silent=lambda: self.silent,
+            timestamp=lambda: "2026-01-01T00:00:00Z",
+            strays=lambda: self.strays,
         )
         self.upward.load()
         store.subscribe(self.upward.changed)
@@ -67,7 +74,7 @@ class Bench:
             ),
             status=kinds.ApplicationStatus(phase=phase),
         )
-        await self.put(Key(f"up/{child}", KIND, "", uid), document, uid)
+        await self.put(Key(child if "/" in child else f"up/{child}", KIND, "", uid), document, uid)
 
     def shown(self) -> dict[str, str]:
         return {stored.key.name: stored.uid for stored in self.store.list("own", KIND)}
@@ -168,5 +175,34 @@ def test_what_went_while_this_was_stopped_goes_at_the_start(tmp_path: Path) -> N
         await again.quiet()
         assert (again.shown(), again.reports()) == ({}, [])
         await again.close()
+
+    play(tmp_path, main)
+
+
+def test_a_stray_speaks_for_its_own_while_it_is_heard(tmp_path: Path) -> None:
+    def phase(bench: Bench, name: str) -> str:
+        stored = bench.store.get(Key("own", KIND, "shop", name))
+        assert stored is not None
+        return decode(stored.document, kinds.SubtreeApplication).status.phase
+
+    async def main(bench: Bench) -> None:
+        await bench.reported("home", "app-1", "beacon", "edge")
+        bench.silent = {"home": "region → home"}
+        bench.upward.link_changed("home")
+        await bench.quiet()
+        assert phase(bench, "beacon.edge") == "Unknown"
+        bench.strays = {"edge"}
+        await bench.reported("stray/edge", "app-1", "beacon", "edge", phase="Running")
+        await bench.reported("stray/edge", "app-2", "new", "edge", phase="Running")
+        assert phase(bench, "beacon.edge") == phase(bench, "new.edge") == "Running"
+        await bench.reported("home", "app-1", "beacon", "edge", phase="Degraded")  # late, and not what the stray says
+        assert phase(bench, "beacon.edge") == "Running"
+        bench.strays = set()
+        bench.upward.link_changed("edge")
+        await bench.quiet()
+        assert phase(bench, "beacon.edge") == phase(bench, "new.edge") == "Unknown"
+        bench.silent = {}
+        await bench.reported("home", "app-1", "beacon", "edge", phase="Running ")
+        assert phase(bench, "beacon.edge") == "Running "
 
     play(tmp_path, main)
