@@ -22,9 +22,7 @@ MADE = "2026-11-21T10:00:00Z"
 
 
 def token(store: Store, name: str, **status: str) -> Any:
-    made = records.new_object(
-        name, kinds.JoinTokenSpec(), {"expires": "2030-01-01T00:00:00Z", **status}, "JoinToken", parse_time(MADE)
-    )
+    made = records.new_object(name, kinds.JoinTokenSpec(), {"expires": "2030-01-01T00:00:00Z", **status}, "JoinToken", parse_time(MADE))
     return store.commit(lambda tx: records.add(tx, records.token_key(name), made))
 
 
