@@ -4,6 +4,7 @@ One line for each seed that fails, with the command that replays it, and one las
 """
 
 import argparse
+import functools
 import sys
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from tests.simulation import scenario
-from tests.simulation.scenario import Outcome
+from tests.simulation.scenario import Outcome, Plan
 from tests.simulation.shrink import shrink
 
 SHOWN = 5  # violations of one seed
@@ -20,7 +21,7 @@ SHOWN = 5  # violations of one seed
 def main(arguments: list[str] | None = None) -> int:
     options = _options().parse_args(arguments)
     if options.shrink:
-        return _shrink(options.first)
+        return _shrink(_plan(options, options.first))
     failed = hours = violations = count = 0.0
     for outcome in _outcomes(options):
         count += 1
@@ -39,6 +40,8 @@ def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--seeds", type=int, default=20, help="how many")
     parser.add_argument("--from", type=int, default=0, dest="first", help="the first one")
+    parser.add_argument("--rounds", type=int, default=scenario.ROUNDS, help="of twelve minutes each")
+    parser.add_argument("--weeks", action="store_true", help="each seed is a week")
     parser.add_argument("--jobs", type=int, default=1, help="processes at once")
     parser.add_argument("--trace", type=Path, help="write the whole history of a single seed there")
     parser.add_argument("--shrink", action="store_true", help="find the fewest steps with which the seed --from still fails")
@@ -50,14 +53,18 @@ def _outcomes(options: argparse.Namespace) -> Iterator[Outcome]:
     seeds = range(options.first, options.first + options.seeds)
     if options.jobs == 1 or options.trace:
         for seed in seeds:
-            yield scenario.simulate(scenario.draw(seed), options.trace)
+            yield scenario.simulate(_plan(options, seed), options.trace)
         return
     with ProcessPoolExecutor(options.jobs) as pool:
-        yield from pool.map(_one, seeds)
+        yield from pool.map(functools.partial(_one, options), seeds)
 
 
-def _one(seed: int) -> Outcome:
-    return scenario.simulate(scenario.draw(seed))
+def _one(options: argparse.Namespace, seed: int) -> Outcome:
+    return scenario.simulate(_plan(options, seed))
+
+
+def _plan(options: argparse.Namespace, seed: int) -> Plan:
+    return scenario.draw_week(seed) if options.weeks else scenario.draw(seed, rounds=options.rounds)
 
 
 def _report(outcome: Outcome) -> None:
@@ -67,9 +74,8 @@ def _report(outcome: Outcome) -> None:
     sys.stdout.flush()
 
 
-def _shrink(seed: int) -> int:
-    plan = scenario.draw(seed)
-    began = time.monotonic()
+def _shrink(plan: Plan) -> int:
+    seed, began = plan.seed, time.monotonic()
     found = shrink(plan)
     if found is None:
         print(f"seed {seed} does not fail")

@@ -30,6 +30,9 @@ class Disk:
         self.watch: Watcher | None = None
         self.lose_next = False  # the next fdatasync fails, after the disk has taken the batch or before
         self.loses_taken = False
+        self.crash_in = 0  # writes until the process dies with one: 1 is the next, 0 none
+        self.crashes_taken = False  # after it is on the disk, or before
+        self.crashed: Callable[[], None] = lambda: None
         self.batches = 0
 
     def copy(self) -> "Disk":
@@ -119,6 +122,13 @@ class SimDatabase:
             if disk.loses_taken:
                 self._take(batch)
             raise DiskLost(f"the disk did not confirm a write to {self.path}")
+        if disk.crash_in:
+            disk.crash_in -= 1
+            if not disk.crash_in:
+                if disk.crashes_taken:
+                    self._take(batch)
+                disk.crashed()
+                return
         self._take(batch)
 
     def _take(self, batch: Batch) -> None:

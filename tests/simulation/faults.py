@@ -17,6 +17,7 @@ class Faults:
         self._world = world
         self._invariants = invariants
         self._active: dict[int, Mend] = {}
+        self._lasting: dict[int, Mend] = {}
         self._number = 0
 
     def strike(self, kind: str, place: Place, seconds: float, args: dict[str, Any]) -> None:
@@ -26,18 +27,27 @@ class Faults:
         self._invariants.sample()
         if mend is not None:
             self._number += 1
-            self._active[self._number] = mend
+            (self._lasting if kind.endswith("lasting") else self._active)[self._number] = mend
             self._world.loop.call_later(seconds, self._mend, self._number, kind, place.name, context=self._world.network.kernel)
 
     def _mend(self, number: int, kind: str, name: str) -> None:
-        mend = self._active.pop(number, None)
+        mend = self._active.pop(number, None) or self._lasting.pop(number, None)
         if mend is not None:
             self._world.note("-", f"mend {kind} {name}")
             mend()
             self._invariants.sample()
 
-    def mend_all(self) -> None:
+    @property
+    def lasting(self) -> bool:
+        """Is something broken that outlives a round?"""
+        return bool(self._lasting)
+
+    def mend_all(self, *, lasting: bool) -> None:
+        """``lasting``: also what is meant to outlive a round."""
         active, self._active = self._active, {}
+        if lasting:
+            active |= self._lasting
+            self._lasting = {}
         for mend in active.values():
             mend()
         for place in self._world.places.values():
@@ -59,6 +69,8 @@ class Faults:
         """Nothing in it reaches anything outside."""
         inside = list(place.subtree())
         return self._isolate(inside, [each for each in self._world.places.values() if each not in inside])
+
+    _cut_lasting = _cut_region
 
     def _isolate(self, inside: list[Place], outside: list[Place], *, one_way: bool = False) -> Mend:
         network = self._world.network
@@ -168,6 +180,24 @@ class Faults:
         return mend
 
     # --- disks, clocks ---
+
+    def _commit_crash(self, place: Place, writes: int, taken: bool) -> Mend:
+        """The process dies with one of its next writes: before it is on the disk, or after it, with nobody told."""
+        disk, life = place.disk, place.life
+
+        def crash() -> None:
+            if place.life is not life or life is None or life.dead:
+                return
+            life.frozen = True  # from this instant on nothing of it runs
+            self._world.loop.call_soon(place.kill, context=self._world.network.kernel)
+
+        disk.crash_in, disk.crashes_taken, disk.crashed = writes, taken, crash
+
+        def mend() -> None:
+            disk.crash_in = 0
+            place.start()
+
+        return mend
 
     def _disk_full(self, place: Place) -> Mend:
         place.machine.full = True

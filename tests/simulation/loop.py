@@ -17,6 +17,7 @@ from tests.simulation.net import Network
 
 COMPACT = 4096  # cancelled timers after which the heap is swept
 TICK = 1e-6  # seconds; a clock that stood still would let who waits for an instant that rounding puts an instant away wait for ever
+STEPS_PER_TICK = 64
 STEPS_PER_INSTANT = 20_000  # callbacks at one instant after which nothing is getting on any more
 
 
@@ -119,6 +120,8 @@ class VirtualLoop(asyncio.AbstractEventLoop):
             if not handle._cancelled:  # type: ignore[attr-defined]
                 self._run(handle)
                 steps += 1
+                if not steps % STEPS_PER_TICK:
+                    self._now += TICK
                 if steps > STEPS_PER_INSTANT:
                     raise Stuck(f"{steps} callbacks at {self._now}, the last {handle!r}")
         self.steps += steps

@@ -9,7 +9,7 @@ import random
 import secrets
 import traceback
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, tzinfo
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +21,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from cluster_controller import clock, tasks
-from cluster_controller.identity import contexts, keys
+from cluster_controller.identity import certificates, contexts, holder, keys
+from cluster_controller.identity.authority import Lifetimes
+from cluster_controller.identity.holder import Identity
 from cluster_controller.store import health
 from cluster_controller.store import store as stores
 from cluster_controller.tunnel import dialer, server
@@ -31,6 +33,8 @@ from tests.simulation.life import EPOCH, LIFE, machine
 from tests.simulation.net import SimContext, SimWire, pem_ders
 
 P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+
+MANY_CHAINS = 10_000
 
 
 class _Datetime(datetime):
@@ -44,12 +48,32 @@ def _clock_gettime(which: int) -> float:
     return machine().boottime()
 
 
+_verify_chain = certificates.verify_chain
+_good_chains: set[tuple[bytes, ...]] = set()
+
+
+def _verify_once(chain: Sequence[x509.Certificate], anchor: x509.Certificate) -> None:
+    """The real check, once for each chain: signatures are most of what a start costs."""
+    key = (*map(certificates.der, chain), certificates.der(anchor))
+    if key not in _good_chains:
+        _verify_chain(chain, anchor)
+        if len(_good_chains) > MANY_CHAINS:
+            _good_chains.clear()
+        _good_chains.add(key)
+
+
 def _sign(key: keys.PrivateKey, purpose: str, data: bytes) -> bytes:
     return key.sign(keys._message(purpose, data), ec.ECDSA(hashes.SHA256(), deterministic_signing=True))
 
 
 def _server(key: bytes, chain: bytes, tree_ca: bytes) -> SimContext:
     return SimContext(pem_ders(chain), pem_ders(tree_ca)[0])
+
+
+def _others(function: Any) -> tuple[Any, ...]:
+    """Its defaults but for the last, which says how long certificates are good for."""
+    assert isinstance(function.__defaults__[-1], Lifetimes)
+    return tuple(function.__defaults__[:-1])
 
 
 def _deterministic(builder: type) -> Any:
@@ -62,7 +86,7 @@ def _deterministic(builder: type) -> Any:
 
 
 @contextlib.contextmanager
-def installed(seed: int, history: History, now: Any) -> Iterator[None]:
+def installed(seed: int, history: History, now: Callable[[], float], lifetimes: Lifetimes) -> Iterator[None]:
     """For one world."""
     dice = random.Random(f"entropy {seed}")
 
@@ -82,17 +106,20 @@ def installed(seed: int, history: History, now: Any) -> Iterator[None]:
     tasks.crashes.clear()
     random.seed(seed)
     structlog.configure(processors=[logged], wrapper_class=structlog.make_filtering_bound_logger(20), cache_logger_on_first_use=False)
+    dated = (Identity.__init__, holder.load, holder.create_root)
     replaced = [
         mock.patch.object(clock, "time", SimpleNamespace(clock_gettime=_clock_gettime, CLOCK_BOOTTIME=7)),
         mock.patch.object(clock, "datetime", _Datetime),
         mock.patch.object(secrets, "token_bytes", token_bytes),
         mock.patch.object(secrets, "choice", dice.choice),
         mock.patch.object(uuid, "uuid4", lambda: uuid.UUID(bytes=dice.randbytes(16), version=4)),
+        *(mock.patch.object(each, "__defaults__", (*_others(each), lifetimes)) for each in dated),
         mock.patch.object(keys, "generate", lambda: ec.derive_private_key(dice.randrange(1, P256_ORDER), ec.SECP256R1())),
         mock.patch.object(keys, "sign", _sign),
         mock.patch.object(x509, "random_serial_number", lambda: dice.getrandbits(150) | 1),
         _deterministic(x509.CertificateBuilder),
         _deterministic(x509.CertificateSigningRequestBuilder),
+        mock.patch.object(certificates, "verify_chain", _verify_once),
         mock.patch.object(contexts, "tunnel_server", _server),
         mock.patch.object(contexts, "tunnel_client", _server),
         mock.patch.object(server, "Wire", SimWire),

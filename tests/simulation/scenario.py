@@ -4,14 +4,18 @@ An hour is a few rounds. In each, people write and faults strike as they come; t
 heal, and all invariants are checked in full.
 """
 
+import gc
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from cluster_controller.errors import BanyanError
+from cluster_controller.identity.authority import Lifetimes
 from tests.simulation import applications
 from tests.simulation.faults import Faults
 from tests.simulation.invariants import Invariants, Violation
@@ -20,11 +24,12 @@ from tests.simulation.world import Place, World
 
 ROUNDS = 5
 ROUND_SECONDS = 720.0
-CALM_SECONDS = 240.0  # the end of each round, in which nothing more happens
+CALM_SHARE = 1 / 3  # the end of each round, in which nothing more happens
 LOOK_SECONDS = 20.0
 HEAL_STEPS = (45.0, 45.0, 60.0, 90.0)  # within these everything has healed
 SETTLE_SECONDS = 30.0  # after a start, before anything happens
 CLUSTERS = 20
+GC_THRESHOLD = (50_000, 20, 50)  # most of what is made here lives long: look for garbage less often
 
 
 class Step(Struct, frozen=True):
@@ -49,6 +54,11 @@ class Plan(Struct, frozen=True):
     rounds: int = ROUNDS
     round_seconds: float = ROUND_SECONDS
     heartbeat: float = 5.0
+    certificate_days: float = 90.0
+
+
+WEEK = {"rounds": 7, "round_seconds": 86_400.0, "heartbeat": 60.0, "certificate_days": 3.0}
+"""A link of a metered site; certificates that expire in the middle of a cut; a round is a day."""
 
 
 class Outcome(Struct):
@@ -76,25 +86,39 @@ WRITES = (("create", 4), ("change", 4), ("delete", 2))
 FAULTS = (
     ("cut", 6), ("cut-one-way", 3), ("cut-region", 3), ("kill", 5), ("power", 4), ("freeze", 3), ("slow", 3), ("lossy", 3), ("flap", 2),
     ("shim-lost", 2), ("shim-slow", 2), ("instance-crash", 4), ("disk-full", 2), ("disk-lost", 2), ("clock", 2),
-    ("blackout", 1), ("restart", 2),
+    ("blackout", 1), ("restart", 2), ("commit-crash", 6),
 )  # fmt: skip
 
 
-def draw(seed: int, *, clusters: int = CLUSTERS, rounds: int = ROUNDS) -> Plan:
+def draw_week(seed: int) -> Plan:
+    """Seven days, in which some are cut off for days."""
+    plan = draw(seed, rounds=WEEK["rounds"], round_seconds=WEEK["round_seconds"])
+    rng = Random(f"week {seed}")
+    leaves = [name for name in plan.tree if name not in set(plan.tree.values())]
+    inner = sorted(set(plan.tree.values()) - {"", "root"})
+    cuts = [
+        Step(WEEK["round_seconds"] * rng.uniform(0.0, 0.5), "cut-lasting", rng.choice(leaves), seconds=86_400.0 * rng.uniform(4.0, 5.5)),
+        Step(WEEK["round_seconds"] * rng.uniform(0.0, 0.5), "cut-lasting", rng.choice(inner), seconds=86_400.0 * rng.uniform(2.0, 5.5)),
+    ]
+    steps = tuple(sorted((*plan.steps, *cuts), key=lambda step: step.at))
+    return msgspec.structs.replace(plan, steps=steps, heartbeat=WEEK["heartbeat"], certificate_days=WEEK["certificate_days"])
+
+
+def draw(seed: int, *, clusters: int = CLUSTERS, rounds: int = ROUNDS, round_seconds: float = ROUND_SECONDS) -> Plan:
     rng = Random(f"plan {seed}")
     tree = draw_tree(rng, clusters)
     names: list[str] = []
     steps: list[Step] = []
     for number in range(rounds):
-        begin = SETTLE_SECONDS + number * ROUND_SECONDS
-        length = ROUND_SECONDS - CALM_SECONDS
+        begin = SETTLE_SECONDS + number * round_seconds
+        length = round_seconds * (1.0 - CALM_SHARE)
         for _ in range(rng.randint(3, 12) + (6 if number == 0 else 0)):
             steps.append(_draw_write(rng, begin + rng.uniform(0.0, length), tree, names))
         for _ in range(rng.randint(2, 9)):
             at = begin + rng.uniform(0.0, length)
             steps.append(_draw_fault(rng, at, tree))
     steps.sort(key=lambda step: step.at)
-    return Plan(seed=seed, tree=tree, steps=tuple(steps), rounds=rounds)
+    return Plan(seed=seed, tree=tree, steps=tuple(steps), rounds=rounds, round_seconds=round_seconds)
 
 
 def _draw_write(rng: Random, at: float, tree: dict[str, str], names: list[str]) -> Step:
@@ -105,7 +129,10 @@ def _draw_write(rng: Random, at: float, tree: dict[str, str], names: list[str]) 
         names.append(name)
         strategy = "Duplicated" if rng.random() < 0.2 else "Divided"
         replicas = rng.randint(1, 2) if strategy == "Duplicated" else rng.randint(1, 12)
-        return Step(at, kind, rng.choice(origins), args={"name": name, "spec": applications.spec(replicas, strategy=strategy, cpu="100m")})
+        replace = strategy == "Divided" and rng.random() < 0.3
+        unreachable = {"action": "Replace", "afterSeconds": rng.choice((5, 10, 60))} if replace else {"action": "Keep"}
+        spec = applications.spec(replicas, strategy=strategy, cpu="100m", on_unreachable=unreachable)
+        return Step(at, kind, rng.choice(origins), args={"name": name, "spec": spec})
     name = rng.choice(names)
     args: dict[str, Any] = {"name": name}
     if kind == "change":
@@ -132,6 +159,8 @@ def _draw_fault(rng: Random, at: float, tree: dict[str, str]) -> Step:
         args = {"offset": rng.choice((-365 * 86400.0, -3600.0, -30.0, 30.0, 3600.0, 365 * 86400.0))}
     elif kind == "disk-lost":
         args = {"taken": rng.random() < 0.5}
+    elif kind == "commit-crash":
+        args = {"writes": rng.randint(1, 4), "taken": rng.random() < 0.5}
     elif kind == "blackout":
         args = {"order": rng.random()}
     return Step(at, kind, place, seconds, args)
@@ -148,6 +177,8 @@ class Run:
         self.plan = plan
         self.world = world
         self.wishes = Wishes()
+        self._began = 0.0
+        self._slower = plan.heartbeat / 5.0  # than with the usual heartbeat: what depends on it takes so much longer
         self._places: list[Place] = []
         self._plant()
         self.invariants = Invariants(world, self.wishes)
@@ -161,16 +192,17 @@ class Run:
 
     def run(self) -> Outcome:
         world = self.world
-        began = world.loop.time()
+        began = self._began = world.loop.time()
         for place in self._places:
             place.start()
         steps = list(self.plan.steps)
         for number in range(self.plan.rounds):
             end = began + SETTLE_SECONDS + (number + 1) * self.plan.round_seconds
-            while steps and began + steps[0].at < end - sum(HEAL_STEPS):
+            while steps and began + steps[0].at < end - self._slower * sum(HEAL_STEPS):
                 step = steps.pop(0)
                 self._pass(began + step.at)
                 self._do(step)
+            self.invariants.thorough = number == self.plan.rounds - 1
             self._quiet(end)
             if self.invariants.violations:
                 break  # what follows would be consequences
@@ -180,16 +212,19 @@ class Run:
         """Let time pass, looking now and then."""
         loop = self.world.loop
         while loop.time() < until:
-            loop.run_to(min(until, loop.time() + LOOK_SECONDS))
+            loop.run_to(min(until, loop.time() + LOOK_SECONDS * self._slower**2))
             self.invariants.look()
 
     def _quiet(self, end: float) -> None:
         """Mend everything, wait until it has healed, and check."""
-        self.faults.mend_all()
+        self.faults.mend_all(lasting=end - self._began >= self.plan.rounds * self.plan.round_seconds)
+        if self.faults.lasting:
+            self._pass(end)  # nothing can be quite as it should be before those have ended
+            return
         self.world.note("-", "mended")
         wrong: list[tuple[str, str]] = []
         for seconds in HEAL_STEPS:
-            self._pass(self.world.loop.time() + seconds)
+            self._pass(self.world.loop.time() + seconds * self._slower)
             if all(place.alive for place in self.world.places.values()):
                 self.wishes.ask_again()
             wrong = list(self.invariants.unhealed())
@@ -242,5 +277,15 @@ async def _quietly(coroutine: Any) -> None:
 
 
 def simulate(plan: Plan, trace: Path | None = None) -> Outcome:
-    with World(plan.seed, trace=trace, heartbeat=plan.heartbeat) as world:
+    threshold = gc.get_threshold()
+    gc.set_threshold(*GC_THRESHOLD)
+    try:
+        return _simulate(plan, trace)
+    finally:
+        gc.set_threshold(*threshold)
+
+
+def _simulate(plan: Plan, trace: Path | None) -> Outcome:
+    lifetimes = Lifetimes(identity=timedelta(days=plan.certificate_days))
+    with World(plan.seed, trace=trace, heartbeat=plan.heartbeat, lifetimes=lifetimes) as world:
         return Run(plan, world).run()

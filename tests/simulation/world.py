@@ -19,6 +19,7 @@ from cluster_controller.app import Controller
 from cluster_controller.config import Config
 from cluster_controller.errors import BanyanError
 from cluster_controller.identity import certificates, holder, keys
+from cluster_controller.identity.authority import DEFAULT_LIFETIMES, Lifetimes
 from cluster_controller.identity.holder import Identity
 from tests.simulation.disk import DISKS, Disk
 from tests.simulation.history import History
@@ -148,7 +149,7 @@ class Place:
 class World:
     """Use as a context manager. ``trace``: a file for the whole history."""
 
-    def __init__(self, seed: int, *, trace: Path | None = None, heartbeat: float = 5.0) -> None:
+    def __init__(self, seed: int, *, trace: Path | None = None, heartbeat: float = 5.0, lifetimes: Lifetimes = DEFAULT_LIFETIMES) -> None:
         self.seed = seed
         self.heartbeat = heartbeat
         self.rng = Random(f"world {seed}")
@@ -159,11 +160,12 @@ class World:
         self.by_uid: dict[str, Place] = {}
         self.identities: dict[str, Identity] = {}
         self.usual: dict[str, Conditions] = {}  # of the ways, while nothing makes them worse
-        self._patches = installed(seed, self.history, self.loop.time)
+        self._patches = installed(seed, self.history, self.loop.time, lifetimes)
 
     def __enter__(self) -> "World":
         base = "/dev/shm" if Path("/dev/shm").is_dir() else None
         self.folder = Path(tempfile.mkdtemp(prefix="banyan-simulation-", dir=base))
+        self.history.folder = str(self.folder)
         self._patches.__enter__()
         return self
 
