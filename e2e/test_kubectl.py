@@ -92,7 +92,9 @@ def test_a_mistake_is_refused_by_name_and_server_side_apply_says_so(deployed: Tr
     assert "replica" in root.kubectl("apply", "-f", "-", stdin=json.dumps(bad), check=False)
     later = application("bad", [{"name": "c", "container": {"image": "x"}}])
     later["spec"]["placement"] = {"tolerations": [{"operator": "Exists", "tolerationSeconds": 1}]}
-    assert "spec.placement.tolerations[0].tolerationSeconds: is not served yet" in root.kubectl("create", "-f", "-", stdin=json.dumps(later), check=False)
+    assert "spec.placement.tolerations[0].tolerationSeconds: is not served yet" in root.kubectl(
+        "create", "-f", "-", stdin=json.dumps(later), check=False
+    )
     refused = root.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(talker("bad")), check=False)
     assert "server-side apply" in refused.lower()
 
