@@ -60,6 +60,7 @@ class Engine:
     seconds one of them was not heard; ``strays``: descendants that are heard by way of adopters (`tree.away`). ``now`` is the boot-time
     clock."""
 
+    waits: Mapping[str, Mapping[str, str]]  # target → component: why its first start waits
     def __init__(
         self,
         store: Store,
@@ -351,6 +352,7 @@ class Engine:
             allotment.application.uid, allotment.components, allotment.placement, origin=not allotment.chain, models=models
         )
 
+            waits=self._rolling.waiting(tx, allotment, plan.whole(placement.shares), seen),
     def _withdraw(self, tx: Tx, application: str, allotment: Allotment | None, ceilings: Mapping[str, Mapping[str, int]]) -> None:
         """Take the Works back. The Application goes when every target in reach has confirmed; the rest is listed at its Cluster."""
         self._works.remove_all(tx, application)

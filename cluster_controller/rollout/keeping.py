@@ -109,8 +109,7 @@ class Rolling:
 
     def plan(self, tx: Tx, task: Task, shares: Shares, seen: Mapping[str, Target]) -> Rolled:
         """What the targets shall be told of ``shares``; the next state is written into the transaction."""
-        scene = Scene(shares, seen, {})
-        scene = scene._replace(waits=self._waits(tx, task, scene))
+        scene = Scene(shares, seen, self.waiting(tx, task, shares, seen))
         if task.rollout is not None:
             return self._roll(tx, task, task.rollout, scene)
         self.forget(tx, task.application.uid)
@@ -233,7 +232,9 @@ class Rolling:
 
     # --- the order of starts ---
 
-    def _waits(self, tx: Tx, task: Task, scene: Scene) -> Mapping[str, Mapping[str, str]]:
+    def waiting(self, tx: Tx, task: Task, shares: Shares, seen: Mapping[str, Target]) -> Mapping[str, Mapping[str, str]]:
+        """Target → component → why its start waits; nothing is written."""
+        scene = Scene(shares, seen, {})
         outside = [] if task.chain else [why for name in task.depends_on if (why := _not_ready(tx, task.application.namespace, name))]
         if not outside and not any(component.depends_on for component in task.components):
             return {}

@@ -96,6 +96,9 @@ def _entry(found: Explained, cluster: ClusterRecord, component: str, heard: Hear
         return entry | {"filter": refusal.filter, "reason": reason, "remedy": refusal.remedy}
     if runs:
         return entry
+    waits = found.waits.get(cluster.via, {}).get(component)
+    if waits and refusal is None:
+        return entry | {"reason": f"would take it; {waits}"}
     share = found.placement.shares.get(cluster.via, {}).get(component, 0)
     if share and cluster.via == cluster.uid:
         return _direct(found, entry, cluster, component, share)

@@ -13,6 +13,7 @@ from cluster_controller.resources import kinds
 from cluster_controller.resources.registry import ROLLOUT_RESUME
 from cluster_controller.rollout import keeping
 from cluster_controller.store import Key, Tx
+from openapi.hooks.explain import explanation
 from tests.placement.test_references import write
 from tests.placement.tree import Site, Tree, application, component, delete_application
 
@@ -406,6 +407,10 @@ def test_components_start_in_order_and_the_status_says_who_waits(tmp_path: Path)
         web = next(each for each in status(root).components if each.name == "web")
         assert (web.reason, web.message, status(root).phase) == ("WaitsForDependency", "waits for db (0 of 1 ready)", "Progressing")
         assert condition(root, "Ready").message == "0 of 3 replicas ready; web waits for db (0 of 1 ready)"
+        region = tree.sites["region"]
+        told = explanation(region.store, region.engine.explain, lambda _: None, "app-shop")  # type: ignore[arg-type]
+        waits = [part.get("reason") for row in told["clusters"] for part in row["components"] if part["component"] == "web"]
+        assert sum("waits for db (0 of 1 ready)" in str(why) for why in waits) == 2
         for site in tree.sites.values():
             site.sick.clear()
         await tree.quiet()
