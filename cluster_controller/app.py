@@ -150,6 +150,7 @@ class Controller:
             timestamp=clock.timestamp,
             path=lambda: self.identity().path,
             adopter=lambda: self.membership.adopter[1] if self.membership.adopter is not None else "",
+            carried=lambda: self.membership.away.live,
         )
         self.membership.silence = self.links.silence
         self.tunnel.handle(BLOB, self._serve_blob)

@@ -58,8 +58,9 @@ class Kinship(Protocol):
     def is_guest(self, uid: str) -> bool:
         """Has this controller taken in that direct child, which is another's?"""
 
-    async def arrived(self, metadata: bytes, source: Sequence[str]) -> tuple[str, bool]:
-        """Who opened a stream that came by way of an adopter, and whether this is its home; Forbidden when it is not believed."""
+    async def arrived(self, metadata: bytes, source: Sequence[str]) -> tuple[str, bool, str]:
+        """Who opened a stream that came by way of an adopter, whether this is its home, and the adopter's name. Forbidden when it is
+        not believed."""
 
     def arrival(self) -> bytes:
         """What this cluster shows of itself when it was adopted."""
@@ -68,7 +69,7 @@ class Kinship(Protocol):
         """The home parent first; then, while this cluster is adopted, those above that in reach, nearest first."""
 
     live: dict[str, str]
-    """Whose words come by way of an adopter now → the adopter's uid."""
+    """Whose words come by way of an adopter now → the adopter's name."""
 
 
 class NoKinship:
@@ -81,7 +82,7 @@ class NoKinship:
     def is_guest(self, uid: str) -> bool:
         return False
 
-    async def arrived(self, metadata: bytes, source: Sequence[str]) -> tuple[str, bool]:
+    async def arrived(self, metadata: bytes, source: Sequence[str]) -> tuple[str, bool, str]:
         raise Forbidden("sync is served to children only")
 
     def arrival(self) -> bytes:
@@ -97,6 +98,7 @@ class Carried(Struct, eq=False):
     child: str
     via: str
     home: bool
+    adopter: str  # name
 
 
 class Links:
@@ -310,12 +312,12 @@ class Links:
         uid = stream.source[-1]
         if len(stream.source) == 1 and uid in self._tunnel.links and not self._kinship.is_guest(uid):
             return uid, None
-        uid, home = await self._kinship.arrived(stream.metadata, stream.source)
-        return uid, Carried(uid, stream.source[0], home)
+        uid, home, adopter = await self._kinship.arrived(stream.metadata, stream.source)
+        return uid, Carried(uid, stream.source[0], home, adopter)
 
-    def _carry(self, carried: Carried, adopter: str) -> None:
+    def _carry(self, carried: Carried) -> None:
         self._carried[carried.child] = carried
-        self._kinship.live[carried.child] = adopter
+        self._kinship.live[carried.child] = carried.adopter
         self._linked(carried.child, None)
 
     def _drop(self, carried: Carried) -> None:
@@ -349,7 +351,7 @@ class Links:
         )
         self.sessions[child] = session
         if carried is not None:
-            self._carry(carried, stream.source[-2] if len(stream.source) > 1 else self._uid)
+            self._carry(carried)
         try:
             await session.run(stream, wait_for_bulk)
         finally:

@@ -73,7 +73,7 @@ def test_a_killed_parent_is_replaced_and_returned_to(tree: Tree) -> None:
     until("its home knows", lambda: region.clusters()["edge-1"]["phase"] == "Ready")
     until("the root tells of it", lambda: "ReturnedHome" in reasons(root, "edge-1"))
     until("all is as it was", lambda: runs(root) and root.clusters()["region-a"]["phase"] == "Ready")
-    assert metric(other, "banyan_guests") == 0 and metric(edge, "banyan_adopted") == 0
+    until("nobody is carried", lambda: metric(other, "banyan_guests") == 0 and metric(edge, "banyan_adopted") == 0)
     assert {item["metadata"]["name"] for item in edge.get("/api/v1/pods")["items"]} == pods
 
 

@@ -33,6 +33,7 @@ log = structlog.get_logger()
 FACT = "membership/strays"
 MAX_STRAYS = 10_000
 MAX_BYTES = 32 * 1024
+MAX_NAME = 253
 PROBE_SECONDS = 2.0
 
 
@@ -76,17 +77,17 @@ class Away:
         self._links = links
         self._wall = wall
         self._tasks = Tasks("away")
-        self.live: dict[str, str] = {}  # whose words come through an adopter now → the adopter's uid
+        self.live: dict[str, str] = {}  # whose words come through an adopter now → the adopter's name
         found = store.fact(FACT)
         self._strays: set[str] = set(msgspec.json.decode(found, type=list[str])) if found else set()
 
     async def close(self) -> None:
         await self._tasks.close()
 
-    async def arrived(self, metadata: bytes, source: Sequence[str]) -> tuple[str, bool]:
-        """Who opened the stream, and whether this controller is its home. ``source``: the hops, nearest first, as relays vouch.
+    async def arrived(self, metadata: bytes, source: Sequence[str]) -> tuple[str, bool, str]:
+        """Who opened the stream, whether this controller is its home, and the adopter's name.
 
-        Committed before this returns. Forbidden says why it is not believed.
+        ``source``: the hops, nearest first, as relays vouch. Committed before this returns. Forbidden says why it is not believed.
         """
         arrival = decode(metadata)
         uid, adopter = source[-1], source[-2] if len(source) > 1 else self._identity().uid
@@ -101,7 +102,7 @@ class Away:
             await self._at_home(arrival, peer, adopter)
         else:
             await self._stray(arrival, peer)
-        return uid, peer.home == me
+        return uid, peer.home == me, arrival.adopter[:MAX_NAME]
 
     def _verified(self, arrival: Arrival, uid: str, adopter: str) -> PeerCertificate:
         signed = arrival.attach

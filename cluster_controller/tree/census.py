@@ -60,7 +60,8 @@ class Census:
 
     ``links``: for each direct child in reach, and each stray, the boot-time clock at which it was last heard. A *stray* is a descendant
     whose home is out of reach and whose words come by way of an adopter, into ``stray/CHILD`` (`tree.away`): for what it reports it stands
-    in the place of the child that cannot. ``adopter`` names who has taken this cluster itself in, "" when it is at home.
+    in the place of the child that cannot. ``adopter`` names who has taken this cluster itself in, "" when it is at home,
+    ``carried`` by whom each of the others is that is heard by way of an adopter: known before its own word arrives.
     ``facts`` is what this cluster says of itself now; ``timestamp`` the wall clock for people; ``path`` the uids of those above,
     from the root down to here.
     """
@@ -79,6 +80,7 @@ class Census:
         timestamp: Callable[[], str],
         path: Callable[[], Sequence[str]] = tuple,
         adopter: Callable[[], str] = str,
+        carried: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self._store = store
         self._reporter = reporter
@@ -90,6 +92,7 @@ class Census:
         self._now = now
         self._timestamp = timestamp
         self._adopter = adopter
+        self._carried = carried
         self._started = now()
         self._documents = Documents()
         self._settler = Settler(store, self.settle, order=self._order)
@@ -274,6 +277,7 @@ class Census:
         document = self._documents.read(report, kinds.ClusterStatus)
         status = document.status
         child = uid == via and via not in self._strays
+        adopted_by = status.adopted_by or self._carried().get(uid, "")
         return Known(
             uid=uid,
             name=document.spec.name,
@@ -287,8 +291,8 @@ class Census:
             since=status.since,
             children=status.children,
             withdrawing=self._withdrawing(tx, uid, via) if silent and via not in self._strays else status.withdrawing,
-            adopted_by="" if silent else status.adopted_by,
-            relayed=None if silent else report,
+            adopted_by="" if silent else adopted_by,
+            relayed=None if silent or adopted_by != status.adopted_by else report,
         )
 
     def _unheard(self, tx: Tx, uid: str, silent: bool) -> Known | None:

@@ -34,7 +34,7 @@ class Kin:
     def is_guest(self, uid: str) -> bool:
         return self._guests.get(uid) is not None
 
-    async def arrived(self, metadata: bytes, source: Sequence[str]) -> tuple[str, bool]:
+    async def arrived(self, metadata: bytes, source: Sequence[str]) -> tuple[str, bool, str]:
         return await self._away.arrived(metadata, source)
 
     def arrival(self) -> bytes:

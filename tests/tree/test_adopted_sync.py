@@ -147,8 +147,8 @@ def test_what_arrives_is_judged(tmp_path: Path) -> None:
             shown = edge.membership.kin.arrival()
             parsed = away.decode(shown)
             way = (top.uid, b.uid, edge.uid)
-            assert await a.membership.away.arrived(shown, way) == (edge.uid, True)  # again, the same
-            assert await top.membership.away.arrived(shown, (b.uid, edge.uid)) == (edge.uid, False)
+            assert await a.membership.away.arrived(shown, way) == (edge.uid, True, "b")  # again, the same
+            assert await top.membership.away.arrived(shown, (b.uid, edge.uid)) == (edge.uid, False, "b")
             for source, why in (((top.uid, edge.uid), "not about the way"), ((top.uid, b.uid, a.uid), "not about the way")):
                 with pytest.raises(Forbidden, match=why):
                     await a.membership.away.arrived(shown, source)
