@@ -190,7 +190,7 @@ def test_a_parent_that_names_a_time_is_not_dialled_before_it(seed: int, wish: fl
     world.busy = {"a": wish, "b": wish}
     while [uid for _, uid in world.dialled].count("b") == 0:
         world.step()
-    refused = dict((uid, at) for at, uid in world.dialled)
+    refused = {uid: at for at, uid in world.dialled}
     world.busy = {}
     world.until("a" if refused["a"] + wish <= refused["b"] + wish else "b", 60)
     assert world.now >= refused["a"] + wish
