@@ -109,7 +109,8 @@ def of_work(tx: Tx, documents: Documents, stored: Stored) -> Allotment:
         components=spec.components,
         placement=spec.placement,
         rollout=spec.rollout,
-        revision=spec.revision,
+        # A parent of an older version passes `rollout` on, and no revision.
+        revision=spec.revision or (digest(spec.components) if spec.rollout is not None else ""),
         resume=spec.resume,
         depends_on=[],
         apply=spec.apply,

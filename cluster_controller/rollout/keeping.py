@@ -171,7 +171,7 @@ class Rolling:
             runs = work is not None and any(component.replicas for component in work.components)
             if not runs and not any(scene.share(target).values()):
                 continue
-            verdict, reason, message = _verdict(work, status, own=target == self._uid)
+            verdict, reason, message = judge(work, status, own=target == self._uid)
             waits = scene.waits.get(target)
             if waits and verdict == "done":
                 verdict, message = "going", "; ".join(f"{name} {why}" for name, why in waits.items())
@@ -270,7 +270,7 @@ def _former(others: list[waves.Member], scene: Scene) -> Version | None:
     return Version(revision=revision, components=work.components, references=work.references)
 
 
-def _verdict(work: kinds.WorkSpec | None, status: kinds.WorkStatusStatus | None, *, own: bool) -> tuple[waves.Verdict, str, str]:
+def judge(work: kinds.WorkSpec | None, status: kinds.WorkStatusStatus | None, *, own: bool) -> tuple[waves.Verdict, str, str]:
     """How a target is at the version that it was told, by its answer to the newest share: older news may be of another version."""
     if work is None or status is None or status.seen < work.shares[-1].id:
         return "going", "", "has not answered yet"

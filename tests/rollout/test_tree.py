@@ -442,3 +442,33 @@ def test_applications_start_in_order_at_their_origin(tmp_path: Path) -> None:
         assert (runs(tree), status(root).phase) == (["v1"] * 3, "Running")
 
     played(main, tmp_path)
+
+
+def test_a_parent_of_an_older_version_that_passes_on_no_revision_is_understood(tmp_path: Path) -> None:
+    async def main(tree: Tree) -> None:
+        edge = tree.sites["edge-1"]
+        tree.set_cut("edge-1", True)
+        for number, program in enumerate(("v1", "v2", "v3"), 1):
+            document = {
+                "kind": "Work",
+                "metadata": {"name": "app-shop", "uid": "w"},
+                "spec": {
+                    "application": {"uid": "app-shop", "name": "shop", "namespace": "default"}, "cluster": edge.uid,
+                    "shares": [{"allotter": "uid-region", "id": number}], "rollout": {"wave": 1},
+                    "components": [component(command=[program])],
+                },
+            }  # fmt: skip
+            edge.slow = {"v2"}  # one version in between is never ready: the next must go out all the same
+            encoded = msgspec.json.encode(document)
+            await edge.store.commit(lambda tx, encoded=encoded: tx.put(Key("desired", "Work", "", "app-shop"), encoded, uid="w"))  # type: ignore[misc]
+            await tree.quiet()
+            await tree.wait(700)
+            await tree.quiet()
+            assert runs(tree)[0] == program
+            stored = edge.store.get(Key("report", "WorkStatus", "", "app-shop"))
+            assert stored is not None
+            told = msgspec.json.decode(stored.document, type=kinds.WorkStatus).status.rollout
+            assert told is not None
+            assert told.phase == ("Failed" if program == "v2" else "Complete")
+
+    played(main, tmp_path)
