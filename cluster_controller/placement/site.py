@@ -159,7 +159,7 @@ def _fits(caps: policy.Caps, component: kinds.Component, taken: Taken) -> tuple[
     each = request(component.resources)
     bounds: list[tuple[int, str]] = []
     if caps.replicas is not None:
-        bounds.append((caps.replicas - taken.replicas, f"{caps.replicas} replicas"))
+        bounds.append((caps.replicas - taken.replicas, f"{caps.replicas} replica{'s' if caps.replicas != 1 else ''}"))
     if caps.cpu != "" and each.cpu_millis:
         bounds.append(((quantity.millis(caps.cpu) - taken.asked.cpu_millis) // each.cpu_millis, f"cpu {caps.cpu}"))
     if caps.memory != "" and each.memory_bytes:

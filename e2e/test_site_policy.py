@@ -1,0 +1,53 @@
+"""SitePolicy with real processes: what a site refuses is said at the origin, and only the site itself changes its mind."""
+
+from typing import Any
+
+from e2e.support import API, APPS, Site, Tree, program, until
+
+BOTH = {"clusterNames": ["edge-1", "edge-2"]}
+POLICIES = f"{API}/sitepolicies"
+MERGE = "application/merge-patch+json"
+
+
+def decide(site: Site, **spec: Any) -> None:
+    site.ask("DELETE", f"{POLICIES}/site")
+    document = {"apiVersion": "banyan.dev/v1alpha1", "kind": "SitePolicy", "metadata": {"name": "site"}, "spec": spec}
+    code, answer = site.ask("POST", POLICIES, document)
+    assert code == 201, answer
+
+
+def create(root: Site, name: str, **placement: Any) -> None:
+    component = {"replicas": 2}
+    code, answer = root.ask("POST", APPS, program(name, placement=placement, **component))
+    assert code == 201, answer
+
+
+def counts(root: Site, name: str) -> tuple[int, int]:
+    status = root.status(name)
+    return status.get("ready", 0), status.get("unplaced", 0)
+
+
+def where(root: Site, name: str) -> dict[str, int]:
+    return {row["name"]: row.get("ready", 0) for row in root.status(name).get("clusters", []) if row.get("ready")}
+
+
+def test_a_site_refuses_and_caps_what_comes_from_above(grove: Tree) -> None:
+    root, edge = grove.sites["root"], grove.sites["edge-1"]
+    try:
+        decide(edge, veto=[{"names": ["guest-*"], "reason": "no guests this week"}], caps={"replicas": 1})
+        through = f"{API}/clusters/edge-1/banyan{POLICIES}/site"
+        code, answer = root.ask("PATCH", through, {"spec": {"veto": []}}, kind=MERGE)
+        assert (code, "written at edge-1 alone" in str(answer)) == (403, True), answer
+        create(root, "guest-a", **BOTH)
+        until("the other site has both", lambda: where(root, "guest-a") == {"edge-2": 2})
+        create(root, "guest-b", clusterName="edge-1")
+        until("the site's words are told at the origin", lambda: "no guests this week" in str(root.status("guest-b").get("conditions")))
+        assert counts(root, "guest-b") == (0, 2)
+        assert "no guests this week" in root.banyan("explain", "guest-b").stdout
+        assert "no guests this week" in str(edge.get("/api/v1/events")["items"])
+        create(root, "capped", clusterName="edge-1")
+        until("one fits below the cap", lambda: counts(root, "capped") == (1, 1))
+        assert "caps what comes from above at 1 replica" in str(root.status("capped")["conditions"])
+    finally:
+        edge.ask("DELETE", f"{POLICIES}/site")
+    until("without the policy all of it runs", lambda: [counts(root, name) for name in ("guest-b", "capped")] == [(2, 0), (2, 0)])
