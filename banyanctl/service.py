@@ -20,7 +20,7 @@ from msgspec import Struct, structs
 
 from banyanctl import notify, shims
 from banyanctl.credential import Endpoint, as_json, url
-from cluster_controller import clock, config
+from cluster_controller import clock, config, durable
 from cluster_controller.config import Config
 from cluster_controller.errors import AlreadyExists, InvalidInput, NotFound
 
@@ -188,8 +188,6 @@ def _freeze() -> None:
 
 def _write_admin(settings: Config, controller: "Controller", serving: "Serving") -> None:
     """The on-site credential, for this machine and the port that is bound now."""
-    from cluster_controller.identity import folder
-
     identity, admin = controller.identity(), controller.membership.loopback_admin()
     endpoint = Endpoint(
         server=_address(settings, serving),
@@ -198,7 +196,7 @@ def _write_admin(settings: Config, controller: "Controller", serving: "Serving")
         key=admin.key.decode(),
         advertised=url(settings.api_advertise[0], serving.port) if settings.api_advertise else "",
     )
-    folder.write(settings.admin_kubeconfig, as_json(endpoint, controller.name, "admin"))
+    durable.write(settings.admin_kubeconfig, as_json(endpoint, controller.name, "admin"))
 
 
 def _address(settings: Config, serving: "Serving") -> str:

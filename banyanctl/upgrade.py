@@ -17,6 +17,13 @@ from banyanctl.tree import read_rows
 from cluster_controller.errors import InvalidInput
 
 app = application("The versions of a tree: what is where, and how to go on.")
+
+
+@app.callback()
+def group() -> None:
+    """The versions of a tree: what is where, and how to go on."""  # a group although it has one command: others may come
+
+
 _VERSION = re.compile(r"v?(\d+)\.(\d+)(?:\.(\d+))?(.*)")
 NAMED = 20
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster_shim.kubernetes import durable
+from cluster_controller import durable
 
 
 def test_the_file_and_then_its_name_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,12 +6,12 @@ root and bring it back only to rotate the root's issuing certificate.
 """
 
 import os
-import secrets
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
 
+from cluster_controller.durable import sync_folder, write
 from cluster_controller.errors import InvalidInput, NotFound
 
 IDENTITY_FILE = "identity.json"
@@ -57,33 +57,10 @@ def create(folder: Path) -> None:
     folder.chmod(0o700)
 
 
-def write(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data``, 0600, durable when this returns."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
 def remove(path: Path) -> None:
     path.unlink(missing_ok=True)
     if path.parent.exists():
         sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read(path: Path) -> bytes:

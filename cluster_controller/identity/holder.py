@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 from cryptography import x509
 
+from cluster_controller import durable
 from cluster_controller.errors import Forbidden, InvalidInput, NotFound
 from cluster_controller.identity import certificates, contexts, keys
 from cluster_controller.identity import folder as folders
@@ -219,7 +220,7 @@ def create_root(folder: Path, name: str, now: datetime, lifetimes: Lifetimes = D
         joined=now.isoformat(),
     )
     folders.create(folder)
-    folders.write(folder / folders.TREE_CA_KEY_FILE, keys.to_pem(tree_key))
+    durable.write(folder / folders.TREE_CA_KEY_FILE, keys.to_pem(tree_key))
     folders.save(folder, saved)
     return load(folder, lifetimes)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from cluster_controller import durable
 from cluster_controller.errors import Conflict, Forbidden, InvalidInput
 from cluster_controller.identity import certificates, folder, holder, keys
 from cluster_controller.identity.certificates import Signer
@@ -60,7 +61,7 @@ def _next_key(path: Path) -> keys.PrivateKey:
     if file.exists():
         return keys.from_pem(folder.read(file), str(file))
     key = keys.generate()
-    folder.write(file, keys.to_pem(key))
+    durable.write(file, keys.to_pem(key))
     return key
 
 
@@ -133,7 +134,7 @@ def _take_place(path: Path) -> None:
     following = path / folder.NEXT_TREE_CA_KEY_FILE
     if following.exists():
         following.replace(path / folder.TREE_CA_KEY_FILE)
-        folder.sync_folder(path)
+        durable.sync_folder(path)
 
 
 def _trusting(identity: Identity, anchors: bytes) -> Identity:

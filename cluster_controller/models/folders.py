@@ -12,9 +12,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from cluster_controller.durable import sync_folder
 from cluster_controller.errors import InvalidInput, NotFound
 from cluster_controller.models.blobs import BlobStore
-from cluster_controller.models.incoming import disk_error, sync_folder, uninterrupted
+from cluster_controller.models.incoming import disk_error, uninterrupted
 from cluster_shim.contract import ModelFile
 
 MAX_FILES = 1024

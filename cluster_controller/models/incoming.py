@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cluster_controller.durable import sync_folder
 from cluster_controller.errors import InvalidInput, StoreError, StoreFull, StoreReadOnly
 
 T = TypeVar("T")
@@ -147,15 +148,6 @@ class Incoming:
             os.close(self._fd)
             self._fd = -1
         self._wake()
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in ``folder`` survive a power cut."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def disk_error(path: Path, error: OSError) -> StoreError:

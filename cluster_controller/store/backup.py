@@ -19,10 +19,11 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from cluster_controller.durable import sync_folder
 from cluster_controller.errors import AlreadyExists, InvalidInput, StoreCorrupt
 from cluster_controller.store.database import Batch, Change, Database
 from cluster_controller.store.envelope import seal, unseal
-from cluster_controller.store.folder import DATABASE, store_error, sync_folder
+from cluster_controller.store.folder import DATABASE, store_error
 from cluster_controller.store.history import Opening
 from cluster_controller.store.model import Event, Key, Stored, content_hash
 

@@ -18,9 +18,10 @@ from sqlalchemy import event as hooks
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
+from cluster_controller.durable import sync_folder
 from cluster_controller.errors import StoreCorrupt, StoreError, StoreReadOnly
 from cluster_controller.store import migrations, schema
-from cluster_controller.store.folder import DATABASE, FolderLock, full, prepare, sync_folder
+from cluster_controller.store.folder import DATABASE, FolderLock, full, prepare
 from cluster_controller.store.health import try_room
 from cluster_controller.store.model import HASH_BYTES, Event, Key, Stored, content_hash
 from cluster_controller.store.seal import SEALED_KINDS, Seal

@@ -8,6 +8,7 @@ import fcntl
 import os
 from pathlib import Path
 
+from cluster_controller.durable import sync_folder
 from cluster_controller.errors import StoreError, StoreFull, StoreInUse, StoreReadOnly
 
 DATABASE = "store.db"
@@ -45,15 +46,6 @@ def prepare(folder: Path) -> FolderLock:
         return FolderLock(folder)
     except OSError as error:
         raise store_error(error, folder) from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def full(path: Path, number: int = errno.ENOSPC) -> StoreFull:

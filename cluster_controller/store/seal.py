@@ -11,8 +11,9 @@ import os
 import secrets
 from pathlib import Path
 
+from cluster_controller.durable import sync_folder
 from cluster_controller.errors import StoreCorrupt
-from cluster_controller.store.folder import store_error, sync_folder
+from cluster_controller.store.folder import store_error
 
 SEALED_KINDS = frozenset({"Secret"})
 KEY_FILE = Path("identity") / "seal.key"

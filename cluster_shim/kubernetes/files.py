@@ -26,10 +26,10 @@ from urllib.parse import urlsplit
 import msgspec
 import structlog
 
+from cluster_controller import durable
 from cluster_controller.tasks import Tasks
 from cluster_shim import contract
 from cluster_shim.contract import Desired, ShimError
-from cluster_shim.kubernetes import durable
 from cluster_shim.kubernetes.render import Settings, Source
 from cluster_shim.kubernetes.settings import Address, files_address, files_listen
 from cluster_shim.kubernetes.trust import Trust

@@ -14,9 +14,8 @@ import msgspec
 import structlog
 from msgspec import Struct
 
-from cluster_controller import clock
+from cluster_controller import clock, durable
 from cluster_shim.contract import ShimError
-from cluster_shim.kubernetes import durable
 from cluster_shim.kubernetes.api import Api, ApiError, another
 from cluster_shim.kubernetes.rights import Question
 

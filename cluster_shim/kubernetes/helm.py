@@ -30,9 +30,10 @@ import msgspec
 import structlog
 import yaml
 
+from cluster_controller import durable
 from cluster_shim import contract
 from cluster_shim.contract import ShimError
-from cluster_shim.kubernetes import archive, durable, names
+from cluster_shim.kubernetes import archive, names
 from cluster_shim.kubernetes.apply import Facts
 
 log = structlog.get_logger()

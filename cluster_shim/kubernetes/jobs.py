@@ -15,7 +15,7 @@ import msgspec
 import structlog
 from msgspec import Struct
 
-from cluster_shim.kubernetes import durable
+from cluster_controller import durable
 from cluster_shim.kubernetes.plan import Item
 from cluster_shim.kubernetes.seen import Key, Seen
 

@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from cluster_controller import durable
 from cluster_shim.contract import ShimError
-from cluster_shim.kubernetes import durable
 
 CA_FILE = "files-ca.pem"
 KEY_FILE = "files-ca.key"

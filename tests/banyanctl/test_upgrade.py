@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import click
 import pytest
 
+from banyanctl import cli
 from banyanctl.upgrade import make, minor, order
 from cluster_controller.errors import InvalidInput
 
@@ -58,3 +60,8 @@ def test_versions_are_read_as_people_write_them() -> None:
     assert order("0.10.0") > order("0.9.9") > order("0.9.9rc1") > order("0.9.8")
     with pytest.raises(InvalidInput, match="no version"):
         make([], "latest")
+
+
+def test_it_is_a_group_although_it_has_one_command() -> None:
+    command = cli.load(cli.ENTRIES["upgrade"])
+    assert isinstance(command, click.Group) and list(command.commands) == ["plan"]

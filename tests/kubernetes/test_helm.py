@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
+from cluster_controller import durable
 from cluster_shim import contract
 from cluster_shim.contract import ShimError
-from cluster_shim.kubernetes import durable, helm
+from cluster_shim.kubernetes import helm
 from cluster_shim.kubernetes.apply import Facts
 from cluster_shim.kubernetes.helm import Helm
 
