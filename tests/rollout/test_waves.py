@@ -174,6 +174,7 @@ def test_paused_tells_nobody_further_and_its_time_is_nobodys_delay() -> None:
     field = Field(Rollout(wave=1, progress_deadline_seconds=60), ["a", "b"])
     field.put(NEW)
     field.look()
+    field.look()
     going, paused = field.rollout, msgspec.structs.replace(field.rollout, paused=True)
     field.rollout = paused
     assert field.look(10**6).status.phase == "Paused"
@@ -185,6 +186,30 @@ def test_paused_tells_nobody_further_and_its_time_is_nobodys_delay() -> None:
     field.well("a")
     field.look()
     assert field.has("new") == {"a", "b"}
+
+
+def test_who_has_it_keeps_its_place_when_others_come_back() -> None:
+    field = Field(Rollout(wave=1), ["a", "b", "c"])
+    field.turn("a", reachable=False)
+    field.put(NEW)
+    field.look()
+    field.turn("a", reachable=True)
+    field.look()
+    assert field.has("new") == {"b"}, "one at a time"
+
+
+def test_who_comes_back_after_a_failure_is_not_told() -> None:
+    field = Field(Rollout(wave=2), ["a", "b", "c"])
+    for name in ("b", "c"):
+        field.turn(name, reachable=False)
+    field.put(NEW)
+    field.look()
+    field.turn("a", verdict="failed")
+    field.look()
+    for name in ("b", "c"):
+        field.turn(name, reachable=True)
+    field.look()
+    assert field.has("new") == {"a"}
 
 
 def test_paused_from_the_beginning_nobody_is_told() -> None:
