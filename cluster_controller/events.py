@@ -49,8 +49,10 @@ class Reason(StrEnum):
     ROTATION_FINISHED = "RotationFinished"
 
 
+_REASONS = frozenset(reason.value for reason in Reason)
 WARNINGS = frozenset({Reason.LOST, Reason.ADOPTED, Reason.REPLACED, Reason.VETOED, Reason.NOT_IN_BACKUP})
 dropped: Counter[str] = Counter()  # by namespace, for /metrics
+happened: Counter[Reason] = Counter()  # what is of `Reason`, seen by this process; for /metrics
 
 
 def record(
@@ -65,6 +67,8 @@ def record(
 ) -> None:
     """Write or count one Event about an object. ``component`` is the room that saw it, ``timestamp`` the wall clock."""
     message = message[:MESSAGE_LIMIT]
+    if reason in _REASONS:  # others are as many as there are shims: they have no series of their own
+        happened[Reason(reason)] += 1
     digest = hashlib.sha256(f"{about.uid}\0{reason}\0{message}\0{kind}".encode()).hexdigest()[:16]
     key = Key("own", "Event", about.namespace or NAMESPACE, f"{about.name}.{digest}")
     stored = tx.get(key)

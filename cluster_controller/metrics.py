@@ -68,6 +68,10 @@ class _Collector(Collector):
         for namespace, count in events.dropped.items():
             dropped.add_metric([namespace], count)
         yield dropped
+        happened = CounterMetricFamily("banyan_happened", "Losses, returns, adoptions, moves and the like.", labels=["reason"])
+        for reason in events.Reason:
+            happened.add_metric([reason.value], events.happened[reason])
+        yield happened
         if self._front is not None:
             yield from self._requests(self._front)
 

@@ -3,8 +3,9 @@
 import asyncio
 from pathlib import Path
 
+from cluster_controller import events
 from cluster_controller.documents import decode
-from cluster_controller.events import KEPT, dropped, record
+from cluster_controller.events import KEPT, Reason, dropped, record
 from cluster_controller.resources import kinds
 from cluster_controller.store import Key, Store, Tx
 
@@ -44,6 +45,27 @@ def test_the_same_again_is_counted_and_the_oldest_go(tmp_path: Path) -> None:
         assert sum(dropped.values()) - before == 1 + KEPT + 400 - len(left)
         assert store.get(Key("own", "Event", "default", found[0].key.name)) is None  # the one heard of longest ago
         assert any(b"cut 1399" in stored.document for stored in left)
+        await store.close()
+
+    asyncio.run(play())
+
+
+def test_an_event_about_a_cluster_is_counted_by_its_reason(tmp_path: Path) -> None:
+    async def play() -> None:
+        store = await Store.open(tmp_path)
+        before = events.happened[Reason.ADOPTED]
+
+        def tell(tx: Tx) -> None:
+            for reason in (Reason.ADOPTED, Reason.HOME):
+                events.cluster(tx, "edge-1", "uid-1", reason, "by region-b", component="test", timestamp="2026-01-01T00:00:00Z")
+
+        await store.commit(tell)
+        found = {event.reason: event for event in (decode(stored.document, kinds.Event) for stored in store.list("own", "Event"))}
+        assert (found["Adopted"].type, found["ReturnedHome"].type) == ("Warning", "Normal")
+        assert found["Adopted"].involved_object.kind == "Cluster" and found["Adopted"].involved_object.uid == "uid-1"
+        assert events.happened[Reason.ADOPTED] == before + 1
+        await store.commit(lambda tx: happened(tx, "edge-1", "cut"))
+        assert not [reason for reason in events.happened if reason not in set(Reason)]
         await store.close()
 
     asyncio.run(play())
