@@ -173,8 +173,8 @@ class Rolling:
                 continue
             verdict, reason, message = judge(work, status, own=target == self._uid)
             waits = scene.waits.get(target)
-            if waits and verdict == "done":
-                verdict, message = "going", "; ".join(f"{name} {why}" for name, why in waits.items())
+            if waits and verdict in {"done", "going"}:  # whom it waits for is judged where that runs
+                verdict, message = "judging", "; ".join(f"{name} {why}" for name, why in waits.items())
             yield waves.Member(
                 uid=target,
                 name=self._name(tx, target),

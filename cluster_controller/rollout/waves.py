@@ -23,10 +23,13 @@ from cluster_controller.rollout.revision import Version
 
 NAMED = 20  # clusters that a status lists
 SPOKEN = 5  # clusters in one sentence
+WORDS = 400  # characters of what one cluster says; each level quotes those below it
+MESSAGE = 1024  # characters
 ROLLED_BACK = "RolledBack"
 LATE = "ProgressDeadlineExceeded"
 
-# going: not well yet, its time runs; judging: a controller that judges its own waves; asking: it waits for a person.
+# going: not well yet, its time runs; judging: a controller judges its own waves, or it waits for others to start first;
+# asking: it waits for a person.
 Verdict = Literal["going", "judging", "asking", "done", "failed"]
 Phase = Literal["Progressing", "Complete", "Failed"]
 
@@ -172,7 +175,7 @@ def _progress(state: State, watch: Watch, look: _Look) -> tuple[State, Watch, fl
 
 def _wait(state: State, watch: Watch, look: _Look, undone: Sequence[Member], index: int) -> tuple[State, Watch, float | None]:
     """Not all are well yet: has it taken too long?"""
-    going = [member for member in undone if member.verdict in {"going", "failed"} or member.revision != state.current.revision]
+    going = [member for member in undone if member.verdict not in {"judging", "asking"}]
     if not going:
         return state, Watch(), None
     seen = (state.current.revision, *sorted((member.uid, member.revision) for member in going))
@@ -188,7 +191,7 @@ def _wait(state: State, watch: Watch, look: _Look, undone: Sequence[Member], ind
 
 
 def _fail(state: State, look: _Look, index: int, reason: str, why: str) -> State:
-    message = f"wave {index + 1} of {len(look.waves)} failed: {why}"
+    message = _cut(f"wave {index + 1} of {len(look.waves)} failed: {why}", MESSAGE)
     return msgspec.structs.replace(
         state, wave=index, phase="Failed", reason=reason, message=message, asked=look.resume, patient=False, healthy_since=None
     )
@@ -253,7 +256,7 @@ def _status(state: State, plan: Rollout, waves: Sequence[Sequence[Member]]) -> R
         clusters=len(everybody),
         skipped=skipped[:NAMED],
         reason=reason,
-        message=message,
+        message=_cut(message, MESSAGE),
     )
 
 
@@ -281,7 +284,11 @@ def _words(state: State, plan: Rollout, waves: Sequence[Sequence[Member]], index
 
 
 def _said(member: Member) -> str:
-    return f"{member.name} ({member.message})" if member.message else member.name
+    return f"{member.name} ({_cut(member.message, WORDS)})" if member.message else member.name
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _list(names: Sequence[str]) -> str:

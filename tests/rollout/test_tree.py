@@ -424,6 +424,25 @@ def test_components_start_in_order_and_the_status_says_who_waits(tmp_path: Path)
     played(main, tmp_path)
 
 
+def test_waiting_for_others_is_no_delay_of_its_own(tmp_path: Path) -> None:
+    async def main(tree: Tree) -> None:
+        root = tree.sites["root"]
+        for site in tree.sites.values():
+            site.sick["app-store"] = 1
+        await put(root, "store", name="store")
+        await put(root, "v1", {"progressDeadlineSeconds": 60}, dependsOn=["store"])
+        await tree.quiet()
+        await tree.wait(1000)
+        await tree.quiet()
+        assert (rollout(root).phase, runs(tree)) == ("Progressing", [""] * 3)
+        for site in tree.sites.values():
+            site.sick.clear()
+        await tree.quiet()
+        assert (rollout(root).phase, runs(tree)) == ("Complete", ["v1"] * 3)
+
+    played(main, tmp_path)
+
+
 def test_applications_start_in_order_at_their_origin(tmp_path: Path) -> None:
     async def main(tree: Tree) -> None:
         root = tree.sites["root"]

@@ -371,6 +371,17 @@ def test_nobody_running_it_is_no_success_while_replicas_are_wanted() -> None:
         assert step(state, Watch(), Rollout(), [], resume="", now=1.0, wanted=wanted).status.phase == phase
 
 
+def test_what_many_levels_say_is_cut() -> None:
+    field = Field(Rollout(), ["a", "b", "c", "d"])
+    field.put(NEW)
+    field.look()
+    for name in field.members:
+        field.turn(name, message="x" * 10_000)
+    assert 1000 < len(field.look().status.message) <= 1024
+    field.turn("a", verdict="failed")
+    assert 400 < len(field.look().status.message) < 500
+
+
 def test_a_long_list_is_cut() -> None:
     field = Field(Rollout(), [f"c{number:02}" for number in range(30)])
     for name in list(field.members)[:25]:
