@@ -2,14 +2,17 @@
 
 import asyncio
 import random
+from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster_controller.placement import replacing
 from cluster_controller.placement.replace import OVERDUE, Outcome, Target, settle, stand_ins
+from cluster_controller.store import Key, Tx
 
 from .tree import Site, Tree, application, put_application
 
@@ -40,7 +43,7 @@ def counted(shares: dict[str, int], replaced: dict[str, int]) -> int:
 
 
 @given(counts, st.none() | st.just(10.0), targets)
-@settings(max_examples=2000)
+@settings(max_examples=300)
 def test_what_counts_never_exceeds_what_was_allotted(allotted: int, after: float | None, among: dict[str, Target]) -> None:
     outcome = settle(allotted, after, among)
     before = sum(item.share - item.replaced for item in among.values())
@@ -56,7 +59,7 @@ def test_what_counts_never_exceeds_what_was_allotted(allotted: int, after: float
 
 
 @given(counts, targets)
-@settings(max_examples=2000)
+@settings(max_examples=300)
 def test_while_there_is_time_only_what_is_ready_beyond_what_is_wanted_goes(allotted: int, among: dict[str, Target]) -> None:
     among = {uid: Target(**{name: getattr(item, name) for name in item.__struct_fields__} | {"back": 0.0}) for uid, item in among.items()}
     outcome = settle(allotted, 10.0, among)
@@ -66,7 +69,7 @@ def test_while_there_is_time_only_what_is_ready_beyond_what_is_wanted_goes(allot
 
 
 @given(counts, targets)
-@settings(max_examples=1000)
+@settings(max_examples=200)
 def test_the_surplus_ends_in_time(allotted: int, among: dict[str, Target]) -> None:
     late = {
         uid: Target(**{name: getattr(item, name) for name in item.__struct_fields__} | {"back": OVERDUE, "ceiling": item.share})
@@ -177,6 +180,96 @@ def test_a_silent_share_is_replaced_and_the_older_replicas_stay(tmp_path: Path, 
         for name in lost:
             assert tree.sites[name].running.get(uid, {}) == old[name], "the older replicas stay"
         assert events(judge, "ReplacementEnded")
+        await tree.close()
+
+    asyncio.run(play())
+
+
+def test_a_controllers_own_cluster_stands_in_too(tmp_path: Path) -> None:
+    async def play() -> None:
+        tree = Tree(tmp_path)
+        root = await tree.add("root", cpu_millis=200)
+        edge = await tree.add("edge-1", "root", 600)
+        await tree.quiet()
+        uid = await put_application(root, "emotion", 4, onUnreachable=REPLACE)
+        await tree.quiet()
+        before = (dict(root.running[uid]), dict(edge.running[uid]))
+        assert before == ({"serve": 2}, {"serve": 2})
+        await put_application(root, "emotion", 3, onUnreachable=REPLACE)
+        await tree.quiet()
+        held = sum(root.running[uid].values())
+        tree.set_cut("edge-1", True)
+        await tree.wait(11)
+        await tree.quiet()
+        assert sum(root.running[uid].values()) == 2, "as far as it has room"
+        status = application(root, "emotion").status  # type: ignore[union-attr]
+        assert (status.ready, status.unplaced) == (2, 1)
+        tree.set_cut("edge-1", False)
+        await tree.quiet()
+        assert (tree.total(uid), sum(root.running[uid].values())) == (3, held)
+        await tree.close()
+
+    asyncio.run(play())
+
+
+def test_after_a_restart_the_wait_begins_anew_and_what_was_replaced_stays_so(tmp_path: Path) -> None:
+    async def play() -> None:
+        tree = await grow(tmp_path)
+        root = tree.sites["root"]
+        uid = await put_application(root, "emotion", 4, onUnreachable=REPLACE)
+        await tree.quiet()
+        tree.set_cut("edge-1", True)
+        await tree.wait(9)
+        await tree.crash("region-a")
+        await tree.quiet()
+        await tree.wait(9)
+        await tree.quiet()
+        assert live(tree, uid) == 3, "nobody knows how long it was silent before"
+        await tree.wait(2)
+        await tree.quiet()
+        assert live(tree, uid) == 4
+        await tree.crash("region-a")
+        await tree.quiet()
+        assert (live(tree, uid), tree.total(uid)) == (4, 5)
+        tree.set_cut("edge-1", False)
+        await tree.quiet()
+        assert (live(tree, uid), tree.total(uid)) == (4, 4)
+        await tree.close()
+
+    asyncio.run(play())
+
+
+def test_a_region_that_is_cut_off_keeps_taints_and_vetoes(tmp_path: Path) -> None:
+    async def play() -> None:
+        tree = await grow(tmp_path, 200)
+        root, region = tree.sites["root"], tree.sites["region-a"]
+        uid = await put_application(root, "emotion", 2, onUnreachable=REPLACE, clusterName="edge-1")
+        await tree.quiet()
+        await put_application(root, "emotion", 2, onUnreachable=REPLACE, clusterSelector={"matchLabels": {"zone": "region-a"}})
+        await tree.quiet()
+        assert sum(tree.sites["edge-1"].running[uid].values()) == 2
+        vetoing, tainted = tree.sites["edge-2"], await tree.add("edge-5", "region-a", 200, {"zone": "region-a"})
+        await tree.quiet()
+
+        def write(tx: Tx, key: Key, change: Mapping[str, object]) -> None:
+            stored = tx.get(key)
+            document = msgspec.json.decode(stored.document) if stored is not None else {"metadata": {"name": key.name}}
+            tx.put(key, msgspec.json.encode(document | change), uid=stored.uid if stored is not None else "policy")
+
+        veto = {"spec": {"veto": [{"names": ["*"], "reason": "not here"}]}}
+        await vetoing.store.commit(lambda tx: write(tx, Key("own", "SitePolicy", "", "site"), veto))
+        taint = {"spec": {"taints": [{"key": "maker", "effect": "NoSchedule"}]}}
+        await region.store.commit(lambda tx: write(tx, Key("own", "Cluster", "", "edge-5"), taint))
+        await tree.quiet()
+        tree.set_cut("region-a", True)
+        tree.set_cut("edge-1", True)
+        await tree.wait(11)
+        await tree.quiet()
+        assert [sum(site.running.get(uid, {}).values()) for site in (vetoing, tainted)] == [0, 0]
+        await vetoing.store.commit(lambda tx: write(tx, Key("own", "SitePolicy", "", "site"), {"spec": {}}))
+        await region.store.commit(lambda tx: write(tx, Key("own", "Cluster", "", "edge-5"), {"spec": {}}))
+        await tree.quiet()
+        assert sum(sum(site.running.get(uid, {}).values()) for site in (vetoing, tainted)) == 2
         await tree.close()
 
     asyncio.run(play())
