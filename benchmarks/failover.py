@@ -6,6 +6,7 @@ course, dialler and TLS as a controller's, all in this process; their parents ar
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import time
@@ -219,9 +220,9 @@ class Crowd:
 
 async def stampede(tree: Tree, count: int) -> tuple[float, int, list[str]]:
     """Seconds from the parent's death until all are carried; how often one was told to come later; where they are."""
-    root, home, others = await planted(tree, 4)
+    _, home, others = await planted(tree, 4)
     lost = load_identity(home.folder / "identity")
-    addresses = {site.name: await address_of(root, site) for site in (home, *others)}
+    addresses = {site.name: address_of(site) for site in (home, *others)}
     uids = {site.name: load_identity(site.folder / "identity").uid for site in others}
     permitted = tuple(PermittedParent(uid, name, (addresses[name],), failover.SIBLING) for name, uid in uids.items())
     own = standings.Standing(child=lost.uid, parents=permitted, serial=1, signature=b"", chain=())
@@ -249,11 +250,10 @@ async def everybody(crowd: Sequence[Crowd], where: set[str]) -> bool:
     return all(one.last in where for one in crowd)
 
 
-async def address_of(root: Site, site: Site) -> str:
-    """Where a region is dialled: what it listens on."""
-    text = site.log_file.read_text(encoding="utf-8")
-    port = next(word for line in text.splitlines() if "tunnel.listening" in line for word in line.split() if "port" in word)
-    return f"127.0.0.1:{port.partition('=')[2] or port.rpartition(':')[2].strip('},')}"
+def address_of(site: Site) -> str:
+    """Where a region is dialled: what it says it listens on."""
+    lines = map(json.loads, site.log_file.read_text(encoding="utf-8").splitlines())
+    return next(f"127.0.0.1:{line['port']}" for line in lines if line.get("event") == "tunnel.listening")
 
 
 def born(lost: Identity, count: int, own: standings.Standing, address: str) -> list[tuple[Identity, standings.Standing]]:

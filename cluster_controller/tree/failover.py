@@ -1,8 +1,8 @@
 """Who may stand in for a lost parent, and whom this controller takes in: decisions with no socket, store or clock.
 
 A home parent lists for each child who may take it in: its own siblings, the grandparent, the child's siblings, and those further up;
-only controllers that advertise a tunnel address, never somebody below the child. Among equals the order starts at a place that the
-child's uid decides, so that the children of one dead parent spread over the alternates.
+only controllers that advertise a tunnel address, never somebody below the child. Among equals the order is drawn
+by the child's uid, so that the children of one dead parent spread over the alternates.
 
 An alternate adopts only while it is linked, hop by hop, to an ancestor of the child's home: otherwise the child would gain nothing,
 and two branches that both lost the root could take each other in. That rule needs no common knowledge: whoever has lost its own way
@@ -39,7 +39,8 @@ class Policy(Struct, frozen=True, kw_only=True):
 
 
 class Ring:
-    """Members that can be parents, in the order of a hash of their uids. One that comes or goes changes the lists of few."""
+    """Members that can be parents, thousands perhaps, in the order of a hash of their uids. One that comes or goes changes the lists
+    of few."""
 
     def __init__(self, members: Iterable[PermittedParent]) -> None:
         self._members = sorted((_place(one.uid), one) for one in members if one.addresses)
@@ -59,8 +60,8 @@ def permitted(child: str, me: PermittedParent, own: Standing | None, siblings: R
     """Who may take ``child`` in, in order. ``me`` is its home parent, ``own`` what that one's home parent signed for it."""
     found = [_as(me, HOME)]
     above = list(own.parents) if own is not None else []
-    uncles = Ring(one for one in above if one.relation == SIBLING)
-    found += [_as(one, UNCLE) for one in uncles.after(child, MOST[UNCLE])]
+    uncles = sorted((one for one in above if one.relation == SIBLING and one.addresses), key=lambda one: _place(child + one.uid))
+    found += [_as(one, UNCLE) for one in uncles[: MOST[UNCLE]]]
     found += [_as(one, GRANDPARENT) for one in above if one.relation == HOME and one.addresses]
     found += [_as(one, SIBLING) for one in siblings.after(child, MOST[SIBLING])]
     found += [_as(one, ANCESTOR) for one in above if one.relation in (GRANDPARENT, ANCESTOR) and one.addresses][: MOST[ANCESTOR]]

@@ -146,21 +146,24 @@ class Dialer:
         log.info("parent.unreachable", parent=parent.name or None, address=address, error=str(error))
 
     async def _reach(self, address: Address, uid: str, proxy: str | None, seconds: float | None) -> Link:
-        """An established link, within ``seconds``."""
+        """An established link. ``seconds`` bound the first byte of an answer: who has answered at all is only busy, with a crowd perhaps,
+        and to begin anew would make it worse; from then on the handshake's own time bounds it."""
         handshake = Dialling(self._owner, uid)
         link = Link(handshake, self._owner.limits, dialled=True)
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(seconds) as patience:
+                link.on_first_byte = lambda: patience.reschedule(None)
                 await connect(link, self._context(), address, proxy=proxy, wires=self._wires)
                 handshake.start(link)
                 await handshake.outcome
         except TimeoutError:
-            link.close(CloseCode.HANDSHAKE_TIMEOUT, f"not taken in within {seconds:g} s")
-            raise Unreachable(f"{address} does not take this cluster in within {seconds:g} s") from None
+            link.close(CloseCode.HANDSHAKE_TIMEOUT, f"no answer within {seconds:g} s")
+            raise Unreachable(f"{address} does not answer within {seconds:g} s") from None
         except asyncio.CancelledError:
             link.close(CloseCode.GOING_AWAY, "this controller stops")
             raise
         finally:
+            link.on_first_byte = None
             if not handshake.outcome.cancel() and not handshake.outcome.cancelled():
                 handshake.outcome.exception()  # seen: it is what was raised, or the dialling was cancelled
         return link

@@ -6,6 +6,7 @@ when the kernel has taken that one. The timer serves heartbeat, death, a stuck m
 """
 
 import asyncio
+from collections.abc import Callable
 
 import structlog
 
@@ -61,6 +62,7 @@ class Link:
         self._pacer = Pacer()
         self._bulk_at = 0.0  # loop time at which bulk may go on
         self._ended = False
+        self.on_first_byte: Callable[[], None] | None = None  # called once, when anything at all has come from the other side
         self._heard: list[asyncio.Future[None]] = []
         self._gone: list[asyncio.Future[None]] = []
 
@@ -261,6 +263,9 @@ class Link:
 
     def wire_received(self) -> None:
         self.connection.liveness.last_heard = boottime()
+        if self.on_first_byte is not None:
+            first, self.on_first_byte = self.on_first_byte, None
+            first()
         if self._heard:
             for heard in self._heard:
                 if not heard.done():

@@ -5,10 +5,11 @@ import base64
 import contextlib
 import ssl
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
-from cluster_controller.errors import InvalidInput
+from cluster_controller.errors import InvalidInput, Unreachable
 from cluster_controller.identity.contexts import join_client
 from cluster_controller.tunnel import JoinRequest, Limits, ProxyFailed, ask
 from cluster_controller.tunnel.proxy import Address, parse_address, parse_proxy, proxy_for
@@ -232,5 +233,37 @@ def test_dialling_with_nothing_to_dial_is_an_error_at_once() -> None:
         for addresses in ([], ["host:port"]):
             with pytest.raises(InvalidInput):
                 await child.tunnel.dial(addresses, "")
+
+    run(main)
+
+
+def test_an_attempt_is_bounded_by_the_first_byte_of_an_answer_and_a_busy_parent_is_waited_for() -> None:
+    async def main() -> None:
+        parent, child = Member(root()), Member(identity("region"))
+        asked, release = asyncio.Event(), asyncio.Event()
+        real = parent.welcome
+
+        async def busy(hello: Any, peer: Any) -> Any:
+            asked.set()
+            await release.wait()
+            return await real(hello, peer)
+
+        parent.welcome = busy  # type: ignore[method-assign]
+        frozen = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+        try:
+            port = await parent.tunnel.serve("127.0.0.1", 0)
+            dialer = child.tunnel._dialer
+            with pytest.raises(Unreachable, match="does not answer within 0.05 s"):
+                await dialer._reach(parse_address(f"127.0.0.1:{frozen.sockets[0].getsockname()[1]}"), "", "", 0.05)
+            attempt = asyncio.create_task(dialer._reach(parse_address(f"127.0.0.1:{port}"), parent.uid, "", 5.0))
+            await asked.wait()
+            (wire,) = child.tunnel._wires.open
+            assert wire._owner.on_first_byte is None  # type: ignore[attr-defined]  # the bound is lifted
+            release.set()
+            assert (await attempt).peer_uid == parent.uid
+        finally:
+            frozen.close()
+            await child.close()
+            await parent.close()
 
     run(main)
