@@ -107,6 +107,9 @@ def _application(told: story.Story, ages: Mapping[str, str]) -> None:
     ready = f"{state.get('ready', 0)} of {state.get('desired', 0)} ready"
     print(f"{metadata['namespace']}/{metadata['name']}  {state.get('phase') or 'Pending'}  {ready}")
     print(_written(told))
+    rollout = state.get("rollout")
+    if rollout:
+        print(f"rollout: {rollout['phase']}, {rollout.get('message', '')}")
     print()
     rows = [
         (

@@ -61,6 +61,10 @@ class _Collector(Collector):
             crashes.add_metric([owner], count)
         yield crashes
         yield CounterMetricFamily("banyan_placements", "Placement decisions taken.", value=controller.engine.settled)
+        rollouts = GaugeMetricFamily("banyan_rollouts", "Rollouts at this controller, by how far they are.", labels=["phase"])
+        for phase, number in sorted(controller.engine.rollouts().items()):
+            rollouts.add_metric([phase], number)
+        yield rollouts
         yield CounterMetricFamily(
             "banyan_reports_unknown", "Reports about applications that are not known here, dropped.", value=controller.engine.unknown
         )

@@ -53,6 +53,7 @@ class Explained(NamedTuple):
     given: Mapping[str, Mapping[str, Given]]
     answers: Mapping[tuple[str, str], kinds.ComponentStatus]  # (target, component): what it says of its newest share
     replaced: Mapping[str, Mapping[str, int]]  # target → component: of its share, what others hold while it is out of reach
+    waits: Mapping[str, Mapping[str, str]]  # target → component: why its first start waits
 
 
 class Engine:
@@ -60,7 +61,6 @@ class Engine:
     seconds one of them was not heard; ``strays``: descendants that are heard by way of adopters (`tree.away`). ``now`` is the boot-time
     clock."""
 
-    waits: Mapping[str, Mapping[str, str]]  # target → component: why its first start waits
     def __init__(
         self,
         store: Store,
@@ -203,6 +203,10 @@ class Engine:
         names = [component.name for component in allotment.components]
         return self._carried.ready(tx, self._subtree.name(tx, target), allotment.application.uid, names)
 
+    def rollouts(self) -> Mapping[str, int]:
+        """How many rollouts are in each phase here, for /metrics."""
+        return self._rolling.phases()
+
     def ring(self) -> None:
         """Look at what has waited long enough; the alarm does so by itself."""
         self._alarm.ring()
@@ -344,6 +348,7 @@ class Engine:
             given=given,
             answers=said,
             replaced={target: plan.replaced(target) for target in given},
+            waits=self._rolling.waiting(tx, allotment, plan.whole(placement.shares), seen),
         )
 
     def _demand(self, allotment: Allotment) -> Demand:
@@ -352,7 +357,6 @@ class Engine:
             allotment.application.uid, allotment.components, allotment.placement, origin=not allotment.chain, models=models
         )
 
-            waits=self._rolling.waiting(tx, allotment, plan.whole(placement.shares), seen),
     def _withdraw(self, tx: Tx, application: str, allotment: Allotment | None, ceilings: Mapping[str, Mapping[str, int]]) -> None:
         """Take the Works back. The Application goes when every target in reach has confirmed; the rest is listed at its Cluster."""
         self._works.remove_all(tx, application)

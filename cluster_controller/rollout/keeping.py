@@ -4,6 +4,7 @@ What must outlive a restart (how far it is, the version before) is a fact of the
 a crash forgets neither or both. An Application without ``rollout`` has no such fact and costs nothing here.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Literal, NamedTuple, Protocol
 
@@ -106,6 +107,7 @@ class Rolling:
         self._now = now
         self._timestamp = timestamp
         self._watches: dict[str, waves.Watch] = {}
+        self._phases: dict[str, str] = {}  # application → phase of its rollout here
 
     def plan(self, tx: Tx, task: Task, shares: Shares, seen: Mapping[str, Target]) -> Rolled:
         """What the targets shall be told of ``shares``; the next state is written into the transaction."""
@@ -119,8 +121,13 @@ class Rolling:
             orders[target] = Order(revision=task.revision, components=components, references=[])
         return Rolled(orders, scene.waits)
 
+    def phases(self) -> Counter[str]:
+        """How many rollouts are in each phase, for /metrics."""
+        return Counter(self._phases.values())
+
     def forget(self, tx: Tx, application: str) -> None:
         self._watches.pop(application, None)
+        self._phases.pop(application, None)
         if tx.fact(_fact(application)) is not None:
             tx.set_fact(_fact(application), None)
 
@@ -136,6 +143,7 @@ class Rolling:
         watch = self._watches.get(application, waves.Watch()) if same else waves.Watch()
         step = waves.step(state, watch, rollout, members, resume=task.resume, now=self._now(), wanted=wanted)
         self._watches[application] = step.watch
+        self._phases[application] = step.status.phase
         now = step.state
         if now != before:
             tx.set_fact(_fact(application), msgspec.json.encode(now))

@@ -208,6 +208,7 @@ def test_without_a_rollback_it_stops_says_so_and_a_person_may_say_go_on(tmp_path
         await tree.quiet()
         assert runs(tree) == ["v2", "v1", "v1"]
         assert (rollout(root).phase, status(root).phase, condition(root, "Progressing").status) == ("Failed", "Degraded", "False")
+        assert [tree.sites[name].engine.rollouts() for name in ("root", "edge-2")] == [{"Failed": 1}, {"Complete": 1}]
         assert "not ready after 60 s" in rollout(root).message
         for site in tree.sites.values():
             site.slow.clear()
