@@ -16,6 +16,8 @@ from cluster_controller.placement.divide import standing, takes_more
 from cluster_controller.placement.filters import UNBOUNDED, matches
 from cluster_controller.placement.model import ClusterRecord, ComponentDemand, Demand, Given, Spread, Weight
 
+NOTHING = Given()
+
 
 class Around(Struct, frozen=True):
     """What a decision knows beside the cluster that it looks at."""
@@ -52,10 +54,24 @@ class Bins:
         by_target: dict[str, list[ClusterRecord]] = {}
         for cluster in among:
             by_target.setdefault(cluster.via, []).append(cluster)
-        return {
-            target: self._branch(component, target, by_target.get(target, []), given.get(target, Given()))
-            for target in sorted({*by_target, *given})
-        }
+        found = {}
+        for target in sorted({*by_target, *given}):
+            stands, behind = given.get(target, NOTHING), by_target.get(target, [])
+            if stands is NOTHING and len(behind) == 1 and not behind[0].running:
+                branch = self._fresh(component, behind[0])
+                if branch is not None:
+                    found[target] = branch
+            else:
+                found[target] = self._branch(component, target, behind, stands)
+        return found
+
+    def _fresh(self, component: ComponentDemand, cluster: ClusterRecord) -> Branch | None:
+        """Of a single cluster that has nothing yet, as most are; None when it has no room, and nobody is compared with it."""
+        room = 0 if cluster.cordoned else self._space.room(component, cluster)
+        if not room and not self._demand.spread:
+            return None
+        bare = Bin(uid=cluster.uid, name=cluster.name, target=cluster.via, room=room)
+        return Branch(given=NOTHING, bins=(self._bin(component, cluster, bare, NOTHING),), clusters=1 if room else 0, room=room)
 
     def _branch(self, component: ComponentDemand, target: str, among: Sequence[ClusterRecord], stands: Given) -> Branch:
         rooms = [0 if cluster.cordoned else self._space.room(component, cluster) for cluster in among]

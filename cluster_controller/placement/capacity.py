@@ -12,17 +12,19 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from cluster_controller.placement.filters import fit, node_matches, room
+from cluster_controller.placement.filters import fit, fitting, node_matches
 from cluster_controller.placement.fleet import Fleet
 from cluster_controller.placement.model import ClusterRecord, ComponentDemand, NodeRecord, Request
 
 
 class Space:
-    """The clusters of one decision with what is left on their nodes."""
+    """The clusters of one decision with what is left on their nodes. ``pending`` is taken off a target when it is first looked at."""
 
-    def __init__(self, clusters: Iterable[ClusterRecord]) -> None:
+    def __init__(self, clusters: Iterable[ClusterRecord], pending: Mapping[str, Request] | None = None) -> None:
         self._fleet = clusters if isinstance(clusters, Fleet) else Fleet(clusters)
         self._left: dict[str, tuple[NodeRecord, ...]] = {}  # of clusters from which something was taken
+        self._pending = {target: asked for target, asked in (pending or {}).items() if asked}
+        self._rooms: dict[str, dict[str, tuple[object, object]]] = {}  # component → answers, while the decision lasts
 
     def of(self, uid: str) -> ClusterRecord | None:
         """The record with what is free on its nodes now."""
@@ -35,11 +37,36 @@ class Space:
 
     def now(self, cluster: ClusterRecord) -> ClusterRecord:
         """The same record with what is free on its nodes now."""
-        left = self._left.get(cluster.uid)
-        return cluster if left is None else msgspec.structs.replace(cluster, nodes=left)
+        nodes = self._nodes(cluster)
+        return cluster if nodes is cluster.nodes else msgspec.structs.replace(cluster, nodes=nodes)
+
+    def _nodes(self, cluster: ClusterRecord) -> tuple[NodeRecord, ...]:
+        if cluster.via in self._pending:
+            self._drain_target(cluster.via, self._pending.pop(cluster.via))
+        return self._left.get(cluster.uid, cluster.nodes)
+
+    def _drain_target(self, target: str, asked: Request) -> None:
+        behind = self._fleet.behind(target)
+        about = (asked, tuple(record.nodes for record in behind))
+        memo = self._fleet.memo("drained")
+        before = memo.get(target)
+        if before is not None and _same(before[0], about):
+            self._left.update(before[1])  # type: ignore[call-overload]
+            return
+        self.drain(behind, asked)
+        memo[target] = (about, {record.uid: self._left[record.uid] for record in behind})
 
     def room(self, component: ComponentDemand, cluster: ClusterRecord) -> int:
-        return room(component, self.now(cluster))
+        nodes = self._nodes(cluster)
+        memo = self._rooms.get(component.name)
+        if memo is None:
+            memo = self._rooms[component.name] = self._fleet.memo(_fit_question(component))
+        found = memo.get(cluster.uid)
+        if found is None or found[0] is not nodes:
+            found = memo[cluster.uid] = (nodes, fitting(component, nodes))
+        fits = found[1]
+        assert isinstance(fits, int)
+        return min(fits, max(0, 1 - cluster.running.get(component.name, 0))) if component.single else fits
 
     def occupy(self, component: ComponentDemand, clusters: Sequence[ClusterRecord], replicas: int) -> None:
         """``replicas`` more of ``component`` will run somewhere on ``clusters``: where most of them fit, first."""
@@ -50,7 +77,7 @@ class Space:
             if replicas <= 0:
                 return
             record = self.now(cluster)
-            takes = min(replicas, room(component, record))
+            takes = min(replicas, self.room(component, record))
             self._left[cluster.uid] = occupied(record.nodes, component, takes)
             replicas -= takes
 
@@ -60,6 +87,25 @@ class Space:
         drained = iter(drain([node for record in records for node in record.nodes], asked))
         for record in records:
             self._left[record.uid] = tuple(next(drained) for _ in record.nodes)
+
+
+def _same(before: object, now: tuple[Request, tuple[tuple[NodeRecord, ...], ...]]) -> bool:
+    """Whether it is about the very same objects."""
+    assert isinstance(before, tuple)
+    return before[0] is now[0] and len(before[1]) == len(now[1]) and all(one is other for one, other in zip(before[1], now[1], strict=True))
+
+
+def _fit_question(component: ComponentDemand) -> tuple[object, ...]:
+    """All that decides how many replicas fit on given nodes."""
+    request = component.request
+    return (
+        request.cpu_millis,
+        request.memory_bytes,
+        tuple(sorted(request.accelerators.items())),
+        component.node,
+        tuple(sorted(component.node_labels.items())),
+        component.architectures,
+    )
 
 
 def occupied(nodes: Sequence[NodeRecord], component: ComponentDemand, replicas: int) -> tuple[NodeRecord, ...]:
@@ -115,6 +161,9 @@ def _left(free: int, total: int, asked: int) -> int:
     return max(0, free - -(-asked * free // total)) if asked < total else 0
 
 
+NOTHING = Request()
+
+
 class Ledger:
     """What was given to each target, all applications together: one sum per target.
 
@@ -143,7 +192,7 @@ class Ledger:
         self._sums.clear()
 
     def total(self, target: str) -> Request:
-        return self._sums.get(target, Request())
+        return self._sums.get(target, NOTHING)
 
 
 def add(one: Request, other: Request, times: int = 1) -> Request:

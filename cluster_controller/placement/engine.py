@@ -44,6 +44,13 @@ log = structlog.get_logger()
 REFERENCED = ("Model", "ConfigMap", "Secret")
 
 
+class _Asked(msgspec.Struct):
+    """All of an Application but what controllers write about it."""
+
+    metadata: msgspec.Raw = msgspec.Raw()
+    spec: msgspec.Raw = msgspec.Raw()
+
+
 class Explained(NamedTuple):
     """A decision with all that it was taken from."""
 
@@ -149,6 +156,8 @@ class Engine:
 
     def _know(self, event: Event, application: str) -> None:
         if event.kind_of == "put":
+            if event.previous is not None and event.stored.key.space == "own" and _only_status(event.previous, event.stored):
+                return  # this room wrote it
             self._learn(application, event.stored)
         else:
             self._keys.pop(application, None)
@@ -274,16 +283,15 @@ class Engine:
 
         Where a target's own users ask for more this comes out too small. Then its placement, which knows, reports what did not fit.
         """
-        pending = {}
-        for target, counted in self._subtree.asked(tx).items():
-            if not self._ledger.total(target):
+        pending = dict(self._subtree.pending(tx))
+        for target, per in given.items():
+            if target == self._uid or target not in pending:
                 continue
-            left = add(self._ledger.total(target), counted, -1)
+            left = pending[target]
             for component in allotment.components:
-                item = given.get(target, {}).get(component.name, Given())
+                item = per.get(component.name, Given())
                 left = add(left, records.request(component.resources), -max(0, item.share - item.unplaced - item.counted))
-            if target != self._uid:
-                pending[target] = positive(left)
+            pending[target] = positive(left)
         return pending
 
     def _book(self, application: str, seen: Mapping[str, Seen]) -> None:
@@ -423,6 +431,12 @@ class Engine:
             if target == self._uid and work is not None:
                 running[target] = {component.name: component.replicas for component in work.components if component.replicas}
         return self._subtree.records(tx, running)
+
+
+def _only_status(before: Stored, after: Stored) -> bool:
+    """Whether the two versions of an Application ask for the same."""
+    one, other = (msgspec.json.decode(stored.document, type=_Asked) for stored in (before, after))
+    return one == other
 
 
 def _confirmed(seen: Mapping[str, Seen]) -> dict[str, dict[str, int]]:

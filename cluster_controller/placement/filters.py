@@ -68,13 +68,18 @@ def grace(taint: Taint, tolerations: Iterable[Toleration]) -> float:
 
 def refuse(demand: Demand, component: ComponentDemand, cluster: ClusterRecord) -> Refusal | None:
     """The first reason why ``cluster`` may not hold ``component``, capacity aside; None when it may."""
+    return refuse_unmeant(demand, component, cluster) or refuse_itself(demand, component, cluster)
+
+
+def refuse_unmeant(demand: Demand, component: ComponentDemand, cluster: ClusterRecord) -> Refusal | None:
+    """Why the application does not mean this cluster; None when it does."""
 
     def no(name: str, message: str, remedy: str) -> Refusal:
         return Refusal(cluster=cluster.uid, component=component.name, filter=name, message=message, remedy=remedy)
 
     name = cluster.name
     if not cluster.runs_applications:
-        return no("NoShim", "is a controller without a cluster of its own", f"place on its members, or start {name} with a shim")
+        return _no_shim(component, cluster)
     if demand.cluster_names and name not in demand.cluster_names:
         return _not_named(demand, component, cluster)
     if not matches(demand.selector, cluster.labels):
@@ -85,6 +90,18 @@ def refuse(demand: Demand, component: ComponentDemand, cluster: ClusterRecord) -
             f"does not match placement.clusterSelector: {describe(demand.selector, cluster.labels)}",
             f"kubectl label cluster {name} {labels} --overwrite, or {change}" if labels else f"change the labels of {name}, or {change}",
         )
+    return None
+
+
+def refuse_itself(demand: Demand, component: ComponentDemand, cluster: ClusterRecord) -> Refusal | None:
+    """Why the cluster as it is takes no such component. Of ``demand`` only the tolerations are looked at: many demands ask the same."""
+
+    def no(name: str, message: str, remedy: str) -> Refusal:
+        return Refusal(cluster=cluster.uid, component=component.name, filter=name, message=message, remedy=remedy)
+
+    name = cluster.name
+    if not cluster.runs_applications:
+        return _no_shim(component, cluster)
     away = _tainted(demand, component, cluster, "NoExecute")  # before a cordon: it takes away what runs, too
     if away is not None:
         return away
@@ -140,6 +157,11 @@ def _tainted(demand: Demand, component: ComponentDemand, cluster: ClusterRecord,
     return None
 
 
+def _no_shim(component: ComponentDemand, cluster: ClusterRecord) -> Refusal:
+    message, remedy = "is a controller without a cluster of its own", f"place on its members, or start {cluster.name} with a shim"
+    return Refusal(cluster=cluster.uid, component=component.name, filter="NoShim", message=message, remedy=remedy)
+
+
 def _not_named(demand: Demand, component: ComponentDemand, cluster: ClusterRecord) -> Refusal:
     one = demand.names_field == "placement.clusterName"
     wanted = f"{demand.names_field} {'is' if one else 'are'} {', '.join(demand.cluster_names)}"
@@ -186,7 +208,7 @@ def _refuse_nodes(component: ComponentDemand, cluster: ClusterRecord) -> Refusal
 
 
 def _node_labels_match(component: ComponentDemand, node: NodeRecord) -> bool:
-    return all(node.labels.get(key) == value for key, value in component.node_labels.items())
+    return not component.node_labels or all(node.labels.get(key) == value for key, value in component.node_labels.items())
 
 
 def node_matches(component: ComponentDemand, node: NodeRecord) -> bool:
@@ -201,13 +223,13 @@ def node_matches(component: ComponentDemand, node: NodeRecord) -> bool:
 
 def room(component: ComponentDemand, cluster: ClusterRecord) -> int:
     """How many *more* replicas of ``component`` fit on the matching nodes of ``cluster``."""
-    fitting = 0
-    for node in cluster.nodes:
-        if node_matches(component, node):
-            fitting += node.count * fit(component.request, node)
-    if component.single:
-        fitting = min(fitting, max(0, 1 - cluster.running.get(component.name, 0)))
-    return min(fitting, UNBOUNDED)
+    fits = fitting(component, cluster.nodes)
+    return min(fits, max(0, 1 - cluster.running.get(component.name, 0))) if component.single else fits
+
+
+def fitting(component: ComponentDemand, nodes: Iterable[NodeRecord]) -> int:
+    """How many replicas fit on those of ``nodes`` on which it may run."""
+    return min(UNBOUNDED, sum(node.count * fit(component.request, node) for node in nodes if node_matches(component, node)))
 
 
 def fit(request: Request, node: NodeRecord) -> int:

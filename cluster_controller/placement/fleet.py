@@ -10,6 +10,8 @@ from typing import overload
 from cluster_controller.placement.filters import matches
 from cluster_controller.placement.model import ClusterRecord, Requirement
 
+MOST_QUESTIONS = 64
+
 
 class Fleet(Sequence[ClusterRecord]):
     """Records in a fixed order."""
@@ -18,6 +20,7 @@ class Fleet(Sequence[ClusterRecord]):
         self._records = list(records)
         self._at = {record.uid: index for index, record in enumerate(self._records)}
         self._changed: dict[str, ClusterRecord] = {}
+        self._memos: dict[object, dict[str, tuple[object, object]]] = {}
         self.labels: dict[str, Mapping[str, str]] = {record.uid: record.labels for record in self._records}
         self._by_label: dict[tuple[str, str], list[int]] = {}
         self._by_name: dict[str, list[int]] = {}
@@ -47,6 +50,19 @@ class Fleet(Sequence[ClusterRecord]):
         other.__dict__.update(self.__dict__)
         other._changed = {**self._changed, **changed}
         return other
+
+    def memo(self, question: object) -> dict[str, tuple[object, object]]:
+        """Answers to one question about clusters: uid → (what it was asked about, the answer).
+
+        An answer counts only for the very same object that it was asked about, so nothing has to be thrown away when something
+        changes. The oldest question goes first.
+        """
+        found = self._memos.get(question)
+        if found is None:
+            if len(self._memos) >= MOST_QUESTIONS:
+                del self._memos[next(iter(self._memos))]
+            found = self._memos[question] = {}
+        return found
 
     def __len__(self) -> int:
         return len(self._records)

@@ -15,7 +15,7 @@ from cluster_controller.placement.assign import Assignment, assign
 from cluster_controller.placement.bins import Around, Bins, Branch, promised
 from cluster_controller.placement.capacity import Space
 from cluster_controller.placement.divide import Target, divide
-from cluster_controller.placement.filters import capacity_refusal, refuse, unknown_names
+from cluster_controller.placement.filters import capacity_refusal, refuse_itself, refuse_unmeant, unknown_names
 from cluster_controller.placement.fleet import Fleet
 from cluster_controller.placement.model import ClusterRecord, ComponentDemand, Demand, Given, Placement, Refusal, Request, Score
 from cluster_controller.placement.weighing import planned, weigh
@@ -117,15 +117,27 @@ def _filter(
     """
     passed: list[ClusterRecord] = []
     refused: list[Refusal] = []
+    memo = fleet.memo(_question(demand, component))
     for cluster in fleet if reasons else fleet.candidates(demand.selector, demand.cluster_names):
-        refusal = refuse(demand, component, cluster) or refuse_wishes(demand, component, cluster, around)
+        known = memo.get(cluster.uid)
+        if known is None or known[0] is not cluster:
+            known = memo[cluster.uid] = (cluster, refuse_itself(demand, component, cluster))
+        refusal = (refuse_unmeant(demand, component, cluster) if reasons else None) or known[1]
+        refusal = refusal or refuse_wishes(demand, component, cluster, around)
         if refusal is None:
             passed.append(cluster)
             continue
+        assert isinstance(refusal, Refusal)
         if refusal.filter in STAYS and cluster.running.get(component.name):
             passed.append(msgspec.structs.replace(cluster, cordoned=True))
         refused.append(refusal)
     return passed, refused
+
+
+def _question(demand: Demand, component: ComponentDemand) -> tuple[object, ...]:
+    """All that decides, beside the record, what `refuse_itself` answers."""
+    where = (component.node, tuple(sorted(component.node_labels.items())), component.architectures)
+    return component.name, component.kind, *where, demand.tolerations
 
 
 def _space(
@@ -136,10 +148,7 @@ def _space(
     pending: Mapping[str, Request],
 ) -> Space:
     """What is really left: without what others, and this application itself, were promised and are not seen to run yet."""
-    space = Space(fleet)
-    for target, asked in pending.items():
-        if asked:
-            space.drain(fleet.behind(target), asked)
+    space = Space(fleet, pending)
     for component in demand.components:
         among: dict[str, list[ClusterRecord]] = {target: [] for target in given}
         for cluster in passed[component.name] if given else ():

@@ -76,6 +76,8 @@ def cost(objective: Objective, hourly_micros: int, millis: float | None) -> int:
 
 def preference(demand: Demand, cluster: ClusterRecord, labels: Mapping[str, Mapping[str, str]]) -> int:
     """Weights of what is wished and holds, minus those of what should be elsewhere."""
+    if not (demand.preferences or demand.neighbours or cluster.taints):
+        return 0
     weight = sum(each.weight for each in demand.preferences if matches(each.selector, cluster.labels))
     for each in demand.neighbours:
         if each.weight and near(each.where, each.topology, cluster, labels):

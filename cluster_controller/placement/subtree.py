@@ -9,7 +9,7 @@ import msgspec
 
 from cluster_controller.documents import Documents
 from cluster_controller.placement import records
-from cluster_controller.placement.capacity import Ledger, add
+from cluster_controller.placement.capacity import Ledger, add, positive
 from cluster_controller.placement.fleet import Fleet
 from cluster_controller.placement.model import Request
 from cluster_controller.resources import kinds
@@ -28,7 +28,9 @@ class Subtree:
         self._clusters: list[tuple[kinds.Cluster, str]] | None = None
         self.names: dict[str, str] = {}  # of the clusters, by uid
         self.ways: dict[str, str] = {}  # and through whom they are reached
+        self._pending: dict[str, tuple[Request, Request, Request]] = {}  # what a difference was made of, and the difference
         self._asked: dict[str, Request] = {}  # per target, what its clusters say that is asked for there
+        self._parents: set[str] = set()  # who has others below it
         self._places: dict[str, int] = {}  # where each stands in the list
         self._own: kinds.Cluster | None = None
         self._branches = False  # whether somebody holds back, or drains, a whole branch
@@ -41,10 +43,13 @@ class Subtree:
     def changed(self, before: kinds.Cluster | None, after: kinds.Cluster | None) -> bool:
         """One Cluster has changed. True: it stands where it stood, and the others are as they were."""
         at = self._places.get(after.status.uid) if after is not None else None
-        branches = self._branches or (after is not None and _for_branch(after))  # what others below it are, depends on it
+        above = after is not None and after.status.uid in self._parents
+        branches = self._branches or (after is not None and above and _for_branch(after))  # what others below it are, depends on it
         if branches or self._clusters is None or before is None or after is None or at is None or _place(before) != _place(after):
             self.forget()
-            return before is not None and after is not None and _for_others(before) == _for_others(after)
+            if before is None or after is None or _place(before) != _place(after):
+                return False
+            return not above or _for_others(before) == _for_others(after)
         via = self._clusters[at][1]
         self._clusters[at] = (after, via)
         self._fleet.update(records.cluster(after, via, {}))
@@ -57,7 +62,8 @@ class Subtree:
         """Every cluster of the subtree with the uid of the direct child (or self) through which it is reached."""
         if self._clusters is None:
             documents = [self._documents.read(stored, kinds.Cluster) for stored in tx.list("own", "Cluster")]
-            self._branches = any(_for_branch(document) for document in documents)
+            self._parents = {document.status.parent_uid for document in documents}
+            self._branches = any(_for_branch(document) for document in documents if document.status.uid in self._parents)
             documents = strictest(documents) if self._branches else documents
             parents = {document.status.uid: document.status.parent_uid for document in documents}
             ways = ((document, _via(document.status.uid, parents, self._uid)) for document in documents)
@@ -76,6 +82,19 @@ class Subtree:
         """Per target, what its clusters say that is asked for there."""
         self.known(tx)
         return self._asked
+
+    def pending(self, tx: Tx) -> dict[str, Request]:
+        """Per target below, what it was given by this controller and what no cluster there has counted as asked for yet."""
+        self.known(tx)
+        found = {}
+        for target, counted in self._asked.items():
+            total = self._ledger.total(target)
+            before = self._pending.get(target)
+            if before is None or before[0] is not total or before[1] is not counted:
+                before = self._pending[target] = (total, counted, positive(add(total, counted, -1)))
+            if target != self._uid and total and before[2]:
+                found[target] = before[2]
+        return found
 
     def records(self, tx: Tx, running: Running) -> Fleet:
         """Of every cluster, with what one application runs there."""
@@ -124,8 +143,8 @@ def _under(document: kinds.Cluster, by_uid: Mapping[str, kinds.Cluster]) -> kind
 
 
 def _for_others(cluster: kinds.Cluster) -> tuple[object, ...]:
-    """What others are, or may take, depends on."""
-    return *_place(cluster), cluster.status.unschedulable, _drains(cluster)
+    """What others below it may take depends on."""
+    return cluster.status.unschedulable, _drains(cluster)
 
 
 def _for_branch(document: kinds.Cluster) -> bool:
