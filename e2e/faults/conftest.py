@@ -11,7 +11,7 @@ from e2e.faults.ground import Ground, grounded
 @pytest.fixture(scope="module")
 def ground(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
     """A module's `ENVIRONMENT` is that of every controller."""
-    with grounded(tmp_path_factory.mktemp("faults"), **getattr(request.module, "ENVIRONMENT", {})) as ground:
+    with grounded(tmp_path_factory.mktemp("faults"), lambda _: getattr(request.module, "ENVIRONMENT", {})) as ground:
         yield ground
 
 

@@ -6,7 +6,7 @@ whoever was started twice, or stopped and started again, is found afterwards by 
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ class Machine(PlacedSite):
 
 
 class Ground:
-    def __init__(self, fabric: Fabric, tree: Tree, **environment: str) -> None:
+    def __init__(self, fabric: Fabric, tree: Tree, environment: Callable[[Path], dict[str, str]]) -> None:
         self._environment = environment
         self.fabric = fabric
         self.tree = tree
@@ -60,8 +60,9 @@ class Ground:
     # --- machines ---
 
     def machine(self, name: str, space: Namespace | None = None, **environment: str) -> Machine:
-        given = {"BANYAN_SITE_BIND": SITE_BIND, "BANYAN_CAPACITY": CAPACITY} | self._environment | environment
-        site = Machine(self.tree.folder / name, given, space or self.fabric.namespace(name))
+        folder = self.tree.folder / name
+        given = {"BANYAN_SITE_BIND": SITE_BIND, "BANYAN_CAPACITY": CAPACITY} | self._environment(folder) | environment
+        site = Machine(folder, given, space or self.fabric.namespace(name))
         self.tree.sites[name] = site
         return site
 
@@ -160,10 +161,10 @@ def events(site: Machine, name: str, since: float, *words: str) -> list[float]:
 
 
 @contextlib.contextmanager
-def grounded(folder: Path, **environment: str) -> Iterator[Ground]:
-    """``environment``: of every controller on it."""
+def grounded(folder: Path, environment: Callable[[Path], dict[str, str]] = lambda folder: {}) -> Iterator[Ground]:
+    """``environment``: of the controller in a data folder."""
     with weaving() as fabric, growing(folder) as tree:
-        ground = Ground(fabric, tree, **environment)
+        ground = Ground(fabric, tree, environment)
         try:
             ground.plant()
             ground.sow()

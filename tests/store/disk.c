@@ -22,6 +22,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/types.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 enum { WRITE = 1, TRUNCATE, SYNC, UNLINK, RENAME, CREATE, ACK };
@@ -39,7 +40,11 @@ static int ready(void) {
     return folder != NULL;
 }
 
-static int ours(const char *path) { return ready() && path && !strncmp(path, folder, strlen(folder)); }
+static int ours(const char *path) {
+    if (!ready() || !path) return 0;
+    size_t length = strlen(folder);
+    return !strncmp(path, folder, length) && (path[length] == '/' || !path[length]);
+}
 
 static int path_of(int fd, char *path) {
     char link[64];
@@ -50,19 +55,16 @@ static int path_of(int fd, char *path) {
     return ours(path);
 }
 
-static void put(const void *data, size_t size) {
-    while (size) {
-        ssize_t done = syscall(SYS_write, trace, data, size);
-        if (done <= 0) abort();
-        data = (const char *)data + done;
-        size -= (size_t)done;
-    }
+/* One call: appends of several processes of one folder, a controller and a command beside it, stay whole. */
+static void put(struct iovec *parts, int count, size_t size) {
+    if (syscall(SYS_writev, trace, parts, count) != (ssize_t)size) abort();
 }
 
 static void record(uint8_t op, const char *path, uint64_t offset, const void *data, uint64_t size) {
     if (trace < 0) return;
     uint16_t length = (uint16_t)strlen(path);
-    put(&op, 1); put(&length, 2); put(&offset, 8); put(&size, 8); put(path, length); put(data, size);
+    struct iovec parts[] = {{&op, 1}, {&length, 2}, {&offset, 8}, {&size, 8}, {(void *)path, length}, {(void *)data, size}};
+    put(parts, 6, 19 + length + size);
 }
 
 static uint64_t quota(void) {
