@@ -154,6 +154,8 @@ def test_a_bad_version_stops_at_the_first_wave_and_goes_back_while_all_serve(tre
         event["reason"] for event in root.get("/api/v1/namespaces/default/events")["items"] if event["involvedObject"]["name"] == "shop"
     }
     assert {"RolloutFailed", "RolledBack"} <= events
+    assert "rollout: Complete, rolled back: wave 1 of 1 failed" in root.banyan("status", "shop").stdout
+    assert 'banyan_rollouts{phase="Complete"} 1.0' in root.ask("GET", "/metrics")[1].decode()
     asked = root.banyan("rollout", "history", "shop").stdout
     assert "rolled back: wave 1 of 1 failed" in asked
 
