@@ -41,6 +41,7 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=20, help="how many")
     parser.add_argument("--from", type=int, default=0, dest="first", help="the first one")
     parser.add_argument("--rounds", type=int, default=scenario.ROUNDS, help="of twelve minutes each")
+    parser.add_argument("--clusters", type=int, default=scenario.CLUSTERS, help="of each tree")
     parser.add_argument("--weeks", action="store_true", help="each seed is a week")
     parser.add_argument("--jobs", type=int, default=1, help="processes at once")
     parser.add_argument("--trace", type=Path, help="write the whole history of a single seed there")
@@ -64,7 +65,7 @@ def _one(options: argparse.Namespace, seed: int) -> Outcome:
 
 
 def _plan(options: argparse.Namespace, seed: int) -> Plan:
-    return scenario.draw_week(seed) if options.weeks else scenario.draw(seed, rounds=options.rounds)
+    return scenario.draw_week(seed) if options.weeks else scenario.draw(seed, clusters=options.clusters, rounds=options.rounds)
 
 
 def _report(outcome: Outcome) -> None:

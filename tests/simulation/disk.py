@@ -43,6 +43,11 @@ class Disk:
         other.watch = self.watch
         return other
 
+    def rewind(self, backup: "Disk") -> None:
+        """Restored from a backup: what was written since is gone."""
+        self.rows, self.facts = dict(backup.rows), dict(backup.facts)
+        self.floors, self.openings = dict(backup.floors), list(backup.openings)
+
     def live(self) -> dict[tuple[str, ...], Stored]:
         """The newest state of every object."""
         found: dict[tuple[str, ...], Stored] = {}

@@ -199,6 +199,15 @@ class Faults:
 
         return mend
 
+    def _restore(self, place: Place) -> Mend | None:
+        """The disk is lost, and a backup from the last quiet point takes its place."""
+        if place.backup is None:
+            return None
+        place.kill()
+        place.disk.rewind(place.backup)
+        self._invariants.restored(place)
+        return place.start
+
     def _disk_full(self, place: Place) -> Mend:
         place.machine.full = True
 

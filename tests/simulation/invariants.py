@@ -56,7 +56,6 @@ class Invariants:
         self._broken: dict[str, float] = {}  # place → since when its way to its parent is broken
         self._up: dict[str, float] = {}  # place → since when it runs undisturbed
         self.rewound: set[str] = set()  # places whose disk went back in time since the last quiet point
-        self.copied: set[str] = set()
         self.thorough = True  # also count what is in memory, which takes as long as all else together
         self._seen_crashes = 0
         self._calm_from = 0.0  # everything is in reach, and has been for long enough that everybody knows
@@ -75,6 +74,17 @@ class Invariants:
             violation = Violation(self.world.loop.time(), invariant, what)
             self.violations.append(violation)
             self.world.note("!", f"{invariant}: {what}")
+
+    def restored(self, place: Place) -> None:
+        """Its disk is as it was at the last quiet point."""
+        self.rewound.add(place.name)
+        given = self._given[place.name] = Given()
+        for stored in place.disk.live().values():
+            if stored.key.kind == "Application" and stored.key.space == "own":
+                self._note_application(given, stored, gone=False)
+            elif stored.key.kind == "Work":
+                self._note_work(given, stored, gone=False)
+        self.wishes.forget(place)
 
     # --- at every commit ---
 
@@ -177,8 +187,8 @@ class Invariants:
         wish = self.wishes.by_uid.get(app)
         if wish is None:
             self.violated("nothing unknown runs", f"{site.name} runs {app}")
-        elif site.name in self.copied or (self.copied and wish.moved):
-            return
+        elif self.rewound and wish.touched:
+            return  # its origin, or somebody on the way, has forgotten what was last wanted
         elif wish.divided and not wish.replaces and total > wish.most:
             where = {name: n for (name, each), n in self._counts.items() if each == app and n}
             self.violated("keep never doubles", f"{wish.name}: {total} run, {wish.most} were wanted: {where}")
@@ -242,7 +252,7 @@ class Invariants:
         """Everything that must hold at any time."""
         self.sample()
         for place in self.world.places.values():
-            if place.alive and not _frozen(place) and place.name not in self.copied:
+            if place.alive and not _frozen(place):
                 self.nothing_stale_reads_ready(place)
                 self.no_loops(place)
                 self.bounded(place)
@@ -334,7 +344,6 @@ class Invariants:
         self.wishes.quiet()
         self._settled = {wish.uid: wish.replicas for wish in self.wishes.living()}
         self.rewound.clear()
-        self.copied.clear()
 
 
 def _frozen(place: Place) -> bool:

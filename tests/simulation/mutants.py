@@ -386,14 +386,15 @@ def caught(name: str, seeds: range, rounds: int = scenario.ROUNDS) -> tuple[int,
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="only these")
-    parser.add_argument("--seeds", type=int, default=20, help="how many may be tried for each")
+    parser.add_argument("--seeds", type=int, default=12, help="how many may be tried for each")
     parser.add_argument("--from", type=int, default=0, dest="first")
+    parser.add_argument("--rounds", type=int, default=3, help="of each seed")
     options = parser.parse_args()
     missed = 0
     names = options.names or list(MUTANTS)
     for name in names:
         began = time.process_time()
-        found = caught(name, range(options.first, options.first + options.seeds))
+        found = caught(name, range(options.first, options.first + options.seeds), options.rounds)
         spent = time.process_time() - began
         if found is None:
             missed += 1

@@ -4,8 +4,9 @@ An hour is a few rounds. In each, people write and faults strike as they come; t
 heal, and all invariants are checked in full.
 """
 
+import functools
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from random import Random
@@ -16,6 +17,8 @@ from msgspec import Struct
 
 from cluster_controller.errors import BanyanError
 from cluster_controller.identity.authority import Lifetimes
+from cluster_controller.store import Tx
+from cluster_controller.sync import conflicts
 from tests.simulation import applications
 from tests.simulation.faults import Faults
 from tests.simulation.invariants import Invariants, Violation
@@ -29,6 +32,7 @@ LOOK_SECONDS = 20.0
 HEAL_STEPS = (45.0, 45.0, 60.0, 90.0)  # within these everything has healed
 SETTLE_SECONDS = 30.0  # after a start, before anything happens
 CLUSTERS = 20
+LARGE = 100  # clusters from which on the tree has four levels and more breaks
 GC_THRESHOLD = (50_000, 20, 50)  # most of what is made here lives long: look for garbage less often
 
 
@@ -82,11 +86,19 @@ def draw_tree(rng: Random, clusters: int = CLUSTERS) -> dict[str, str]:
     return tree
 
 
+def draw_large_tree(clusters: int) -> dict[str, str]:
+    """Four levels: a root, ten regions, nine zones in each, edges below them."""
+    tree = {"root": ""} | {f"region-{number}": "root" for number in range(10)}
+    zones = {f"zone-{number}": f"region-{number % 10}" for number in range(90)}
+    tree |= zones
+    return tree | {f"edge-{number}": f"zone-{number % 90}" for number in range(clusters - len(tree))}
+
+
 WRITES = (("create", 4), ("change", 4), ("delete", 2))
 FAULTS = (
     ("cut", 6), ("cut-one-way", 3), ("cut-region", 3), ("kill", 5), ("power", 4), ("freeze", 3), ("slow", 3), ("lossy", 3), ("flap", 2),
     ("shim-lost", 2), ("shim-slow", 2), ("instance-crash", 4), ("disk-full", 2), ("disk-lost", 2), ("clock", 2),
-    ("blackout", 1), ("restart", 2), ("commit-crash", 6),
+    ("blackout", 1), ("restart", 2), ("commit-crash", 6), ("restore", 1),
 )  # fmt: skip
 
 
@@ -106,7 +118,8 @@ def draw_week(seed: int) -> Plan:
 
 def draw(seed: int, *, clusters: int = CLUSTERS, rounds: int = ROUNDS, round_seconds: float = ROUND_SECONDS) -> Plan:
     rng = Random(f"plan {seed}")
-    tree = draw_tree(rng, clusters)
+    large = clusters > LARGE
+    tree = draw_large_tree(clusters) if large else draw_tree(rng, clusters)
     names: list[str] = []
     steps: list[Step] = []
     for number in range(rounds):
@@ -114,7 +127,7 @@ def draw(seed: int, *, clusters: int = CLUSTERS, rounds: int = ROUNDS, round_sec
         length = round_seconds * (1.0 - CALM_SHARE)
         for _ in range(rng.randint(3, 12) + (6 if number == 0 else 0)):
             steps.append(_draw_write(rng, begin + rng.uniform(0.0, length), tree, names))
-        for _ in range(rng.randint(2, 9)):
+        for _ in range(rng.randint(2, 9) * (5 if large else 1)):
             at = begin + rng.uniform(0.0, length)
             steps.append(_draw_fault(rng, at, tree))
     steps.sort(key=lambda step: step.at)
@@ -148,7 +161,7 @@ def _draw_fault(rng: Random, at: float, tree: dict[str, str]) -> Step:
     if kind in {"cut", "cut-one-way", "flap"}:
         place = rng.choice([name for name, parent in tree.items() if parent])
         args = {"up": rng.random() < 0.5}
-    elif kind == "cut-region":
+    elif kind in {"cut-region", "restore"}:
         inner = set(tree.values()) - {"", "root"}
         place = rng.choice(sorted(inner))
     elif kind == "slow":
@@ -227,14 +240,25 @@ class Run:
             self._pass(self.world.loop.time() + seconds * self._slower)
             if all(place.alive for place in self.world.places.values()):
                 self.wishes.ask_again()
+                self._decide_conflicts()
             wrong = list(self.invariants.unhealed())
             if not wrong:
                 break
         for invariant, what in wrong:
             self.invariants.violated(invariant, what)
         self.invariants.quiet()
+        for place in self.world.places.values():
+            place.backup = place.disk.copy()
         self.world.note("-", f"quiet {len(wrong)}")
         self._pass(end)
+
+    def _decide_conflicts(self) -> None:
+        """A person looks at what a restored parent would change, and lets it."""
+        for place in self.world.places.values():
+            if place.controller is not None and place.alive and (waiting := conflicts.undecided(place.controller.store, "desired")):
+                kinds = sorted({key.kind for key, _ in waiting})
+                self.world.note(place.name, f"decides {len(waiting)} conflicts")
+                place.run(_quietly(place.controller.store.commit(functools.partial(_keep_root, kinds=kinds))))
 
     # --- steps ---
 
@@ -266,6 +290,11 @@ class Run:
         wish = self.wishes.by_name.get(step.args["name"])
         if wish is not None and wish.origin.alive:
             wish.origin.run(_quietly(self.wishes.delete(wish.name)))
+
+
+def _keep_root(tx: Tx, kinds: Sequence[str]) -> None:
+    for kind in kinds:
+        conflicts.resolve(tx, "desired", "root", kind=kind)
 
 
 async def _quietly(coroutine: Any) -> None:

@@ -24,7 +24,6 @@ class Wish(Struct, eq=False):
     sure: bool = True  # what stands here is on the origin's disk
     touched: bool = True  # by a person, since the last quiet point
     most: int = 0  # replicas that were wanted at any time since the last quiet point
-    moved: bool = False  # faults may have moved it since (Replace)
 
     @property
     def replicas(self) -> int:
@@ -78,6 +77,12 @@ class Wishes:
         await applications.delete(wish.origin, name)
         wish.deleted = wish.sure = True
 
+    def forget(self, place: Place) -> None:
+        """``place`` was restored from a backup: what was written there since the last quiet point is as its store says now."""
+        for wish in self.by_name.values():
+            if wish.origin is place and wish.touched:
+                wish.sure = False
+
     def ask_again(self) -> None:
         """Everything is in reach: what was left open is what the origins' stores say."""
         for wish in list(self.by_name.values()):
@@ -96,5 +101,5 @@ class Wishes:
     def quiet(self) -> None:
         """All is as it should be: from here on only what people do, or a policy, may change it."""
         for wish in self.by_uid.values():
-            wish.touched = wish.moved = False
+            wish.touched = False
             wish.most = wish.replicas

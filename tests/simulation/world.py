@@ -51,6 +51,7 @@ class Place:
         self.life: Life | None = None
         self.controller: Controller | None = None
         self.started = False
+        self.backup: Disk | None = None  # made at the last quiet point
         self.wanted = True  # somebody wants it to run: what cannot start is started again
         DISKS[self.folder] = self.disk
         holder.save(self.folder / "identity", identity)
