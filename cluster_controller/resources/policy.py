@@ -7,6 +7,7 @@ site's own people write is not meant.
 """
 
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from typing import Annotated
 
 from msgspec import Meta, field
@@ -56,6 +57,7 @@ class SitePolicySpec(Document, frozen=True, kw_only=True):
     veto: list[Veto] = field(default_factory=list)  # what from above may not run here or below
     caps: Caps = Caps()  # how much from above may run here and below
     pins: list[Subject] = field(default_factory=list)  # whose components stay as they are here, whatever version comes
+    parents: list[str] | None = None  # who may carry it while its parent is lost: names or uids; left out: whom its parent names
 
 
 class SitePolicy(Resource, frozen=True, kw_only=True):
@@ -64,6 +66,13 @@ class SitePolicy(Resource, frozen=True, kw_only=True):
 
 
 DEFAULT_ENTRY = Entry(groups=[GROUP_PREFIX + "admin"])
+
+
+def permits(spec: SitePolicySpec | None, uid: str, name: str) -> bool:
+    """Whether a controller other than the home parent may carry this cluster. Without a word about it, whoever the home parent names."""
+    if spec is None or spec.parents is None:
+        return True
+    return any(uid == wanted or fnmatchcase(name, wanted) for wanted in spec.parents)
 
 
 def entry_of(policy: SitePolicy | None) -> Entry:

@@ -318,6 +318,12 @@ def site_policy(new: kinds.SitePolicy, previous: kinds.SitePolicy | None, report
             report(f"spec.{name}", f"has {len(subjects)} entries; at most {MOST_SUBJECTS}", "FieldValueTooMany")
         for index, subject in enumerate(subjects[:MOST_SUBJECTS]):
             _subject(subject, f"spec.{name}[{index}]", report)
+    parents = new.spec.parents or []
+    if len(parents) > MOST_ADMITTED:
+        report("spec.parents", f"has {len(parents)} entries; at most {MOST_ADMITTED}", "FieldValueTooMany")
+    for index, name in enumerate(parents[:MOST_ADMITTED]):
+        if not name or len(name) > MOST_PATTERN:
+            report(f"spec.parents[{index}]", f"must have between 1 and {MOST_PATTERN} characters")
     _resources(kinds.Resources(cpu=new.spec.caps.cpu, memory=new.spec.caps.memory), "spec.caps", report)
 
 

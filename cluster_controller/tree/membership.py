@@ -15,6 +15,7 @@ from cluster_controller import clock
 from cluster_controller.errors import Conflict, Forbidden, ProtocolError, Unreachable
 from cluster_controller.identity.certificates import PeerCertificate, peer_identity
 from cluster_controller.identity.users import User
+from cluster_controller.resources import policy
 from cluster_controller.store import Event, Store, Tx
 from cluster_controller.tasks import Tasks
 from cluster_controller.tree import failover, questions, records
@@ -138,7 +139,9 @@ class Membership(Decisions):
         """Whom the tunnel dials, home first."""
         identity = self._identity()
         home = Parent(identity.parent_uid, identity.saved.parent_name, tuple(identity.saved.parent_addresses))
-        return failover.parents(home, self.child.standing, self._policy)
+        first, *others = failover.parents(home, self.child.standing, self._policy)
+        site = records.site_policy(self._store) if others else None
+        return (first, *(one for one in others if policy.permits(site, one.uid, one.name)))
 
     def course(self) -> Course:
         """For `Tunnel.follow`."""

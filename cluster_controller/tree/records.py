@@ -17,7 +17,7 @@ from cluster_controller.documents import decode, encode
 from cluster_controller.errors import AlreadyExists, Exhausted, NotFound
 from cluster_controller.identity.revocation import Revocation
 from cluster_controller.identity.standing import Standing
-from cluster_controller.resources import kinds
+from cluster_controller.resources import kinds, policy
 from cluster_controller.resources.meta import API_VERSION, Metadata
 from cluster_controller.store.model import Key, Stored
 from cluster_controller.tree.admission import Member, Token
@@ -162,6 +162,14 @@ def revoke_user(tx: Writer, name: str, time: str) -> None:
     set_status(tx, user_key(name), phase="Revoked")
     if credential:
         revoke(tx, Revocation("user", credential, name, "revoked by a person", time))
+
+
+# --- what the site decides ---
+
+
+def site_policy(view: View) -> kinds.SitePolicySpec | None:
+    stored = view.get(Key(OWN, "SitePolicy", "", policy.NAME))
+    return decode(stored.document, kinds.SitePolicy).spec if stored is not None else None
 
 
 # --- revocations ---

@@ -253,7 +253,9 @@ def test_a_region_that_is_cut_off_keeps_taints_and_vetoes(tmp_path: Path) -> Non
 
         def write(tx: Tx, key: Key, change: Mapping[str, object]) -> None:
             stored = tx.get(key)
-            document = msgspec.json.decode(stored.document) if stored is not None else {"metadata": {"name": key.name}}
+            document: dict[str, object] = {"metadata": {"name": key.name}}
+            if stored is not None:
+                document = msgspec.json.decode(stored.document)
             tx.put(key, msgspec.json.encode(document | change), uid=stored.uid if stored is not None else "policy")
 
         veto = {"spec": {"veto": [{"names": ["*"], "reason": "not here"}]}}

@@ -4,8 +4,10 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from cluster_controller.store import Key
 from cluster_controller.tree import guests, records
 from cluster_controller.tree.failover import HOME, SIBLING, UNCLE, Policy
 from cluster_controller.tunnel.messages import RefusalCode
@@ -78,6 +80,27 @@ def test_a_site_that_forbids_it_waits_for_its_parent(tmp_path: Path) -> None:
             await stop_listening(a)
             await until(lambda: edge.tunnel.parent is None and edge.tunnel.dial_error is not None)
             assert [one.name for one in edge.membership.parents()] == ["region-a"] and not b.membership.guests.present()
+
+    run(main())
+
+
+def test_the_sites_policy_says_who_may_carry_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with two_regions(tmp_path) as (top, a, b, edge):
+            assert [one.name for one in edge.membership.parents()] == ["region-a", "region-b", "root"]
+
+            async def permit(*names: str) -> list[str]:
+                document = {"metadata": {"name": "site"}, "spec": {"parents": list(names)}}
+                key = Key("own", "SitePolicy", "", "site")
+                await edge.store.commit(lambda tx: tx.put(key, msgspec.json.encode(document), uid="policy"))
+                return [one.name for one in edge.membership.parents()]
+
+            assert await permit("region-*") == ["region-a", "region-b"]
+            assert await permit(top.uid) == ["region-a", "root"]
+            assert await permit() == ["region-a"], "its own parent needs no permission"
+            await stop_listening(a)
+            await until(lambda: edge.tunnel.parent is None and edge.tunnel.dial_error is not None)
+            assert not b.membership.guests.present()
 
     run(main())
 
