@@ -10,6 +10,7 @@ from datetime import datetime
 import msgspec
 
 from cluster_controller.documents import encode
+from cluster_controller.resources.carry import Carrier
 from cluster_controller.store import Key, Store, Stored, Tx
 
 START = "reports/start"  # fact: the number of this start
@@ -21,10 +22,18 @@ class Reporter:
     def __init__(self, source: str, start: int) -> None:
         self._source = source
         self._start = start
+        self._carriers: dict[type[msgspec.Struct], Carrier] = {}  # by kind, of which there are few
+
+    def _carrier(self, struct: type[msgspec.Struct]) -> Carrier:
+        if struct not in self._carriers:
+            self._carriers[struct] = Carrier(struct)
+        return self._carriers[struct]
 
     def put(self, tx: Tx, key: Key, document: msgspec.Struct, uid: str, *, relayed: Stored | None = None) -> None:
         """Write what differs. ``relayed``: a child's report that this is passed on from."""
         encoded = encode(document)
+        if relayed is not None:
+            encoded = self._carrier(type(document))(encoded, relayed.document)
         there = tx.get(key)
         if there is not None and there.document == encoded:
             return

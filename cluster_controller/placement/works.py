@@ -15,10 +15,13 @@ from cluster_controller.documents import Documents, encode
 from cluster_controller.placement.allotment import Allotment, work_key
 from cluster_controller.placement.model import Given
 from cluster_controller.resources import kinds
+from cluster_controller.resources.carry import Carrier
 from cluster_controller.rollout.keeping import NOTHING, Rolled
 from cluster_controller.rollout.revision import Order, with_shares
 from cluster_controller.store import Key, Store, Stored, Tx
 
+DIVIDED = ("components", "placement", "rollout", "apply")  # what a share takes over from what it is a share of
+CARRY_APPLICATION, CARRY_WORK = Carrier(kinds.Application, DIVIDED), Carrier(kinds.Work, DIVIDED)
 COUNTER = "placement/share-id"
 WORK_NAMESPACE = uuid.UUID("5bd0f2b0-6a5b-4f5e-9b1d-2f4f4b5f6d01")  # uids of Works are derived: the same Work, the same uid
 
@@ -157,10 +160,17 @@ class Works:
             metadata=kinds.Metadata(name=application, uid=_work_uid(application, target)),
             spec=msgspec.structs.replace(spec, shares=[*allotment.chain, share]),
         )
-        tx.put(key, encode(work), uid=work.metadata.uid)
+        tx.put(key, self._as_written(tx, encode(work), allotment, order), uid=work.metadata.uid)
         self._targets.setdefault(application, set()).add(target)
         self._drop_needs(tx, target, application, keep={(link.kind, link.uid) for link in links})
         return True
+
+    def _as_written(self, tx: Tx, encoded: bytes, allotment: Allotment, order: Order) -> bytes:
+        """With what a later version wrote into the Application, or the Work, that this is a share of."""
+        source = tx.get(allotment.key)
+        if source is None or order.revision != allotment.revision:
+            return encoded  # of a version before: what is in the newest belongs to that
+        return (CARRY_WORK if allotment.key.kind == "Work" else CARRY_APPLICATION)(encoded, source.document)
 
     def _deliver(self, tx: Tx, target: str, allotment: Allotment, order: Order) -> list[kinds.WorkReference]:
         """Put what the Work needs beside it, as the writer wrote it; returns what it may refer to. The own cluster finds it where it is."""
