@@ -56,23 +56,23 @@ def order(
 ) -> Order:
     """``before`` is the target's present Work, ``extra`` what the version before still needs below a target that divides on.
 
-    Not due: it keeps what it has, and is given the stable version where it has nothing; without one, the newest.
+    Not due: it keeps what it has, and is given the stable version where it has nothing; without one, nothing.
     A component that only the kept version has keeps its replicas for as long as the target runs anything of the application.
     """
-    if due or (before is None and stable is None):
+    if due:
         return Order(revision=newest.revision, components=with_shares(newest.components, shares), references=list(extra))
     runs = any(shares.values())
     names = {component.name for component in newest.components}
-    kept = before.components if before is not None else stable.components if stable is not None else []
+    has = before or stable
+    if has is None:
+        return Order(revision="", components=[], references=[])
     components = []
-    for component in kept:
+    for component in has.components:
         alone = component.replicas if runs and before is not None else 0
         replicas = shares.get(component.name, 0) if component.name in names else alone
         components.append(msgspec.structs.replace(component, replicas=replicas))
-    if before is not None:
-        return Order(revision=of_work(before), components=components, references=before.references)
-    assert stable is not None
-    return Order(revision=stable.revision, components=components, references=stable.references)
+    revision = has.revision if isinstance(has, Version) else of_work(has)
+    return Order(revision=revision, components=components, references=has.references)
 
 
 def with_shares(components: Sequence[Component], shares: Mapping[str, int]) -> list[Component]:

@@ -221,6 +221,19 @@ def test_without_a_rollback_it_stops_says_so_and_a_person_may_say_go_on(tmp_path
     played(main, tmp_path)
 
 
+def test_created_paused_nothing_starts_until_somebody_says_so(tmp_path: Path) -> None:
+    async def main(tree: Tree) -> None:
+        root = tree.sites["root"]
+        await put(root, "v1", {"paused": True})
+        await tree.quiet()
+        assert (runs(tree), rollout(root).phase, status(root).phase) == ([""] * 3, "Paused", "Progressing")
+        await put(root, "v1", {})
+        await tree.quiet()
+        assert (runs(tree), status(root).phase) == (["v1"] * 3, "Running")
+
+    played(main, tmp_path)
+
+
 def test_paused_below_too_and_scaled_all_the_same(tmp_path: Path) -> None:
     async def main(tree: Tree) -> None:
         root = tree.sites["root"]
