@@ -505,3 +505,48 @@ def test_a_parent_of_an_older_version_that_passes_on_no_revision_is_understood(t
             assert told.phase == ("Failed" if program == "v2" else "Complete")
 
     played(main, tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_after_any_storm_a_good_version_reaches_everybody(tmp_path: Path, seed: int) -> None:
+    """Good and bad versions, cuts, crashes, pauses and people, in any order; whoever serves has something that works to serve with."""
+
+    async def main(tree: Tree) -> None:
+        chooser = random.Random(seed)
+        root = tree.sites["root"]
+        for site in tree.sites.values():
+            site.broken.add("bad")
+        await put(root, "v0", {"wave": 1})
+        await tree.quiet()
+        plan: dict[str, Any] = {"wave": 1, "rollback": "Automatic"}
+        for step in range(160):
+            what = chooser.random()
+            if what < 0.06:
+                plan = {
+                    "wave": chooser.choice([0, 1, 2]),
+                    "rollback": chooser.choice(["Automatic", "Never"]),
+                    "pauseSeconds": chooser.choice([0, 5]),
+                }
+                if chooser.random() < 0.3:
+                    plan["paused"] = True
+                await put(root, chooser.choice(["bad", f"v{step}"]), plan)
+            elif what < 0.10:
+                await resume(root, str(step))
+            elif what < 0.16:
+                name = chooser.choice([*EDGES, "region"])
+                tree.set_cut(name, name not in tree.cut)
+            elif what < 0.20:
+                await tree.crash(chooser.choice(list(tree.sites)))
+            elif what < 0.25:
+                await tree.wait(5)
+            await tree.step(chooser)
+        for name in list(tree.cut):
+            tree.set_cut(name, False)
+        await put(root, "last", {"wave": 1, "pauseSeconds": 5})
+        for _ in range(4):
+            await tree.quiet()
+            await tree.wait(5)
+        await tree.quiet()
+        assert (runs(tree), rollout(root).phase, status(root).phase) == (["last"] * 3, "Complete", "Running")
+
+    played(main, tmp_path)
