@@ -10,12 +10,13 @@ import pytest
 
 from cluster_controller import links as module
 from cluster_controller.errors import Forbidden
+from cluster_controller.identity import attach
 from cluster_controller.links import SYNC, Links
 from cluster_controller.store import Key
 from cluster_controller.tree import away, records
 from cluster_controller.tree.away import encode, space_of
 from cluster_controller.tree.child import chain_of
-from cluster_controller.tunnel import CloseCode, Lane, StreamReset
+from cluster_controller.tunnel import CloseCode, Lane, Refusal, RefusalCode, Start, StreamReset, Welcome
 from tests.tree.site import Clock, Site, member, root, run, until
 
 
@@ -186,5 +187,81 @@ def test_a_guest_is_served_nothing_by_its_adopter(tmp_path: Path) -> None:
             async with asyncio.timeout(10):
                 with pytest.raises(StreamReset, match="do not leave its subtree"):
                     await stream.read()
+
+    run(main())
+
+
+def spoken(edge: Site, adopter: Site, number: int, *starts: str) -> bytes:
+    """What `edge`, or a copy of it, shows when `adopter` has taken it in for the ``number``-th time."""
+    identity = edge.identity()
+    begun = records.starts(edge.store)
+    return encode(
+        away.Arrival(
+            attach=attach.sign(identity.uid, adopter.uid, number, identity.spki, identity.sign),
+            starts=starts or begun.ids,
+            number=begun.number,
+            chain=chain_of(identity),
+            adopter=adopter.name,
+        )
+    )
+
+
+def test_a_link_that_is_half_open_gives_way_to_the_child_that_speaks_by_way_of_an_adopter(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with grown(tmp_path) as sites:
+            a, b, edge, top = sites["a"], sites["b"], sites["edge"], sites["root"]
+            link = a.tunnel.links[edge.uid]
+            assert (await a.membership.away.arrived(spoken(edge, b, 50), (top.uid, b.uid, edge.uid)))[1]
+            assert link.closed
+            record = records.member(a.store, edge.uid)
+            assert record is not None and (record.attach, record.adopted_by) == (50, b.uid)
+            with pytest.raises(Forbidden, match="seen before"):  # late, by the older way
+                await a.membership.away.arrived(spoken(edge, b, 49), (top.uid, b.uid, edge.uid))
+
+    run(main())
+
+
+def test_a_copied_data_folder_is_held_also_by_way_of_an_adopter(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with grown(tmp_path) as sites:
+            a, b, edge, top = sites["a"], sites["b"], sites["edge"], sites["root"]
+            link = a.tunnel.links[edge.uid]
+            with pytest.raises(Forbidden, match="two instances run as edge"):
+                await a.membership.away.arrived(spoken(edge, b, 50, "copy"), (top.uid, b.uid, edge.uid))
+            record = records.member(a.store, edge.uid)
+            assert record is not None and record.held == ("copy",) and not link.closed
+            await until(lambda: "two instances" in edge.membership.child.trouble)  # it is told, too
+            await a.membership.keep_cluster("edge", "copy")
+            assert (await a.membership.away.arrived(spoken(edge, b, 51, "copy"), (top.uid, b.uid, edge.uid)))[1]
+
+    run(main())
+
+
+def test_a_copy_of_a_guest_is_held_by_the_adopter(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with grown(tmp_path) as sites:
+            b, edge = sites["b"], sites["edge"]
+            await cut(sites)
+            peer = b.tunnel.links[edge.uid].peer
+            assert peer is not None
+            hello = await edge.membership.child.hello(b.uid)
+            copied = msgspec.structs.replace(hello, starts=(Start(number=1, id="copy"),))
+            answer = await b.membership.welcome(copied, peer)
+            assert isinstance(answer, Refusal) and answer.code is RefusalCode.HELD and not b.tunnel.links[edge.uid].closed
+            older = await b.membership.welcome(msgspec.structs.replace(hello, attach=edge.tunnel.parent.hello.attach), peer)  # type: ignore[union-attr]
+            assert isinstance(older, Refusal) and older.code is RefusalCode.REPLAYED
+            assert isinstance(await b.membership.welcome(hello, peer), Welcome)  # the same, restarted: the old link goes
+            assert b.membership.guests.refused == 2
+
+    run(main())
+
+
+def test_a_revoked_cluster_is_carried_by_nobody(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with grown(tmp_path) as sites:
+            a, b, edge, top = sites["a"], sites["b"], sites["edge"], sites["root"]
+            await a.membership.revoke_cluster("edge", "stolen")
+            with pytest.raises(Forbidden, match="revoked"):
+                await a.membership.away.arrived(spoken(edge, b, 50), (top.uid, b.uid, edge.uid))
 
     run(main())
