@@ -85,10 +85,10 @@ class People:
             shown = certificates.user_identity(anchored)
         except InvalidInput as error:
             raise Unauthenticated(f"the client certificate is not accepted: {error}; make one with `banyan user create`") from error
-        self._judge_dates(shown.name, shown.not_after, now, shown.not_before)
         path = _path(shown.issuers)
-        if shown.admin:
+        if shown.admin:  # whatever its dates: whoever has to set this machine's clock must be let in
             return self._admin(identity, shown, path, remote)
+        self._judge_dates(shown.name, shown.not_after, now, shown.not_before)
         if path in ((identity.uid,), identity.path):
             return self._own(shown.id, shown.name, now)
         if identity.path[: len(path)] == path:
