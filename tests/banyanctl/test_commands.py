@@ -458,3 +458,18 @@ def test_bash_completes_commands() -> None:
     environment = os.environ | {"_BANYAN_COMPLETE": "complete_bash", "COMP_WORDS": "banyan tok", "COMP_CWORD": "1"}
     done = subprocess.run([sys.executable, "-m", "banyanctl"], capture_output=True, text=True, timeout=60, check=False, env=environment)
     assert done.stdout.split() == ["token"]
+
+
+def test_a_person_of_one_namespace_is_told_of_an_application_without_the_tree(banyan: Banyan, api: Api) -> None:
+    state = {"phase": "Running", "ready": 1, "desired": 1, "clusters": [{"cluster": "u2", "name": "edge-1", "desired": 1, "ready": 1}]}
+    document = {"metadata": {"name": "shop", "namespace": "default", "generation": 3}, "status": state}
+    forbidden = {"kind": "Status", "reason": "Forbidden", "message": "that needs the role view in all namespaces"}
+    api.replies[f"GET {APPS}/shop"] = (200, document)
+    api.replies[f"GET {CLUSTERS}"] = (403, forbidden)
+    api.replies[f"GET {APPS}/shop/explain"] = (200, {"clusters": []})
+    api.replies["GET /api/v1/namespaces/default/events"] = (200, {"metadata": {"resourceVersion": "1"}, "items": []})
+    shown = banyan("status", "shop").stdout
+    assert "default/shop  Running  1 of 1 ready" in shown and "edge-1" in shown and "generation 3" in shown
+    api.replies[f"GET {CLUSTERS}"] = (200, TREE)
+    api.replies[f"GET {APPS}/shop/explain"] = (200, {"clusters": [{"uid": "u2", "components": [{"replicas": 1}]}]})
+    assert "region-a  1  Unknown, heard 3s ago  broken: root → region-a" in banyan("status", "shop").stdout
