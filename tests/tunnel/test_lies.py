@@ -31,17 +31,20 @@ LIES = {
 }  # fmt: skip
 
 
+async def welcomed(port: int, who: Identity) -> Stranger:
+    """``who``, let in as a child, about to say what it likes."""
+    stranger = await Stranger.connect(port, who)
+    stranger.say(hello(who, 1))
+    await stranger.answer()
+    return stranger
+
+
 @pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
 def test_a_child_that_announces_its_sibling_changes_nothing(lie: Callable[[Identity, Identity], AttachRecord]) -> None:
     async def main() -> None:
         async with parent() as (member, port):
             sibling, liar = identity("sibling"), identity("liar")
-            one = await Stranger.connect(port, sibling)
-            one.say(hello(sibling, 1))
-            await one.answer()
-            two = await Stranger.connect(port, liar)
-            two.say(hello(liar, 1))
-            await two.answer()
+            one, two = await welcomed(port, sibling), await welcomed(port, liar)
             known = member.router.record(sibling.uid)
             two.say(Routes(announce=(lie(sibling, liar),)))
             await member.until(lambda: member.controls)
@@ -62,12 +65,7 @@ def test_a_child_that_says_itself_that_it_moved_is_found_there() -> None:
     async def main() -> None:
         async with parent() as (member, port):
             sibling, region = identity("sibling"), identity("region")
-            one = await Stranger.connect(port, sibling)
-            one.say(hello(sibling, 1))
-            await one.answer()
-            two = await Stranger.connect(port, region)
-            two.say(hello(region, 1))
-            await two.answer()
+            one, two = await welcomed(port, sibling), await welcomed(port, region)
             two.say(Routes(announce=(record_of(sibling, region.uid, 9),)))
             await member.until(lambda: member.controls)
             assert member.router.next_hop(sibling.uid) == region.uid
