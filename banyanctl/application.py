@@ -1,11 +1,12 @@
 """`banyan explain`, `history` and `undo`: why an application is where it is, and what it was before."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from banyanctl import kinds, objects, output
+from banyanctl import kinds, manifests, objects, output
 from banyanctl.cli import examples, settings
 from cluster_controller.errors import InvalidInput
 
@@ -24,15 +25,53 @@ def name_of(word: str) -> str:
     return name
 
 
-@examples("banyan explain application/emotion", "banyan explain emotion -n shop -o json")
-def explain(which: Which, namespace: objects.Namespace = "") -> None:
-    """Say, per cluster, how many replicas it got, or which filter refused it and why."""
+@examples(
+    "banyan explain application/emotion",
+    "banyan explain emotion --nodes",
+    "banyan explain emotion --without edge-1",
+    "banyan explain emotion --dry-run changed.yaml -o json",
+)
+def explain(
+    which: Which,
+    namespace: objects.Namespace = "",
+    nodes: Annotated[bool, typer.Option("--nodes", help="Say it of every node, too.")] = False,
+    without: Annotated[
+        list[str] | None, typer.Option("--without", metavar="CLUSTER", help="What if this cluster were gone? May be repeated.")
+    ] = None,
+    dry_run: Annotated[
+        Path | None, typer.Option("--dry-run", metavar="FILE", help="What if the application were as in this file? Nothing is changed.")
+    ] = None,
+) -> None:
+    """Say, per cluster, how many replicas it got and how it was judged, or which filter refused it and why."""
+    supposed: dict[str, Any] = {"without": list(without)} if without else {}
+    name = name_of(which)
+    if dry_run is not None:
+        supposed["spec"] = _spec(dry_run, name)
     with settings().client() as client:
-        answer = client.json("GET", kinds.path(KIND, namespace or client.endpoint.namespace, name_of(which), "explain"))
-    output.emit(answer, settings().output, lambda: _explained(answer))
+        path = kinds.path(KIND, namespace or client.endpoint.namespace, name, "explain")
+        answer = client.json("POST", path, None, supposed) if supposed else client.json("GET", path)
+    output.emit(answer, settings().output, lambda: _explained(answer, nodes))
 
 
-def _explained(answer: Mapping[str, Any]) -> None:
+def _spec(path: Path, name: str) -> Any:
+    """The spec of the one Application of that name in a file."""
+    found = [
+        document
+        for _, document in manifests.read([str(path)])
+        if document.get("kind") == "Application" and (document.get("metadata") or {}).get("name") == name
+    ]
+    if len(found) != 1:
+        raise InvalidInput(f"{path} has {len(found)} manifests of application {name}; it should have one")
+    return found[0].get("spec")
+
+
+def _explained(answer: Mapping[str, Any], nodes: bool) -> None:
+    decision = answer.get("decision") or {}
+    if decision:
+        words = "supposed, nothing is changed" if decision.get("supposed") else "decided"
+        division = f", divided by {decision['division']}" if decision.get("division") else ""
+        reach = f"{decision.get('reachable')} of {decision.get('clusters')} clusters in reach"
+        print(f"{words} at {decision.get('time')}, generation {decision.get('generation')}, {reach}{division}")
     for component in answer.get("components") or []:
         line = f"{component['name']}: {component['replicas']} wanted"
         line += f", {component['unplaced']} that no cluster takes" if component.get("unplaced") else ""
@@ -42,13 +81,40 @@ def _explained(answer: Mapping[str, Any]) -> None:
             print(f"  {text}")
     for missing in answer.get("missing") or []:
         print(f"missing: {missing}")
+    parts = [(row["cluster"], part) for row in answer.get("clusters") or [] for part in row.get("components") or []]
     rows = [
-        (row["cluster"], part["component"], part.get("replicas", 0), part.get("reason", ""), part.get("remedy", ""))
-        for row in answer.get("clusters") or []
-        for part in row.get("components") or []
-    ]
+        (name, part["component"], part.get("replicas", 0), part.get("planned", ""), _judged(part.get("score") or {}),
+         part.get("reason", ""), part.get("remedy", ""))
+        for name, part in parts
+    ]  # fmt: skip
+    heads = ("cluster", "component", "replicas", "planned", "judged", "why", "what would help")
+    kept = [index for index, head in enumerate(heads) if head != "judged" or any(row[index] for row in rows)]
     print()
-    output.table(("cluster", "component", "replicas", "why", "what would help"), rows, empty="there is no cluster to place on")
+    output.table(
+        [heads[index] for index in kept], [[row[index] for index in kept] for row in rows], empty="there is no cluster to place on"
+    )
+    if nodes:
+        each = [(name, part["component"], node) for name, part in parts for node in part.get("nodes") or []]
+        print()
+        output.table(
+            ("cluster", "node", "component", "fit more", "why not"),
+            [(name, node["node"], component, node.get("room", 0), node.get("reason", "")) for name, component, node in each],
+            empty="no node is known",
+        )
+
+
+def _judged(score: Mapping[str, Any]) -> str:
+    """What told it from the others, in a few words."""
+    words = []
+    if score.get("preference"):
+        words.append(f"wish {score['preference']}")
+    if score.get("hourlyCost"):
+        words.append(f"{score['hourlyCost']:g}/h")
+    if score.get("latencyMillis") is not None:
+        words.append(f"{score['latencyMillis']:g} ms")
+    if score.get("modelPresent"):
+        words.append("has the model")
+    return ", ".join(words)
 
 
 @examples("banyan history emotion", "banyan history application/emotion -o yaml")

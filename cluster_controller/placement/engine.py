@@ -44,6 +44,16 @@ log = structlog.get_logger()
 REFERENCED = ("Model", "ConfigMap", "Secret")
 
 
+class Supposed(msgspec.Struct, frozen=True):
+    """What if: ``document`` is the Application as it would be written; ``without`` the uids of clusters that would be gone."""
+
+    document: bytes = b""
+    without: frozenset[str] = frozenset()
+
+
+AS_IT_IS = Supposed()
+
+
 class _Asked(msgspec.Struct):
     """All of an Application but what controllers write about it."""
 
@@ -61,6 +71,7 @@ class Explained(NamedTuple):
     answers: Mapping[tuple[str, str], kinds.ComponentStatus]  # (target, component): what it says of its newest share
     replaced: Mapping[str, Mapping[str, int]]  # target → component: of its share, what others hold while it is out of reach
     waits: Mapping[str, Mapping[str, str]]  # target → component: why its first start waits
+    time: str  # when it was taken
 
 
 class Engine:
@@ -331,17 +342,23 @@ class Engine:
             return of_work(tx, self._documents, stored)
         return of_application(tx, self._documents, stored, self._uid, self._name)
 
-    def explain(self, tx: Tx, application: str) -> Explained | None:
-        """The decision as it would be taken now, with the records that it looks at; nothing is written."""
+    def explain(self, tx: Tx, application: str, supposed: Supposed = AS_IT_IS) -> Explained | None:
+        """The decision as it would be taken now, or if what is supposed were so, with the records that it looks at; nothing is written."""
         allotment = self.allotment(tx, application)
         if allotment is None:
             return None
-        seen = self._look(tx, application)
+        stored = tx.get(allotment.key)
+        if supposed.document and stored is not None:
+            stored = msgspec.structs.replace(stored, document=supposed.document)
+            allotment = of_application(tx, Documents(), stored, self._uid, self._name)
+        seen = {target: each for target, each in self._look(tx, application).items() if target not in supposed.without}
         ruled = self._rules.apply(tx, allotment, write=False)
         allotment = ruled.allotment
         given = self._given(tx, allotment, self._works.ceilings(tx, application), seen)
         plan = self._replacing.plan(tx, allotment, given, _confirmed(seen))
-        clusters = self._records(tx, seen)
+        clusters: Sequence[ClusterRecord] = self._records(tx, seen)
+        if supposed.without:
+            clusters = Fleet(cluster for cluster in clusters if cluster.uid not in supposed.without)
         placement = place(self._demand(allotment), clusters, plan.given, self._pending(tx, allotment, plan.given))
         said = {
             (target, component.name): part
@@ -357,6 +374,7 @@ class Engine:
             answers=said,
             replaced={target: plan.replaced(target) for target in given},
             waits=self._rolling.waiting(tx, allotment, plan.whole(placement.shares), seen),
+            time=self._timestamp(),
         )
 
     def _demand(self, allotment: Allotment) -> Demand:

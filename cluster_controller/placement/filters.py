@@ -4,7 +4,7 @@ Pure. The order of the filters is the order in which a person would ask: is it m
 can it run this kind of thing, does it fit.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from cluster_controller.placement.model import (
     ClusterRecord,
@@ -207,6 +207,23 @@ def _refuse_nodes(component: ComponentDemand, cluster: ClusterRecord) -> Refusal
     return None
 
 
+def node_refusal(component: ComponentDemand, node: NodeRecord) -> tuple[str, str]:
+    """The first filter that keeps the component off this node, and what goes on from the node's name; ("", "") when none does."""
+    if not node.ready:
+        return "NotReady", "is not ready"
+    if component.node and node.name != component.node:
+        return "NodeName", f"is not {component.node}"
+    if not _node_labels_match(component, node):
+        lacking = ", ".join(f"{key}={value}" for key, value in sorted(component.node_labels.items()) if node.labels.get(key) != value)
+        return "NodeSelector", f"has no label {lacking}"
+    if component.architectures and node.architecture not in component.architectures:
+        return "Architecture", f"is {node.architecture}; asked is {' or '.join(component.architectures)}"
+    if not fit(component.request, node):
+        short = "; ".join(f"{name}: asks {asks}, free {free}" for name, asks, free in _short(component.request, [node]))
+        return "Capacity", f"has no room: {short}"
+    return "", ""
+
+
 def _node_labels_match(component: ComponentDemand, node: NodeRecord) -> bool:
     return not component.node_labels or all(node.labels.get(key) == value for key, value in component.node_labels.items())
 
@@ -255,8 +272,19 @@ def capacity_refusal(component: ComponentDemand, cluster: ClusterRecord) -> Refu
     if component.single and any(fit(component.request, node) for node in nodes):
         message = "has its one replica: the command does not take a socket, so a site runs it once"
         return no("OnePerCluster", message, "let the command take its socket (LISTEN_FDS, takesSocket: true), or ask for fewer replicas")
-    short: list[tuple[str, str, str]] = []  # resource, asked, free on the node that has most of it
-    request = component.request
+    short = _short(component.request, nodes)
+    if not short:
+        message = "has no room: no single node has all that one replica asks for"
+        return no("Capacity", message, f"ask for less in resources, free something on {cluster.name}, or add a larger node")
+    message = "has no room: " + "; ".join(f"{name}: asks {asks}, free {free}" for name, asks, free in short)
+    lower = " and ".join(f"{name} to {free}" for name, _, free in short if free not in NOTHING)
+    ask = f"lower resources.{lower}, free something on {cluster.name}" if lower else f"free something on {cluster.name}"
+    return no("Capacity", message, f"{ask}, or add a node")
+
+
+def _short(request: Request, nodes: Sequence[NodeRecord]) -> list[tuple[str, str, str]]:
+    """Resource, what is asked, and what is free on the node that has most of it."""
+    short: list[tuple[str, str, str]] = []
     cpu = max(0, max((node.free_cpu_millis for node in nodes), default=0))
     memory = max(0, max((node.free_memory_bytes for node in nodes), default=0))
     if request.cpu_millis > cpu:
@@ -267,13 +295,7 @@ def capacity_refusal(component: ComponentDemand, cluster: ClusterRecord) -> Refu
         free = max(0, max((node.free_accelerators.get(name, 0) for node in nodes), default=0))
         if count > free:
             short.append((name, str(count), str(free)))
-    if not short:
-        message = "has no room: no single node has all that one replica asks for"
-        return no("Capacity", message, f"ask for less in resources, free something on {cluster.name}, or add a larger node")
-    message = "has no room: " + "; ".join(f"{name}: asks {asks}, free {free}" for name, asks, free in short)
-    lower = " and ".join(f"{name} to {free}" for name, _, free in short if free not in NOTHING)
-    ask = f"lower resources.{lower}, free something on {cluster.name}" if lower else f"free something on {cluster.name}"
-    return no("Capacity", message, f"{ask}, or add a node")
+    return short
 
 
 def _mebibytes(size: int) -> str:

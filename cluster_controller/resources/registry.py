@@ -84,7 +84,7 @@ _TYPES = (
             Subresource("scale", ("GET", "PUT", "PATCH"), kind="Scale"),
             Subresource("history", ("GET",)),
             Subresource("undo", ("POST",)),
-            Subresource("explain", ("GET",)),
+            Subresource("explain", ("GET", "POST")),
             Subresource("clusters", ("GET",)),
             Subresource("proxy", ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"), raw=True),
         ),

@@ -10,7 +10,9 @@ from typing import Any
 import msgspec
 
 from cluster_controller.errors import Conflict, InvalidInput, NotFound
+from cluster_controller.placement.engine import AS_IT_IS, Supposed
 from cluster_controller.placement.status import FINALIZER
+from cluster_controller.resources import validate
 from cluster_controller.resources.rollout_rules import chain, cycle
 from cluster_controller.resources.shape import Problem
 from cluster_controller.resources.validate import InvalidDocument
@@ -53,10 +55,34 @@ class ApplicationHooks:
             case "undo":
                 return await self._undo(ask)
             case "explain":
-                return await self._store.commit(lambda tx: explanation(tx, self._explain, self._heard, self._uid(ask)))
+                supposed = self._supposed(ask)
+                return await self._store.commit(lambda tx: explanation(tx, self._explain, self._heard, self._uid(ask), supposed))
             case "clusters":
                 return {"items": self._document(ask).get("status", {}).get("clusters", [])}
         raise NotFound(f"applications have no subresource {ask.subresource}; they have history, undo, explain, clusters, scale and status")
+
+    def _supposed(self, ask: Ask) -> Supposed:
+        """What if: a POST may say another ``spec``, and clusters ``without`` which it is to be decided."""
+        if ask.method != "POST":
+            return AS_IT_IS
+        unknown = sorted(set(ask.body) - {"spec", "without"})
+        if unknown:
+            raise InvalidInput(f"unknown field {unknown[0][:80]!r}; what can be supposed is spec and without", unknown[0][:80])
+        names = ask.body.get("without") or []
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise InvalidInput("without is a list of names of clusters", "without")
+        document = b""
+        if ask.body.get("spec") is not None:
+            whole = self._document(ask)
+            document = msgspec.json.encode(whole | {"spec": ask.body["spec"]})
+            validate.decode("Application", document)
+        return Supposed(document=document, without=frozenset(self._cluster(name) for name in names))
+
+    def _cluster(self, name: str) -> str:
+        stored = self._store.get(Key("own", "Cluster", "", name))
+        if stored is None:
+            raise NotFound(f"no cluster {name[:80]}; `banyan tree` shows those that are")
+        return stored.uid
 
     # --- history ---
 

@@ -8,12 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from cluster_controller.errors import NotFound
-from cluster_controller.placement.engine import Explained
-from cluster_controller.placement.model import ClusterRecord, Given
+from cluster_controller.placement import records
+from cluster_controller.placement.engine import AS_IT_IS, Explained, Supposed
+from cluster_controller.placement.filters import UNBOUNDED, fit, node_refusal
+from cluster_controller.placement.model import ClusterRecord, ComponentDemand, Given, NodeRecord, Refusal
 from cluster_controller.resources import kinds
 from cluster_controller.resources.tables import short_duration
 from cluster_controller.store import Tx
 
+NODES = 10  # of each cluster
 LISTED = 10  # clusters in one sentence
 UNREMARKABLE = frozenset({"", "Starting", "Progressing", "Unplaced", "OneReplicaPerSite"})  # no fault, or said elsewhere
 
@@ -27,20 +30,32 @@ class Heard(Protocol):
     def at_least(self) -> bool: ...
 
 
-Explain = Callable[[Tx, str], Explained | None]
+Explain = Callable[[Tx, str, Supposed], Explained | None]
 HeardOf = Callable[[str], Heard | None]
 
 
-def explanation(tx: Tx, explain: Explain, heard: HeardOf, uid: str) -> Mapping[str, Any]:
-    found = explain(tx, uid)
+def explanation(tx: Tx, explain: Explain, heard: HeardOf, uid: str, supposed: Supposed = AS_IT_IS) -> Mapping[str, Any]:
+    found = explain(tx, uid, supposed)
     if found is None:
         raise NotFound(f"nothing is placed for application {uid}")
     application = found.allotment.application
+    refusals: dict[tuple[str, str], Refusal] = {}
+    for item in found.placement.refusals:
+        refusals.setdefault((item.cluster, item.component), item)
+    demands = records.demand(uid, found.allotment.components, found.allotment.placement).components
     return {
         "kind": "Explanation",
         "apiVersion": "banyan.dev/v1alpha1",
         "application": {"name": application.name, "namespace": application.namespace, "uid": uid},
         "strategy": found.allotment.placement.strategy,
+        "decision": {
+            "time": found.time,
+            "generation": application.generation,
+            "clusters": len(found.clusters),
+            "reachable": sum(1 for cluster in found.clusters if cluster.reachable),
+            "division": found.allotment.placement.division.by if found.allotment.placement.strategy == "Divided" else "",
+            "supposed": supposed is not AS_IT_IS,
+        },
         "missing": found.allotment.missing,
         "components": [
             {
@@ -53,14 +68,41 @@ def explanation(tx: Tx, explain: Explain, heard: HeardOf, uid: str) -> Mapping[s
             for component in found.allotment.components
         ],
         "clusters": [
-            {"cluster": cluster.name, "uid": cluster.uid, "components": [_entry(found, cluster, each, heard) for each in _names(found)]}
+            {
+                "cluster": cluster.name,
+                "uid": cluster.uid,
+                "components": [
+                    _entry(found, cluster, each.name, refusals.get((cluster.uid, each.name)), heard) | _judged(found, cluster, each)
+                    for each in demands
+                ],
+            }
             for cluster in sorted(found.clusters, key=lambda cluster: cluster.name)
         ],
     }
 
 
-def _names(found: Explained) -> list[str]:
-    return [component.name for component in found.allotment.components]
+def _judged(found: Explained, cluster: ClusterRecord, component: ComponentDemand) -> dict[str, Any]:
+    """How many the division foresees there, how the cluster was judged, and of each node the first filter that refused."""
+    if not cluster.runs_applications:
+        return {}
+    entry: dict[str, Any] = {"planned": found.placement.plan.get(component.name, {}).get(cluster.uid, 0)}
+    score = found.placement.scores.get(component.name, {}).get(cluster.uid)
+    if score is not None:
+        entry["score"] = {
+            "room": score.room if score.room < UNBOUNDED else None,
+            "preference": score.preference,
+            "modelPresent": score.present,
+            "hourlyCost": score.hourly_micros / 1_000_000,
+            "latencyMillis": score.latency_millis,
+            "cost": score.cost / 1000,
+        }
+    return entry | {"nodes": [_node(component, node) for node in cluster.nodes[:NODES]]}
+
+
+def _node(component: ComponentDemand, node: NodeRecord) -> dict[str, Any]:
+    name, message = node_refusal(component, node)
+    entry: dict[str, Any] = {"node": node.name or f"{node.count} of a kind ({node.architecture})"}
+    return entry | ({"filter": name, "reason": message} if name else {"room": min(fit(component.request, node), UNBOUNDED) * node.count})
 
 
 def _notes(found: Explained, component: kinds.Component) -> list[str]:
@@ -80,11 +122,9 @@ def _notes(found: Explained, component: kinds.Component) -> list[str]:
     )
 
 
-def _entry(found: Explained, cluster: ClusterRecord, component: str, heard: HeardOf) -> dict[str, Any]:
+def _entry(found: Explained, cluster: ClusterRecord, component: str, refusal: Refusal | None, heard: HeardOf) -> dict[str, Any]:
     runs = cluster.running.get(component, 0)
     entry: dict[str, Any] = {"component": component, "replicas": runs}
-    refusals = (item for item in found.placement.refusals if item.cluster == cluster.uid and item.component == component)
-    refusal = next(refusals, None)
     given = found.given.get(cluster.via, {}).get(component, Given())
     if refusal is not None and refusal.filter == "NoShim" and given.share and cluster.via == cluster.uid:
         return entry | {"reason": _branch(found, cluster.via, component)}

@@ -31,7 +31,7 @@ class Bench:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.hooks = Hooks({"Application": ApplicationHooks(store, lambda tx, uid: None, lambda uid: None)})
+        self.hooks = Hooks({"Application": ApplicationHooks(store, lambda *_: None, lambda uid: None)})
 
     def write(self, tx: Tx, document: dict[str, Any], previous: Mapping[str, Any] | None) -> Write:
         return Write(tx, RESOURCE, "shop", "emotion", User("ada"), document, previous, NOW)
@@ -253,8 +253,47 @@ def test_explain_says_per_cluster_what_it_has_or_what_would_help(tmp_path: Path)
             assert rows["edge-2"]["remedy"] == "kubectl label cluster edge-2 tier=edge --overwrite, or change placement.clusterSelector"
             assert rows["region"] == {"component": "serve", "replicas": 0, "reason": "region was given 1 and put them on edge-1 (1)"}
             assert rows["root"]["filter"] == "NoShim"
+            assert (rows["edge-1"]["planned"], rows["edge-1"]["score"]["room"]) == (1, 2)
+            assert rows["edge-1"]["nodes"] == [{"node": "edge-1-node", "room": 2}]
+            assert (answer["decision"]["clusters"], answer["decision"]["supposed"], answer["decision"]["time"][:4]) == (5, False, "2026")
             clusters = await hooks.subresource(msgspec.structs.replace(ask, subresource="clusters"))
             assert {row["name"] for row in clusters["items"]} == {"edge-1", "edge-3"}
+        finally:
+            await tree.close()
+
+    asyncio.run(main())
+
+
+def test_what_if_another_spec_or_a_cluster_less_and_nothing_changes(tmp_path: Path) -> None:
+    async def main() -> None:
+        tree = Tree(tmp_path)
+        root = await tree.add("root")
+        for name in ("edge-1", "edge-2"):
+            await tree.add(name, "root", 300, {"zone": name})
+        try:
+            await tree.quiet()
+            await put_application(root, "emotion", 2)
+            await tree.quiet()
+            hooks = ApplicationHooks(root.store, root.engine.explain, root.census.heard)
+            revision = root.store.revision
+
+            async def ask(**body: Any) -> dict[str, Any]:
+                answer = await hooks.subresource(Ask(RESOURCE, "default", "emotion", "explain", "POST", {}, body, User("bob")))
+                assert root.store.revision == revision, "nothing is changed"
+                assert answer["decision"]["supposed"]
+                return {row["cluster"]: row["components"][0] for row in answer["clusters"]}
+
+            alone = await ask(without=["edge-1"])
+            assert "edge-1" not in alone
+            assert alone["edge-2"]["planned"] == 2
+            spec = msgspec.json.decode(root.store.get(Key("own", "Application", "default", "emotion")).document)["spec"]  # type: ignore[union-attr]
+            other = await ask(spec=spec | {"placement": {"clusterSelector": {"matchLabels": {"zone": "edge-2"}}}})
+            assert (other["edge-1"]["filter"], other["edge-2"]["planned"]) == ("ClusterSelector", 2)
+            for body, wrong in (({"withot": []}, InvalidInput), ({"without": "edge-1"}, InvalidInput), ({"without": ["x"]}, NotFound)):
+                with pytest.raises(wrong):
+                    await ask(**body)
+            with pytest.raises(InvalidInput):
+                await ask(spec={"components": []})
         finally:
             await tree.close()
 
