@@ -44,3 +44,26 @@ def test_a_cut_off_region_replaces_a_dead_leaf_and_the_older_replicas_stay(tree:
     assert min(counts) >= 4, "the surplus went too early"
     assert [event["reason"] for event in region.get("/api/v1/events")["items"] if event["reason"] == "ReplacementEnded"]
     assert root.status("twins")["phase"] == "Running"
+
+
+def test_the_root_replaces_a_silent_region_and_its_leaf_keeps_what_it_runs(tree: Tree) -> None:
+    """The leaf may not be carried by others, so nobody hears of it; when the region is back, the leaf's replicas are the older ones."""
+    root = tree.root()
+    region = tree.region("region-a", root)
+    far = tree.edge("edge-1", region, BANYAN_FAILOVER_ALLOW="false")
+    near = tree.edge("edge-2", root)
+    until("all are Ready", lambda: [item["phase"] for item in root.clusters().values()] == ["Ready"] * 4)
+    document = program("twins", placement={"onUnreachable": {"action": "Replace", "afterSeconds": 5}}, replicas=4)
+    code, answer = root.ask("POST", APPS, document)
+    assert code == 201, answer
+    until("four are ready", lambda: root.status("twins").get("ready") == 4)
+    before = {edge.name: ready(edge) for edge in (far, near)}
+    assert before[far.name] and before[near.name]
+    region.kill()
+    until("the root has four without the region", lambda: root.status("twins").get("ready") == 4 and len(ready(near)) == 4)
+    assert root.status("twins")["phase"] == "Running"
+    assert ready(far) == before[far.name], "cut off is not stopped"
+    assert "others hold its share until it is back" in root.banyan("explain", "twins").stdout
+    region.run()
+    until("the stand-ins have gone", lambda: ready(near) == before[near.name] and root.status("twins").get("ready") == 4)
+    assert ready(far) == before[far.name], "the older ones stay"

@@ -391,6 +391,7 @@ class Engine:
         self._replacing.forget(tx, application)
         self._rolling.forget(tx, application)
         self._rules.forget(tx, application)
+        self._telling.forget(application)
         self._alarm.set(application, None)
         silent = self._silent()
         waiting = [target for target in self._works.reporting(tx, application) if target not in silent]

@@ -134,6 +134,9 @@ class Telling:
             timestamp=self._timestamp(),
         )
 
+    def forget(self, application: str) -> None:
+        self._refusing.pop(application, None)
+
     def report(self, tx: Tx, allotment: Allotment, decided: Decided, seen: Mapping[str, Seen]) -> None:
         """The status of an application whose home is here, the answer to a Work otherwise."""
         placement, left, plan, pinned, rolled = decided
