@@ -1,13 +1,13 @@
 """Fixtures: a tree of one's own, a three-level tree per module, and one grove for all tests that clean up after themselves."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from e2e.support import API, Site, Tree, growing, until
+from e2e.support import API, Asker, Site, Tree, growing, until
 from e2e.testbed.fixtures import _shared_members, control_plane, edge_image, k3s_member, kwok_member, testbed_members, whole_member
 from tools.check import AGAIN
 
@@ -33,6 +33,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def tree(tmp_path: Path) -> Iterator[Tree]:
     with growing(tmp_path) as grown:
         yield grown
+
+
+@pytest.fixture
+def device() -> Iterator[Callable[[str], Asker]]:
+    """Devices that ask a URL all the time; none outlives its test."""
+    made: list[Asker] = []
+
+    def start(url: str) -> Asker:
+        made.append(Asker(url))
+        return made[-1]
+
+    yield start
+    for asker in made:
+        asker.destroy()
 
 
 @pytest.fixture(scope="module")

@@ -273,6 +273,8 @@ class Asker:
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
 
 def infer(url: str) -> dict[str, Any]:

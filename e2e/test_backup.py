@@ -6,11 +6,9 @@ While all of this happens a device asks the application at its site, and not one
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from e2e.support import API, APPS, Asker, Site, Tree, model_application, publish, talker, until
 
@@ -95,19 +93,6 @@ def test_a_controller_that_does_not_run_is_backed_up_and_one_that_runs_is_not_ov
 
 
 # --- helpers ---
-
-
-@pytest.fixture
-def device() -> Iterator[Callable[[str], Asker]]:
-    made: list[Asker] = []
-
-    def start(url: str) -> Asker:
-        made.append(Asker(url))
-        return made[-1]
-
-    yield start
-    for asker in made:
-        asker.destroy()
 
 
 def passphrase(folder: Path, text: str = PASSPHRASE) -> Path:

@@ -7,7 +7,7 @@ reports and in documents that this one does not know. What it writes must pass t
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,19 +40,6 @@ def neighbour(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert before in text, f"{name} has changed: patch it elsewhere"
         (folder / name).write_text(text.replace(before, after, 1))
     return folder
-
-
-@pytest.fixture
-def device() -> Iterator[Callable[[str], Asker]]:
-    made: list[Asker] = []
-
-    def start(url: str) -> Asker:
-        made.append(Asker(url))
-        return made[-1]
-
-    yield start
-    for asker in made:
-        asker.destroy()
 
 
 def become(site: Site, folder: Path | None) -> None:

@@ -1,25 +1,10 @@
 """The tree's key and an issuing key are changed under load: no request fails, and a branch that was cut off catches up."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import pytest
-
 from e2e.support import API, APPS, Asker, Site, Tree, model_application, publish, talker, until
-
-
-@pytest.fixture
-def device() -> Iterator[Callable[[str], Asker]]:
-    made: list[Asker] = []
-
-    def start(url: str) -> Asker:
-        made.append(Asker(url))
-        return made[-1]
-
-    yield start
-    for asker in made:
-        asker.destroy()
 
 
 def test_the_trees_key_is_changed_under_load_and_a_cut_off_branch_catches_up(tree: Tree, device: Callable[[str], Asker]) -> None:
