@@ -61,6 +61,14 @@ class _Collector(Collector):
             crashes.add_metric([owner], count)
         yield crashes
         yield CounterMetricFamily("banyan_placements", "Placement decisions taken.", value=controller.engine.settled)
+        yield GaugeMetricFamily(
+            "banyan_replaced_replicas",
+            "Replicas of silent clusters that others hold (onUnreachable: Replace).",
+            value=controller.engine.replaced,
+        )
+        yield GaugeMetricFamily(
+            "banyan_refused_replicas", "Replicas from above that the policy of this site refuses.", value=controller.engine.refused
+        )
         rollouts = GaugeMetricFamily("banyan_rollouts", "Rollouts at this controller, by how far they are.", labels=["phase"])
         for phase, number in sorted(controller.engine.rollouts().items()):
             rollouts.add_metric([phase], number)

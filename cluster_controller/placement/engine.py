@@ -227,6 +227,16 @@ class Engine:
         """How many rollouts are in each phase here, for /metrics."""
         return self._rolling.phases()
 
+    @property
+    def replaced(self) -> int:
+        """Replicas of silent shares that count as replaced, for /metrics."""
+        return self._replacing.count
+
+    @property
+    def refused(self) -> int:
+        """Replicas that the policy of this site refuses, for /metrics."""
+        return self._telling.refusing
+
     def ring(self) -> None:
         """Look at what has waited long enough; the alarm does so by itself."""
         self._alarm.ring()

@@ -73,6 +73,7 @@ class Replacing:
         self._heard = heard
         self._silence = silence
         self._now = now
+        self._counts: dict[str, int] = {}  # application → replicas that are replaced
         self._back: dict[tuple[str, str], float] = {}  # application, target → since when it is in reach with a replaced share
 
     def plan(
@@ -122,10 +123,19 @@ class Replacing:
             tx.set_fact(_fact(application), msgspec.json.encode(after) if after.replaced else None)
         for key in [key for key in self._back if key[0] == application and key[1] not in after.replaced]:
             del self._back[key]
+        self._counts.pop(application, None)
+        if after.replaced:
+            self._counts[application] = sum(sum(per.values()) for per in after.replaced.values())
         return after
+
+    @property
+    def count(self) -> int:
+        """Replicas of silent shares that others hold at this moment, and those on their way back."""
+        return sum(self._counts.values())
 
     def forget(self, tx: Tx, application: str) -> None:
         drop(tx, application)
+        self._counts.pop(application, None)
         for key in [key for key in self._back if key[0] == application]:
             del self._back[key]
 

@@ -134,6 +134,11 @@ class Telling:
             timestamp=self._timestamp(),
         )
 
+    @property
+    def refusing(self) -> int:
+        """Replicas of Applications from above that the policy of this site refuses at this moment."""
+        return sum(count for refused in self._refusing.values() for count, _ in refused.values())
+
     def forget(self, application: str) -> None:
         self._refusing.pop(application, None)
 

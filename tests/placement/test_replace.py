@@ -170,6 +170,7 @@ def test_a_silent_share_is_replaced_and_the_older_replicas_stay(tmp_path: Path, 
             sum(old[name].values()) for name in lost
         )
         assert events(judge, "Replaced")
+        assert judge.engine.replaced == sum(sum(old[name].values()) for name in lost)
         low = []
         tree.watch = lambda: low.append(live(tree, uid))
         tree.set_cut(cut, False)
@@ -180,6 +181,7 @@ def test_a_silent_share_is_replaced_and_the_older_replicas_stay(tmp_path: Path, 
         for name in lost:
             assert tree.sites[name].running.get(uid, {}) == old[name], "the older replicas stay"
         assert events(judge, "ReplacementEnded")
+        assert judge.engine.replaced == 0
         await tree.close()
 
     asyncio.run(play())

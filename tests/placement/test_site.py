@@ -165,8 +165,10 @@ def test_what_a_site_refuses_goes_elsewhere_and_the_reason_is_told_at_the_origin
         first = explained.placement.refusals[0]
         assert (first.filter, first.cluster) == ("SitePolicy", edge.uid)
         assert "refuses default/emotion of root: 4 of serve: no guests this week" in events(edge, "Refused")
+        assert edge.engine.refused == 4
         await decide(edge)
         await tree.quiet()
+        assert edge.engine.refused == 0
         assert "no longer refuses default/emotion of root" in events(edge, "RefusalEnded")
         assert (tree.total(uid), runs(tree, "edge-1", uid)) == (4, 4)
         await tree.close()
