@@ -3,13 +3,14 @@
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster_controller.documents import encode
 from cluster_controller.resources import kinds
 from cluster_controller.resources.carry import Carrier, carry, has_unknown
-from cluster_controller.resources.shape import shape_of
+from cluster_controller.resources.shape import Shape, shape_of
 
 WORK = Carrier(kinds.Application, ("components", "placement", "rollout"))
 
@@ -95,3 +96,20 @@ def within(part: Any, whole: Any) -> bool:
     if isinstance(part, list):
         return isinstance(whole, list) and len(part) == len(whole) and all(map(within, part, whole))
     return bool(part == whole)
+
+
+def test_the_newest_documents_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster_controller.resources.carry.CACHED", 2)
+    carrier = Carrier(kinds.Application)
+    originals = [msgspec.json.encode({"metadata": {"name": str(number), "later": number}}) for number in range(3)]
+    for original in (*originals, originals[1], originals[1]):
+        assert b'"later"' in carrier(b'{"metadata":{}}', original)
+    assert list(carrier._cache) == [originals[2], originals[1]]
+
+
+def test_maps_of_objects_are_walked_too() -> None:
+    shape = Shape(values=Shape(fields={"a": Shape()}))
+    fresh: dict[str, Any] = {"x": {"a": 1}, "only here": {}}
+    carry(fresh, {"x": {"a": 2, "later": 3}, "only there": {"later": 1}}, shape)
+    assert fresh == {"x": {"a": 1, "later": 3}, "only here": {}}
+    assert has_unknown({"x": {"later": 1}}, shape) and not has_unknown({"x": {"a": 1}}, shape)
