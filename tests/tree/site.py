@@ -22,11 +22,11 @@ from cluster_controller.tunnel.course import Course, Timing
 
 T = TypeVar("T")
 QUICK = Limits(backoff_first=0.01, backoff_cap=0.05)
-TIMING = Timing(backoff_first=0.01, backoff_cap=0.05, grace=0.2, probe_first=0.1, probe_cap=0.2, stable=0.3, settled=0.0)
 ANYBODY = Policy()
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SECONDS = 20.0
 """Bound of every wait in these tests; none is expected to take as long."""
+TIMING = Timing(backoff_first=0.01, backoff_cap=0.05, grace=0.2, probe_first=0.1, probe_cap=0.2, stable=0.3, settled=0.0, attempt=SECONDS)
 
 
 class Clock:

@@ -131,7 +131,7 @@ def test_with_home_gone_the_nearest_ancestor_keeps_what_is_said_and_gives_nothin
             key = Key(f"up/{a.uid}", "ClusterStatus", "", edge.uid)
             await top.store.commit(lambda tx: tx.put(key, report, uid=edge.uid))
             assert heard(top, space_of(edge.uid)) == ["first", "second"]  # it is still heard by way of b: that counts
-            await sites["b"].tunnel.close()
+            await edge.hang_up()
             await until(lambda: not top.membership.away.heard())
             await top.store.commit(lambda tx: tx.put(key, report + b" ", uid=edge.uid))
             await until(lambda: not top.membership.away.strays and not heard(top, space_of(edge.uid)))
