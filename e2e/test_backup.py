@@ -76,6 +76,33 @@ def test_a_root_that_lost_its_disk_comes_back_from_an_older_backup(tree: Tree, d
 KEPT = ("kept-as-root-has-it", "kept-as-the-field-has-it")
 
 
+def test_a_region_that_is_restored_takes_its_place_again(tree: Tree) -> None:
+    """Its parent has gone on, its children too: it is brought up to date from above, and what its child has from its lost days waits."""
+    root = tree.root()
+    region = tree.region("region-a", root)
+    edge = tree.edge("edge-1", region)
+    until("all are Ready", lambda: [item["phase"] for item in root.clusters().values()] == ["Ready"] * 3)
+    assert root.ask("POST", APPS, talker("older"))[0] == 201
+    until("it runs", lambda: root.status("older").get("ready") == 1)
+    backup = tree.folder / "region.backup"
+    assert "through other controllers" in command(root, "backup", str(backup), "--at", "region-a", check=False).stderr
+    command(region, "backup", str(backup))
+    assert root.ask("POST", APPS, talker("later"))[0] == 201
+    until("it runs too", lambda: root.status("later").get("ready") == 1)
+    instances = pods(edge)
+    region.kill()
+    shutil.rmtree(region.folder)
+    command(region, "restore", str(backup))
+    region.run()
+    until("all are Ready again", lambda: [item["phase"] for item in root.clusters().values()] == ["Ready"] * 3)
+    # What it has forgotten deciding it decides again, from what comes from above; until then "not known there" is no last word.
+    until("it has caught up", lambda: (found := listed(root)) and all(item["parentHas"] for item in found))
+    root.banyan("cluster", "conflicts", "edge-1", "--keep", "root")
+    until("both run", lambda: root.status("older").get("ready") == root.status("later").get("ready") == 1)
+    until("nothing waits for a person", lambda: not root.clusters()["edge-1"]["facts"].get("conflicts"))
+    assert pods(edge) == instances  # and nothing that runs was touched
+
+
 def test_a_controller_that_does_not_run_is_backed_up_and_one_that_runs_is_not_overwritten(tree: Tree) -> None:
     root = tree.root()
     uid = root.clusters()["root"]["uid"]
@@ -114,6 +141,10 @@ def change(root: Site, name: str, value: str) -> None:
 
 def running(edge: Site) -> list[str]:
     return sorted({pod["metadata"]["labels"]["banyan.dev/application"] for pod in edge.get("/api/v1/pods")["items"]})
+
+
+def pods(edge: Site) -> set[str]:
+    return {pod["metadata"]["uid"] for pod in edge.get("/api/v1/pods")["items"]}
 
 
 def word(edge: Site, name: str) -> str:
