@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.support import Tree, application, talker, until
+from e2e.support import Tree, talker, until
 from tools import needs
 
 pytestmark = [pytest.mark.needs("kubectl"), pytest.mark.usefixtures("deployed")]
@@ -90,9 +90,9 @@ def test_a_mistake_is_refused_by_name_and_server_side_apply_says_so(deployed: Tr
     bad = talker("bad")
     bad["spec"]["components"][0]["replica"] = 3
     assert "replica" in root.kubectl("apply", "-f", "-", stdin=json.dumps(bad), check=False)
-    later = application("bad", [{"name": "c", "container": {"image": "x"}}])
-    later["spec"]["placement"] = {"tolerations": [{"operator": "Exists", "tolerationSeconds": 1}]}
-    assert "spec.placement.tolerations[0].tolerationSeconds: is not served yet" in root.kubectl(
+    version = {"name": "1", "files": [], "variants": []}
+    later = {"apiVersion": "banyan.dev/v1alpha1", "kind": "Model", "metadata": {"name": "bad"}, "spec": {"versions": [version]}}
+    assert "spec.versions[0].variants: is not served yet" in root.kubectl(
         "create", "-f", "-", stdin=json.dumps(later), check=False
     )
     refused = root.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(talker("bad")), check=False)

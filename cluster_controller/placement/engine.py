@@ -30,6 +30,7 @@ from cluster_controller.placement.ruling import KEY as POLICY
 from cluster_controller.placement.ruling import SiteRules
 from cluster_controller.placement.status import withdraw_application
 from cluster_controller.placement.subtree import Subtree, placing_facts
+from cluster_controller.placement.taints import TaintAges
 from cluster_controller.placement.telling import Decided, Seen, Telling, answers
 from cluster_controller.placement.uses import Uses
 from cluster_controller.placement.works import Reader, Works
@@ -107,6 +108,8 @@ class Engine:
         self._ledger = Ledger()
         self._subtree = Subtree(uid, self._documents, self._ledger)
         self._refused = Refused()
+        self._ages = TaintAges()
+        self._now = now
         self._carried = Carried(store, self._documents, strays)
         self._replacing = Replacing(silence, now, self._carried_below)
         self._rules = SiteRules(self._documents)
@@ -268,12 +271,13 @@ class Engine:
         given = self._given(tx, allotment, ceilings, seen)
         plan = self._replacing.plan(tx, allotment, given, _confirmed(seen))
         rolled = NOTHING
+        evicted: float | None = None
         if allotment.missing:
             # What runs, runs on; nothing new is decided with half of what it needs.
             placement = Placement(shares=_standing(given), unplaced={}, waiting={}, refusals=(), eligible={})
             plan = Plan(given, before=plan.before)
         else:
-            placement = self._decide(tx, allotment, seen, plan.given)
+            placement, evicted = self._decide(tx, allotment, seen, plan.given)
             shares = plan.whole(placement.shares)
             rolled = self._rolling.plan(tx, allotment, shares, seen)
             if rolled.back:
@@ -281,7 +285,7 @@ class Engine:
             if self._works.write(tx, allotment, shares, given, plan.renew, rolled=rolled):
                 seen = self._look(tx, application)
             self._telling.replaced(tx, allotment, plan, self._replacing.keep(tx, application, plan, placement.shares))
-        self._alarm.set(application, min((each for each in (plan.again, rolled.again) if each is not None), default=None))
+        self._alarm.set(application, min((each for each in (plan.again, rolled.again, evicted) if each is not None), default=None))
         self._book(application, seen)
         left = {name: count + placement.waiting.get(name, 0) for name, count in placement.unplaced.items()}
         for name, (count, _) in ruled.refused.items():
@@ -294,10 +298,14 @@ class Engine:
         self._telling.refused(tx, asked, ruled.refused)
         self._telling.report(tx, asked, decided, seen)
 
-    def _decide(self, tx: Tx, allotment: Allotment, seen: Mapping[str, Seen], given: Mapping[str, Mapping[str, Given]]) -> Placement:
-        demand, clusters, pending = self._demand(allotment), self._records(tx, seen), self._pending(tx, allotment, given)
+    def _decide(
+        self, tx: Tx, allotment: Allotment, seen: Mapping[str, Seen], given: Mapping[str, Mapping[str, Given]]
+    ) -> tuple[Placement, float | None]:
+        """The placement, and in how many seconds a taint that is tolerated until then takes something away."""
+        demand, pending = self._demand(allotment), self._pending(tx, allotment, given)
+        clusters, again = self._ages.look(demand, self._records(tx, seen), self._now())
         placement = place(demand, clusters, given, pending, reasons=False)
-        return place(demand, clusters, given, pending) if any(placement.unplaced.values()) else placement
+        return place(demand, clusters, given, pending) if any(placement.unplaced.values()) else placement, again
 
     def _pending(self, tx: Tx, allotment: Allotment, given: Mapping[str, Mapping[str, Given]]) -> dict[str, Request]:
         """What other applications were given below, and what no cluster there has counted as asked for yet.
@@ -366,10 +374,11 @@ class Engine:
         allotment = ruled.allotment
         given = self._given(tx, allotment, self._works.ceilings(tx, application), seen)
         plan = self._replacing.plan(tx, allotment, given, _confirmed(seen))
-        clusters: Sequence[ClusterRecord] = self._records(tx, seen)
+        demand = self._demand(allotment)
+        clusters, _ = self._ages.look(demand, self._records(tx, seen), self._now())
         if supposed.without:
             clusters = Fleet(cluster for cluster in clusters if cluster.uid not in supposed.without)
-        placement = place(self._demand(allotment), clusters, plan.given, self._pending(tx, allotment, plan.given))
+        placement = place(demand, clusters, plan.given, self._pending(tx, allotment, plan.given))
         said = {
             (target, component.name): part
             for target, (work, status) in seen.items()

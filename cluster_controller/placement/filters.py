@@ -133,28 +133,26 @@ def refuse_itself(demand: Demand, component: ComponentDemand, cluster: ClusterRe
 
 
 def _tainted(demand: Demand, component: ComponentDemand, cluster: ClusterRecord, effect: str) -> Refusal | None:
-    """The first taint of this effect that the application does not tolerate."""
-    for taint in cluster.taints:
-        if taint.effect != effect or tolerated(taint, demand.tolerations):
-            continue
-        left = grace(taint, demand.tolerations)
-        if left > 0:
-            return Refusal(
-                cluster=cluster.uid,
-                component=component.name,
-                filter="TaintGrace",
-                message=f"has the taint {taint.key}={taint.value}:NoExecute, tolerated for {left:.0f} s more: "
-                "what runs there stays until then",
-                remedy=f"remove the taint from cluster {cluster.name}, or tolerate it without tolerationSeconds",
-            )
+    """The first taint of this effect that the application does not tolerate, or only for a while."""
+    lacking = [taint for taint in cluster.taints if taint.effect == effect and not tolerated(taint, demand.tolerations)]
+    if not lacking:
+        return None
+    taint = min(lacking, key=lambda taint: grace(taint, demand.tolerations))
+    if grace(taint, demand.tolerations) > 0:
         return Refusal(
             cluster=cluster.uid,
             component=component.name,
-            filter="Taint" if effect == "NoExecute" else "NoScheduleTaint",
-            message=f"has the taint {taint.key}={taint.value}:{taint.effect} that the application does not tolerate",
-            remedy=f"add a toleration for {taint.key} to placement.tolerations, or remove the taint from cluster {cluster.name}",
+            filter="TaintGrace",
+            message=f"has the taint {taint.key}={taint.value}:NoExecute, tolerated for a while only: nothing new, and what runs goes then",
+            remedy=f"remove the taint from cluster {cluster.name}, or tolerate it without tolerationSeconds",
         )
-    return None
+    return Refusal(
+        cluster=cluster.uid,
+        component=component.name,
+        filter="Taint" if effect == "NoExecute" else "NoScheduleTaint",
+        message=f"has the taint {taint.key}={taint.value}:{taint.effect} that the application does not tolerate",
+        remedy=f"add a toleration for {taint.key} to placement.tolerations, or remove the taint from cluster {cluster.name}",
+    )
 
 
 def _no_shim(component: ComponentDemand, cluster: ClusterRecord) -> Refusal:

@@ -50,7 +50,8 @@ def demand(
         names_field="placement.clusterName" if placement.cluster_name and not placement.cluster_names else "placement.clusterNames",
         origin=origin,
         tolerations=tuple(
-            Toleration(key=item.key, operator=item.operator, value=item.value, effect=item.effect) for item in placement.tolerations
+            Toleration(key=item.key, operator=item.operator, value=item.value, effect=item.effect, seconds=item.toleration_seconds)
+            for item in placement.tolerations
         ),
         preferences=tuple(Preference(item.weight, requirements(item.selector)) for item in placement.affinity.clusters),
         spread=tuple(Spread(item.topology_key, item.max_skew, item.when_unsatisfiable == "DoNotSchedule") for item in placement.spread),

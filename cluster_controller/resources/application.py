@@ -170,7 +170,7 @@ class Toleration(Document, frozen=True, kw_only=True):
     operator: Literal["Equal", "Exists"] = "Equal"  # Equal: the value too; Exists: the key alone
     value: str = ""  # of the taint, with Equal
     effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""  # of the taint; empty: every effect
-    toleration_seconds: Seconds | None = None  # not served yet
+    toleration_seconds: Seconds | None = None  # of a NoExecute taint: what runs stays so long, from when it was seen; none: for ever
 
 
 class OnUnreachable(Document, frozen=True, kw_only=True):

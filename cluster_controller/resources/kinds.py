@@ -239,8 +239,6 @@ PINNED = "Pinned"  # well, and kept in another version by the policy of a site
 
 # Known fields that nothing acts on yet: (kind, dotted path, None or the values that are refused, what to do instead).
 UNSERVED: tuple[tuple[str, str, tuple[object, ...] | None, str], ...] = (
-    ("Application", "spec.placement.tolerations[].tolerationSeconds", None, "leave it out: NoExecute moves replicas at once"),
-    ("Cluster", "spec.taints[].effect", ("PreferNoSchedule",), "use NoSchedule or NoExecute"),
     ("Model", "spec.versions[].variants", None, "list the files of one version for all architectures"),
 )
 

@@ -17,7 +17,7 @@ class Report(Protocol):
 
 
 def wishes(placement: kinds.Placement, path: str, report: Report) -> None:
-    """Affinity, spread, division, cost and latency."""
+    """Affinity, spread, division, cost and latency; how long taints are tolerated."""
     division = placement.division
     _bounded(placement, path, report)
     for index, each in enumerate(placement.affinity.clusters):
@@ -33,6 +33,11 @@ def wishes(placement: kinds.Placement, path: str, report: Report) -> None:
         report(f"{path}.division.weights", "by: Weights needs at least one weight above 0", "FieldValueRequired")
     if division.max and division.min > division.max:
         report(f"{path}.division.min", f"is more than max, {division.max}")
+    for index, toleration in enumerate(placement.tolerations):
+        if toleration.toleration_seconds is not None and toleration.effect != "NoExecute":
+            report(
+                f"{path}.tolerations[{index}].tolerationSeconds", "counts for NoExecute only; set effect: NoExecute", "FieldValueForbidden"
+            )
     _objective(placement, path, report)
     if placement.strategy == "Duplicated":
         _duplicated(placement, path, report)

@@ -110,7 +110,7 @@ def test_mistakes_are_explained(tmp_path: Path) -> None:
             "apply",
             "-f",
             "-",
-            stdin=APP.replace(b'"components":', b'"placement":{"tolerations":[{"operator":"Exists","tolerationSeconds":1}]},"components":'),
+            stdin=b'{"apiVersion":"banyan.dev/v1alpha1","kind":"Model","metadata":{"name":"m"},"spec":{"versions":[{"name":"1","files":[],"variants":[]}]}}',
             code=1,
         )
         await kubectl("apply", "-f", "-", stdin=APP)
