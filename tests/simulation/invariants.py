@@ -20,6 +20,7 @@ from tests.simulation.world import Place, World
 
 SLACK_SECONDS = 12.0  # from a link declared dead until everybody above in reach was told
 HOP_SECONDS = 4.0
+REPLACE_SECONDS = 60.0  # from when a cluster counts as silent, and afterSeconds, until what it had runs elsewhere
 MAX_TASKS = 200  # of one controller's tunnel, for each link
 REPEATED = 20  # violations of one kind that are written down
 
@@ -58,6 +59,9 @@ class Invariants:
         self.rewound: set[str] = set()  # places whose disk went back in time since the last quiet point
         self.thorough = True  # also count what is in memory, which takes as long as all else together
         self._seen_crashes = 0
+        self._state: object = None  # what is broken, and how
+        self._state_since = 0.0
+        self._steady = True  # ways and disks are as usual, or quite broken
         self._calm_from = 0.0  # everything is in reach, and has been for long enough that everybody knows
         self._settled: dict[str, int] = {}  # application → replicas that were ready at the last quiet point
         for place in world.places.values():
@@ -233,6 +237,12 @@ class Invariants:
             else:
                 self._broken.setdefault(place.name, now)
 
+        worse = {name for name, usual in self.world.usual.items() if self.world.network.conditions[name] is not usual}
+        full = {each.name for each in self.world.places.values() if each.machine.full or each.site.habits.lost}
+        state = (frozenset(self._broken), frozenset(self._up), frozenset(worse), frozenset(full))
+        if state != self._state:
+            self._state, self._state_since = state, now
+        self._steady = not worse and not full
         if self._broken or any(not each.machine.powered for each in self.world.places.values()):
             self._calm_from = now + 3 * self.world.heartbeat + SLACK_SECONDS
 
@@ -256,7 +266,30 @@ class Invariants:
                 self.nothing_stale_reads_ready(place)
                 self.no_loops(place)
                 self.bounded(place)
+        self.what_is_silent_is_replaced()
         self.no_defects()
+
+    def what_is_silent_is_replaced(self) -> None:
+        """With Replace, what fell silent runs elsewhere in reach of the origin once it has been silent for long enough."""
+        lasted = self.world.loop.time() - self._state_since
+        if not self._broken or not self._steady or self.rewound or lasted < 3 * self.world.heartbeat + REPLACE_SECONDS:
+            return
+        for wish in self.wishes.living():
+            if not wish.replaces or wish.touched or not wish.origin.alive or wish.origin.name not in self._up:
+                continue
+            after = wish.spec["placement"]["onUnreachable"]["afterSeconds"]
+            if lasted < after + 3 * self.world.heartbeat + REPLACE_SECONDS:
+                continue
+            there = sum(each.site.running(wish.uid) for each in wish.origin.subtree() if self._in_reach(each, wish.origin))
+            if there < wish.replicas:
+                self.violated("what is silent is replaced", f"{wish.name}: {there} of {wish.replicas} run in reach after {lasted:.0f} s")
+
+    def _in_reach(self, place: Place, origin: Place) -> bool:
+        if place is origin:
+            return True
+        if place.name in self._broken or place.parent is None:
+            return False
+        return self._in_reach(place.parent, origin) or self._adopted(place)
 
     def nothing_stale_reads_ready(self, place: Place) -> None:
         """A cluster whose way here has been broken for longer than its lease is not shown as Ready."""

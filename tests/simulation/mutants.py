@@ -16,7 +16,6 @@ from unittest import mock
 
 from cluster_controller.links import Links
 from cluster_controller.placement import divide, works
-from cluster_controller.placement.engine import Engine
 from cluster_controller.reconcile import observe
 from cluster_controller.reconcile.reconciler import Reconciler
 from cluster_controller.reports import Reporter
@@ -288,9 +287,9 @@ def marks_are_lost() -> Any:
     return put(Settler, "run", run)
 
 
-@mutant("placement does not learn that a link came or went")
-def placement_ignores_links() -> Any:
-    return put(Engine, "link_changed", lambda self, child: None)
+@mutant("placement takes a silent cluster for one that is in reach")
+def silence_is_not_noticed() -> Any:
+    return put(Census, "silent", lambda self: {})
 
 
 # --- what is shown ---

@@ -22,7 +22,7 @@ from cluster_controller.sync import conflicts
 from tests.simulation import applications
 from tests.simulation.faults import Faults
 from tests.simulation.invariants import Invariants, Violation
-from tests.simulation.wishes import Wishes
+from tests.simulation.wishes import Wish, Wishes
 from tests.simulation.world import Place, World
 
 ROUNDS = 5
@@ -149,7 +149,14 @@ def _draw_write(rng: Random, at: float, tree: dict[str, str], names: list[str]) 
     name = rng.choice(names)
     args: dict[str, Any] = {"name": name}
     if kind == "change":
-        args |= {"replicas": rng.randint(0, 12)} if rng.random() < 0.7 else {"command": f"serve-{rng.randint(2, 99)}"}
+        args |= rng.choice(
+            (
+                {"replicas": rng.randint(0, 12)},
+                {"replicas": rng.randint(0, 12)},
+                {"command": f"serve-{rng.randint(2, 99)}"},
+                {"half": rng.choice(("a", "b", ""))},
+            )
+        )
     return Step(at, kind, "", args=args)
 
 
@@ -282,9 +289,21 @@ class Run:
         component = dict(wish.spec["components"][0])
         if "replicas" in step.args:
             component["replicas"] = step.args["replicas"] if wish.divided else min(2, step.args["replicas"])
-        else:
+        elif "command" in step.args:
             component["command"] = [step.args["command"]]
-        wish.origin.run(_quietly(self.wishes.change(wish.name, {**wish.spec, "components": [component]})))
+        spec = {**wish.spec, "components": [component]}
+        if "half" in step.args:
+            spec["placement"] = self._moved(wish, step.args["half"])
+        wish.origin.run(_quietly(self.wishes.change(wish.name, spec)))
+
+    def _moved(self, wish: Wish, half: str) -> dict[str, Any]:
+        """To the clusters of one half, or anywhere; where it is, when there are none or each shall run it."""
+        placement = {key: value for key, value in wish.spec["placement"].items() if key != "clusterSelector"}
+        if not wish.divided:
+            return placement
+        if half and any(each.labels.get("half") == half for each in wish.origin.subtree()):
+            placement["clusterSelector"] = {"matchLabels": {"half": half}}
+        return placement
 
     def _delete(self, step: Step) -> None:
         wish = self.wishes.by_name.get(step.args["name"])

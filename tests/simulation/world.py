@@ -44,6 +44,7 @@ class Place:
         self.children: list[Place] = []
         self.uid = identity.uid
         self.takes_children = takes_children
+        self.labels = identity.saved.labels
         self.folder = world.folder / name
         self.machine = Machine(name, world.loop.time, Random(f"machine {name} {world.seed}"))
         self.disk = Disk(name)
@@ -210,13 +211,14 @@ class World:
         above = self.identities[parent.uid]
         key = keys.generate()
         issuing = keys.generate() if takes_children else None
+        labels = {"half": "ab"[len(self.places) % 2]}
         issued = above.issuing().issue(
             name=name, identity_request=certificates.request(key),
             issuing_request=certificates.request(issuing) if issuing is not None else b"", home=above.uid, now=EPOCH,
         )  # fmt: skip
         identity = holder.member(
             name=name, key=key, issuing_key=issuing, issued=issued, tree_ca=above.tree_ca, parent_uid=above.uid,
-            parent_name=above.name, parent_addresses=[f"{parent.name}:{PORT}"], token_id="", labels={"tier": "edge"}, now=EPOCH,
+            parent_name=above.name, parent_addresses=[f"{parent.name}:{PORT}"], token_id="", labels=labels, now=EPOCH,
         )  # fmt: skip
         place = self._settle(name, parent, identity, takes_children=takes_children)
         parent.children.append(place)
