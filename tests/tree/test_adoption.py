@@ -168,3 +168,16 @@ def test_a_child_that_joins_is_told_its_siblings_at_once(tmp_path: Path) -> None
                 await until(lambda: alternates(second).get(first.uid) == SIBLING)
 
     run(main())
+
+
+def test_who_comes_in_a_crowd_is_told_a_time_and_taken_in_then(tmp_path: Path) -> None:
+    async def main() -> None:
+        only = Policy(alternates=("region-b",))
+        async with two_regions(tmp_path, only, lender=Policy(guests_per_second=0.9)) as (_, a, b, edge):
+            async with member(a, tmp_path / "edge-2", "edge-2", policy=only) as second:
+                await until(lambda: b.uid in alternates(second))
+                await stop_listening(a)
+                await until(lambda: at(edge) == at(second) == "region-b")
+                assert b.membership.guests.refused >= 1 and b.membership.guests.adopted == 2
+
+    run(main())
