@@ -2,7 +2,8 @@
 
 Work for a child lives in ``down/CHILD``, for the own cluster in ``local``; what the child answers arrives in ``up/CHILD``, the
 own cluster's answer in ``observed``. Each change of a Work gets a new share id from one counter of this controller; an answer
-names the share id that it answers, so an acknowledgement can never be taken for that of another share.
+names the share id that it answers, so an acknowledgement can never be taken for that of another share. The number of each start
+(`reports`) lifts the counter: a store that was restored from a backup gives no id again that its earlier life gave to another share.
 """
 
 import uuid
@@ -14,6 +15,7 @@ import msgspec
 from cluster_controller.documents import Documents, encode
 from cluster_controller.placement.allotment import Allotment, work_key
 from cluster_controller.placement.model import Given
+from cluster_controller.reports import START
 from cluster_controller.resources import kinds
 from cluster_controller.resources.carry import Carrier
 from cluster_controller.rollout.keeping import NOTHING, Rolled
@@ -231,7 +233,7 @@ class Works:
         return target if prefix in {"down", "up"} and target else None
 
     def _next_share(self, tx: Tx) -> int:
-        number = int(tx.fact(COUNTER) or b"0") + 1
+        number = max(int(tx.fact(COUNTER) or b"0") + 1, int(tx.fact(START) or b"0"))
         tx.set_fact(COUNTER, str(number).encode())
         return number
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from cluster_controller import reports
 from cluster_controller.errors import StoreFull
 from cluster_controller.resources import kinds
 from cluster_controller.store import Tx
@@ -174,6 +175,32 @@ def test_a_cordon_holds_for_the_whole_branch_and_a_drain_moves_it_within_what_is
         assert sum(tree.sites["edge-2"].running[own].values()) == 1
         await overlay(tree, "root", "region-b", taints=[{"key": "maker", "effect": "NoExecute"}])
         assert sum(tree.sites["edge-3"].running[uid].values()) == 3, "another taint is about the cluster that has it"
+        await tree.close()
+
+    asyncio.run(play())
+
+
+def test_a_restored_store_gives_no_share_id_again(tmp_path: Path) -> None:
+    """Its children answer shares that it never heard of; each start lifts the counter above what an earlier life gave."""
+
+    async def play() -> None:
+        tree = await three_levels(tmp_path)
+        root = tree.sites["root"]
+        uid = await put_application(root, "emotion", 3)
+        await tree.quiet()
+
+        def newest() -> int:
+            works = (stored for space in ("down/uid-region-a", "down/uid-region-b") for stored in root.store.list(space, "Work"))
+            return max(msgspec.json.decode(stored.document, type=kinds.Work).spec.shares[-1].id for stored in works)
+
+        assert newest() < 100
+        for start, replicas in ((5000, 4), (4000, 5)):  # a clock that went back takes nothing back
+            await root.store.commit(lambda tx, start=start: tx.set_fact(reports.START, str(start).encode()))  # type: ignore[misc]
+            before = newest()
+            await put_application(root, "emotion", replicas)
+            await tree.quiet()
+            assert newest() > max(before, 4999)
+        assert tree.total(uid) == 5
         await tree.close()
 
     asyncio.run(play())
