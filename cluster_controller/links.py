@@ -26,8 +26,8 @@ from cluster_controller.store import Store
 from cluster_controller.sync.session import SyncSession
 from cluster_controller.tasks import Tasks, end_task
 from cluster_controller.tunnel.link import Link
-from cluster_controller.tunnel.messages import Lane
-from cluster_controller.tunnel.stream import Stream
+from cluster_controller.tunnel.messages import Lane, ResetCode
+from cluster_controller.tunnel.stream import Stream, StreamForbidden
 from cluster_controller.tunnel.tunnel import Tunnel
 
 log = structlog.get_logger()
@@ -65,6 +65,9 @@ class Kinship(Protocol):
     def arrival(self) -> bytes:
         """What this cluster shows of itself when it was adopted."""
 
+    def disowned(self, reason: str) -> None:
+        """The home parent does not believe what came by way of the adopter: let go of that."""
+
     def ancestors(self) -> Sequence[str]:
         """The home parent first; then, while this cluster is adopted, those above that in reach, nearest first."""
 
@@ -87,6 +90,9 @@ class NoKinship:
 
     def arrival(self) -> bytes:
         return b""
+
+    def disowned(self, reason: str) -> None:
+        """Nothing to let go of."""
 
     def ancestors(self) -> Sequence[str]:
         return (self._parent(),)
@@ -274,6 +280,10 @@ class Links:
                 stream = await link.open(ancestor, SYNC, metadata, lane=Lane.SYNC)
                 self.above = ancestor
                 await session.run(stream, lambda: link.open(ancestor, SNAPSHOT, lane=Lane.BULK))
+            except StreamForbidden as error:
+                self._note(link, error)
+                if home and metadata:
+                    self._kinship.disowned(str(error))
             except BanyanError as error:
                 self._note(link, error)
             finally:
@@ -284,7 +294,11 @@ class Links:
     # --- as a parent ---
 
     async def _serve_sync(self, stream: Stream) -> None:
-        child, carried = await self._who(stream)
+        try:
+            child, carried = await self._who(stream)
+        except Forbidden as error:
+            stream.abort(str(error), ResetCode.FORBIDDEN)  # so that it is no accident of the way to whoever opened it
+            return
         if child in self._leaving:
             raise Forbidden(f"{child} leaves this tree: its reports are taken no more")
         previous = self._children.get(child)

@@ -7,6 +7,8 @@ it let pass what came to them from further below; whoever the stream ends at jud
 
 from collections.abc import Callable, Sequence
 
+import structlog
+
 from cluster_controller.errors import Unreachable
 from cluster_controller.identity.holder import Identity
 from cluster_controller.links import CARRIED
@@ -15,6 +17,9 @@ from cluster_controller.tree.away import Arrival, Away
 from cluster_controller.tree.child import Child, chain_of
 from cluster_controller.tree.guests import Guests
 from cluster_controller.tree.links import Links
+from cluster_controller.tunnel.messages import CloseCode
+
+log = structlog.get_logger()
 
 
 class Kin:
@@ -50,6 +55,12 @@ class Kin:
             adopter=parent.peer_name,
         )
         return away.encode(shown)
+
+    def disowned(self, reason: str) -> None:
+        self._child.trouble = reason
+        log.error("cluster.disowned", reason=reason, instance=self._child.instance)
+        if self._links.parent is not None:
+            self._links.parent.close(CloseCode.HELD, reason)
 
     def ancestors(self) -> Sequence[str]:
         identity, parent = self._identity(), self._links.parent

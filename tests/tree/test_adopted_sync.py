@@ -10,7 +10,7 @@ import pytest
 
 from cluster_controller import links as module
 from cluster_controller.errors import Forbidden
-from cluster_controller.identity import attach
+from cluster_controller.identity import attach, starts
 from cluster_controller.links import SYNC, Links
 from cluster_controller.store import Key
 from cluster_controller.tree import away, records
@@ -233,6 +233,25 @@ def test_a_copied_data_folder_is_held_also_by_way_of_an_adopter(tmp_path: Path) 
             await until(lambda: "two instances" in edge.membership.child.trouble)  # it is told, too
             await a.membership.keep_cluster("edge", "copy")
             assert (await a.membership.away.arrived(spoken(edge, b, 51, "copy"), (top.uid, b.uid, edge.uid)))[1]
+
+    run(main())
+
+
+def test_a_copy_that_its_home_does_not_believe_lets_go_of_the_adopter(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with grown(tmp_path) as sites:
+            a, edge = sites["a"], sites["edge"]
+            record = records.member(a.store, edge.uid)
+            assert record is not None
+            chosen = starts.keep(record.started, "another", [record.started.start])  # a person has decided against this instance
+            decided = msgspec.structs.replace(record, started=chosen)
+            await a.store.commit(lambda tx: records.put_member(tx, decided))
+            for server in a.tunnel._servers:
+                server.close()
+            a.tunnel.links[edge.uid].close(CloseCode.GOING_AWAY, "cut")
+            await until(lambda: edge.membership.adoptions >= 1 and "two instances run" in edge.membership.child.trouble)
+            await until(lambda: edge.uid not in sites["b"].tunnel.links)
+            assert edge.uid not in doors(a).links.heard()
 
     run(main())
 
