@@ -8,7 +8,7 @@ LOCK    := uv pip compile --quiet pyproject.toml --universal --python-version 3.
            --custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-kubernetes test test-faults test-kubernetes test-benchmarks simulate simulate-mutants unit e2e testbed testbed-compat lint installation format bench proto docs lock clean
+.PHONY: help setup demo demo-kubernetes test test-faults faults test-kubernetes test-benchmarks simulate simulate-mutants unit e2e testbed testbed-compat lint installation format bench proto docs lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9%-]+):.*## /  make \1\t/' | expand -t 24
@@ -32,6 +32,9 @@ e2e: $(VENV)/.ready-dev ## End-to-end tests: real processes, real TLS, the real 
 
 test-faults: $(VENV)/.ready-dev ## End-to-end tests of trees that are cut, killed, moved and healed
 	@$(BIN)/python -m tools.check faults
+
+faults: $(VENV)/.ready-dev ## The same for as long as faults last in life: cuts and flapping of ten minutes (as root)
+	@$(BIN)/python -m tools.check faults --long
 
 test-kubernetes: testbed ## End-to-end tests on real Kubernetes clusters (as root)
 	@$(BIN)/python -m tools.check kubernetes

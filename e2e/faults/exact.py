@@ -106,6 +106,10 @@ class Before:
         self.instances = {instance for instance in self.instances if instance.site not in sites}
         return self
 
+    def overlook(self) -> None:
+        """Starts until now are nobody's concern: they were on a machine that is none of the tree's."""
+        self.noted = len(noted(self.ground))
+
     def killed(self) -> list[str]:
         """Healthy instances that are not there any more."""
         alive = {instance for site in self.ground.machines for instance in instances(site)}

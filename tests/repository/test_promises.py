@@ -1,4 +1,4 @@
-"""`docs/bad-input.md` and `docs/contributing/promises.md` name the test of each thing they say: it exists, under that name."""
+"""The pages of bad input, resilience and promises name the test of each thing they say: it exists, under that name."""
 
 import ast
 import re
@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-PAGES = {ROOT / "docs" / "bad-input.md": 40, ROOT / "docs" / "contributing" / "promises.md": 30}  # and the rows each has at least
+PAGES = {
+    ROOT / "docs" / "bad-input.md": 40,
+    ROOT / "docs" / "contributing" / "promises.md": 30,
+    ROOT / "docs" / "resilience.md": 25,
+}  # and the rows each has at least
 TEST = re.compile(r"`((?:tests|e2e)/[\w/]+\.py(?:::\w+)?)`")
 NAMED = sorted({name for page in PAGES for name in TEST.findall(page.read_text(encoding="utf-8"))})
 
