@@ -19,6 +19,7 @@ from cluster_controller.documents import Documents
 from cluster_controller.placement import records
 from cluster_controller.placement.aggregate import aggregate
 from cluster_controller.placement.allotment import Allotment, needed, of_application, of_work, served
+from cluster_controller.placement.beside import Beside
 from cluster_controller.placement.capacity import Ledger, add, positive
 from cluster_controller.placement.carried import Carried
 from cluster_controller.placement.fleet import Fleet
@@ -28,7 +29,7 @@ from cluster_controller.placement.refused import Refused
 from cluster_controller.placement.replacing import Plan, Replacing
 from cluster_controller.placement.ruling import KEY as POLICY
 from cluster_controller.placement.ruling import SiteRules
-from cluster_controller.placement.status import withdraw_application
+from cluster_controller.placement.status import only_status, withdraw_application
 from cluster_controller.placement.subtree import Subtree, placing_facts
 from cluster_controller.placement.taints import TaintAges
 from cluster_controller.placement.telling import Decided, Seen, Telling, answers
@@ -53,13 +54,6 @@ class Supposed(msgspec.Struct, frozen=True):
 
 
 AS_IT_IS = Supposed()
-
-
-class _Asked(msgspec.Struct):
-    """All of an Application but what controllers write about it."""
-
-    metadata: msgspec.Raw = msgspec.Raw()
-    spec: msgspec.Raw = msgspec.Raw()
 
 
 class Explained(NamedTuple):
@@ -109,6 +103,7 @@ class Engine:
         self._subtree = Subtree(uid, self._documents, self._ledger)
         self._refused = Refused()
         self._ages = TaintAges()
+        self._beside = Beside(self._works)
         self._now = now
         self._carried = Carried(store, self._documents, strays)
         self._replacing = Replacing(silence, now, self._carried_below)
@@ -167,15 +162,17 @@ class Engine:
             self.unknown += 1
         else:
             self._settler.mark(application)
+            self._settler.mark_all(self._beside.watchers(application))
 
     def _know(self, event: Event, application: str) -> None:
         if event.kind_of == "put":
-            if event.previous is not None and event.stored.key.space == "own" and _only_status(event.previous, event.stored):
+            if event.previous is not None and event.stored.key.space == "own" and only_status(event.previous, event.stored):
                 return  # this room wrote it
             self._learn(application, event.stored)
         else:
             self._keys.pop(application, None)
             self._everywhere.discard(application)
+            self._beside.gone(application)
             self._uses.learn(application, frozenset())
         self._settler.mark(application)
 
@@ -185,13 +182,17 @@ class Engine:
         if stored.key.space == "desired":
             work = self._documents.read(stored, kinds.Work).spec
             placement, links = work.placement, work.references
+            name = (work.application.origin, work.application.namespace, work.application.name)
             self._uses.learn(application, frozenset((link.kind, "", link.uid) for link in links))
         else:
             spec = self._documents.read(stored, kinds.Application).spec
             placement = spec.placement
-            named = [(kind, name) for kind, name, _ in needed(spec.components)]
-            named += [("Application", name) for name in spec.depends_on]
-            self._uses.learn(application, frozenset((kind, stored.key.namespace, name) for kind, name in named))
+            name = (self._uid, stored.key.namespace, stored.key.name)
+            named = [(kind, each) for kind, each, _ in needed(spec.components)]
+            named += [("Application", each) for each in spec.depends_on]
+            self._uses.learn(application, frozenset((kind, stored.key.namespace, each) for kind, each in named))
+        self._beside.learn(application, name, placement)
+        self._settler.mark_all(self._beside.watchers(application))
         if placement.strategy == "Duplicated":
             self._everywhere.add(application)
         else:
@@ -302,7 +303,7 @@ class Engine:
         self, tx: Tx, allotment: Allotment, seen: Mapping[str, Seen], given: Mapping[str, Mapping[str, Given]]
     ) -> tuple[Placement, float | None]:
         """The placement, and in how many seconds a taint that is tolerated until then takes something away."""
-        demand, pending = self._demand(allotment), self._pending(tx, allotment, given)
+        demand, pending = self._demand(tx, allotment), self._pending(tx, allotment, given)
         clusters, again = self._ages.look(demand, self._records(tx, seen), self._now())
         placement = place(demand, clusters, given, pending, reasons=False)
         return place(demand, clusters, given, pending) if any(placement.unplaced.values()) else placement, again
@@ -374,7 +375,7 @@ class Engine:
         allotment = ruled.allotment
         given = self._given(tx, allotment, self._works.ceilings(tx, application), seen)
         plan = self._replacing.plan(tx, allotment, given, _confirmed(seen))
-        demand = self._demand(allotment)
+        demand = self._demand(tx, allotment)
         clusters, _ = self._ages.look(demand, self._records(tx, seen), self._now())
         if supposed.without:
             clusters = Fleet(cluster for cluster in clusters if cluster.uid not in supposed.without)
@@ -396,11 +397,13 @@ class Engine:
             time=self._timestamp(),
         )
 
-    def _demand(self, allotment: Allotment) -> Demand:
+    def _demand(self, tx: Tx, allotment: Allotment) -> Demand:
         models = served(self._documents, allotment)
-        return records.demand(
+        demand = records.demand(
             allotment.application.uid, allotment.components, allotment.placement, origin=not allotment.chain, models=models
         )
+        neighbours = self._beside.neighbours(tx, allotment.application.uid, allotment.placement, origin=not allotment.chain)
+        return msgspec.structs.replace(demand, neighbours=neighbours) if neighbours else demand
 
     def _withdraw(self, tx: Tx, application: str, allotment: Allotment | None, ceilings: Mapping[str, Mapping[str, int]]) -> None:
         """Take the Works back. The Application goes when every target in reach has confirmed; the rest is listed at its Cluster."""
@@ -469,12 +472,6 @@ class Engine:
             if target == self._uid and work is not None:
                 running[target] = {component.name: component.replicas for component in work.components if component.replicas}
         return self._subtree.records(tx, running)
-
-
-def _only_status(before: Stored, after: Stored) -> bool:
-    """Whether the two versions of an Application ask for the same."""
-    one, other = (msgspec.json.decode(stored.document, type=_Asked) for stored in (before, after))
-    return one == other
 
 
 def _confirmed(seen: Mapping[str, Seen]) -> dict[str, dict[str, int]]:

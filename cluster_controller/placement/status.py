@@ -21,6 +21,19 @@ WITHDRAWING = "Withdrawing"  # condition: True while clusters in reach are stopp
 VERDICTS_WITHDRAWING: tuple[tuple[str, Literal["True", "False"]], ...] = (("Ready", "False"), (WITHDRAWING, "True"))
 
 
+class _Asked(msgspec.Struct):
+    """All of an Application but what controllers write about it."""
+
+    metadata: msgspec.Raw = msgspec.Raw()
+    spec: msgspec.Raw = msgspec.Raw()
+
+
+def only_status(before: Stored, after: Stored) -> bool:
+    """Whether the two versions of an Application ask for the same: then this room wrote the later one."""
+    one, other = (msgspec.json.decode(stored.document, type=_Asked) for stored in (before, after))
+    return one == other
+
+
 def application_status(
     before: kinds.Application, status: kinds.WorkStatusStatus, missing: Sequence[str], timestamp: str, held_by: Sequence[str] = ()
 ) -> kinds.ApplicationStatus:
