@@ -16,7 +16,7 @@ from cluster_controller.resources.meta import (
     Resource,
     Seconds,
 )
-from cluster_controller.resources.placing import Affinity, CostWish, Division, LatencyWish, SpreadConstraint
+from cluster_controller.resources.placing import Affinity, AntiAffinity, CostWish, Division, LatencyWish, SpreadConstraint
 
 
 class ModelReference(Document, frozen=True, kw_only=True):
@@ -185,7 +185,8 @@ class Placement(Document, frozen=True, kw_only=True):
     tolerations: list[Toleration] = field(default_factory=list)  # taints that do not keep it away
     architecture: str = ""  # as Go names it: amd64, arm64, riscv64
     strategy: Literal["Divided", "Duplicated"] = "Divided"  # Divided: split over the clusters; Duplicated: each gets all replicas
-    affinity: Affinity = Affinity()  # where it would rather run
+    affinity: Affinity = Affinity()  # where it would rather run, and beside whom
+    anti_affinity: AntiAffinity = AntiAffinity()  # from whom it stays away
     spread: list[SpreadConstraint] = field(default_factory=list)  # how evenly it lies over zones, or whatever labels say
     division: Division = Division()  # how replicas are divided among the clusters that qualify
     cost: CostWish | None = None  # what its cost counts for, with division by LowestCost

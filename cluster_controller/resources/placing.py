@@ -17,10 +17,21 @@ class ClusterPreference(Document, frozen=True, kw_only=True):
     selector: LabelSelector  # labels of the clusters that are wished for
 
 
+class ApplicationTerm(Document, frozen=True, kw_only=True):
+    name: str  # of another Application, in the same namespace, written at the same controller
+    topology_key: str = ""  # a label of clusters, each value of which is one place; empty: each cluster is one
+    weight: Annotated[int, Meta(ge=0, le=100)] = 0  # 0: it must be so when a replica is placed; else a wish that counts so much
+
+
 class Affinity(Document, frozen=True, kw_only=True):
-    """Where it would rather run. What must hold is clusterSelector."""
+    """Where it would rather run, and beside whom. What must hold of clusters is clusterSelector."""
 
     clusters: list[ClusterPreference] = field(default_factory=list)  # clusters that are filled before others
+    applications: list[ApplicationTerm] = field(default_factory=list)  # beside which it runs
+
+
+class AntiAffinity(Document, frozen=True, kw_only=True):
+    applications: list[ApplicationTerm] = field(default_factory=list)  # from which it stays away
 
 
 class SpreadConstraint(Document, frozen=True, kw_only=True):

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from cluster_controller.errors import InvalidInput
 from cluster_controller.resources import kinds, quantity
-from cluster_controller.resources.names import shown, subdomain_problem
+from cluster_controller.resources.names import label_problem, shown, subdomain_problem
 from cluster_controller.resources.selectors import check_key, from_struct
 
 MOST_TERMS = 50  # of each list
@@ -22,6 +22,17 @@ def wishes(placement: kinds.Placement, path: str, report: Report) -> None:
     _bounded(placement, path, report)
     for index, each in enumerate(placement.affinity.clusters):
         _selector(each.selector, f"{path}.affinity.clusters[{index}].selector", report)
+    for name, terms in (("affinity", placement.affinity.applications), ("antiAffinity", placement.anti_affinity.applications)):
+        for index, term in enumerate(terms):
+            problem = label_problem(term.name)
+            if problem:
+                report(f"{path}.{name}.applications[{index}].name", problem)
+            if term.topology_key:
+                report.run(f"{path}.{name}.applications[{index}].topologyKey", check_key, term.topology_key)
+            if term.weight and placement.strategy == "Duplicated":
+                report(
+                    f"{path}.{name}.applications[{index}].weight", "a wish means nothing with strategy Duplicated", "FieldValueForbidden"
+                )
     for index, weight in enumerate(division.weights):
         _selector(weight.selector, f"{path}.division.weights[{index}].selector", report)
     for index, spread in enumerate(placement.spread):
@@ -73,6 +84,8 @@ def _duplicated(placement: kinds.Placement, path: str, report: Report) -> None:
 def _bounded(placement: kinds.Placement, path: str, report: Report) -> None:
     lists: tuple[tuple[str, int], ...] = (
         ("affinity.clusters", len(placement.affinity.clusters)),
+        ("affinity.applications", len(placement.affinity.applications)),
+        ("antiAffinity.applications", len(placement.anti_affinity.applications)),
         ("spread", len(placement.spread)),
         ("division.weights", len(placement.division.weights)),
         ("latency.to", len(placement.latency.to) if placement.latency is not None else 0),
