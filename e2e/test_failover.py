@@ -49,6 +49,7 @@ def runs(root: Site) -> bool:
 
 
 @pytest.mark.exact
+@pytest.mark.needs("kubectl")
 def test_a_killed_parent_is_replaced_and_returned_to(tree: Tree) -> None:
     root, region, other, edge = planted(tree)
     code, answer = root.ask("POST", APPS, talker(clusterName="edge-1"))
