@@ -35,9 +35,10 @@ from cluster_controller.rotation import Rotation
 from cluster_controller.store import Key, Store
 from cluster_controller.store import Limits as StoreLimits
 from cluster_controller.tasks import Tasks
-from cluster_controller.tree.census import Census, Heard
+from cluster_controller.tree.census import Census
 from cluster_controller.tree.child import IdentityHolder, Settings
 from cluster_controller.tree.failover import Policy as Failover
+from cluster_controller.tree.known import Heard
 from cluster_controller.tree.membership import Membership
 from cluster_controller.tree.news import News
 from cluster_controller.tree.upward import Upward

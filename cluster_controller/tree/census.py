@@ -6,11 +6,9 @@ Ready to Unknown is written by whoever lost the link, for the child and for all 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
 
 import msgspec
 import structlog
-from msgspec import Struct
 
 from cluster_controller.documents import Documents, encode
 from cluster_controller.events import Reason, record
@@ -19,40 +17,13 @@ from cluster_controller.reports import Reporter
 from cluster_controller.resources import kinds
 from cluster_controller.settling import Settler
 from cluster_controller.store import Event, Key, Store, Stored, Tx
+from cluster_controller.tree.known import Heard, Known
 from cluster_controller.tree.listing import DECIDED
 from cluster_controller.tree.merge import Merged, merge
 from cluster_controller.tree.overlays import Overlays
 
 log = structlog.get_logger()
-Ready = Literal["True", "False", "Unknown"]
 OURS = frozenset({"Ready", "Conflict", "NameConflict"})  # condition types that this room writes
-
-
-class Heard(Struct, frozen=True):
-    """How long ago, in seconds; ``at_least`` when nobody can know how much longer it was."""
-
-    seconds: float
-    at_least: bool = False
-    broken_hop: str = ""
-
-
-class Known(Struct, frozen=True, kw_only=True):
-    """What is known of one cluster before overlays: its own word, through whom it came, and whether that way is open."""
-
-    uid: str
-    name: str
-    parent: str
-    parent_name: str
-    via: str
-    facts: kinds.ClusterFacts
-    ready: Ready
-    reason: str = ""
-    broken_hop: str = ""
-    since: str = ""
-    children: int = 0
-    withdrawing: list[str]
-    adopted_by: str = ""
-    relayed: Stored | None = None  # the report that this is word for word
 
 
 class Census:

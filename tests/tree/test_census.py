@@ -14,7 +14,8 @@ from cluster_controller.reports import Reporter
 from cluster_controller.resources import kinds
 from cluster_controller.store import Key, Store
 from cluster_controller.tree.admission import Member
-from cluster_controller.tree.census import Census, Heard
+from cluster_controller.tree.census import Census
+from cluster_controller.tree.known import Heard
 from cluster_controller.tree.listing import forget, show
 
 
