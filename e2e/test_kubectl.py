@@ -92,9 +92,7 @@ def test_a_mistake_is_refused_by_name_and_server_side_apply_says_so(deployed: Tr
     assert "replica" in root.kubectl("apply", "-f", "-", stdin=json.dumps(bad), check=False)
     version = {"name": "1", "files": [], "variants": []}
     later = {"apiVersion": "banyan.dev/v1alpha1", "kind": "Model", "metadata": {"name": "bad"}, "spec": {"versions": [version]}}
-    assert "spec.versions[0].variants: is not served yet" in root.kubectl(
-        "create", "-f", "-", stdin=json.dumps(later), check=False
-    )
+    assert "spec.versions[0].variants: is not served yet" in root.kubectl("create", "-f", "-", stdin=json.dumps(later), check=False)
     refused = root.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(talker("bad")), check=False)
     assert "server-side apply" in refused.lower()
 
