@@ -20,7 +20,7 @@ from tests.simulation.world import Place, World
 
 SLACK_SECONDS = 12.0  # from a link declared dead until everybody above in reach was told
 HOP_SECONDS = 4.0
-REPLACE_SECONDS = 60.0  # from when a cluster counts as silent, and afterSeconds, until what it had runs elsewhere
+REPLACE_SECONDS = 45.0  # from when a cluster counts as silent, and afterSeconds, until what it had runs elsewhere
 MAX_TASKS = 200  # of one controller's tunnel, for each link
 REPEATED = 20  # violations of one kind that are written down
 

@@ -6,7 +6,7 @@ heal, and all invariants are checked in full.
 
 import functools
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from random import Random
@@ -265,7 +265,7 @@ class Run:
             if place.controller is not None and place.alive and (waiting := conflicts.undecided(place.controller.store, "desired")):
                 kinds = sorted({key.kind for key, _ in waiting})
                 self.world.note(place.name, f"decides {len(waiting)} conflicts")
-                place.run(_quietly(place.controller.store.commit(functools.partial(_keep_root, kinds=kinds))))
+                place.run(_quietly(place.controller.store.commit, functools.partial(_keep_root, kinds=kinds)))
 
     # --- steps ---
 
@@ -280,7 +280,7 @@ class Run:
     def _create(self, step: Step) -> None:
         place = self.world.places[step.place]
         if place.alive:
-            place.run(_quietly(self.wishes.create(place, step.args["name"], step.args["spec"])))
+            place.run(_quietly(self.wishes.create, place, step.args["name"], step.args["spec"]))
 
     def _change(self, step: Step) -> None:
         wish = self.wishes.by_name.get(step.args["name"])
@@ -294,7 +294,7 @@ class Run:
         spec = {**wish.spec, "components": [component]}
         if "half" in step.args:
             spec["placement"] = self._moved(wish, step.args["half"])
-        wish.origin.run(_quietly(self.wishes.change(wish.name, spec)))
+        wish.origin.run(_quietly(self.wishes.change, wish.name, spec))
 
     def _moved(self, wish: Wish, half: str) -> dict[str, Any]:
         """To the clusters of one half, or anywhere; where it is, when there are none or each shall run it."""
@@ -308,7 +308,7 @@ class Run:
     def _delete(self, step: Step) -> None:
         wish = self.wishes.by_name.get(step.args["name"])
         if wish is not None and wish.origin.alive:
-            wish.origin.run(_quietly(self.wishes.delete(wish.name)))
+            wish.origin.run(_quietly(self.wishes.delete, wish.name))
 
 
 def _keep_root(tx: Tx, kinds: Sequence[str]) -> None:
@@ -316,10 +316,10 @@ def _keep_root(tx: Tx, kinds: Sequence[str]) -> None:
         conflicts.resolve(tx, "desired", "root", kind=kind)
 
 
-async def _quietly(coroutine: Any) -> None:
+async def _quietly(function: Callable[..., Awaitable[object]], *args: Any) -> None:
     """A write that the disk refuses is an answer to a person, who looks later what has become of it."""
     try:
-        await coroutine
+        await function(*args)
     except BanyanError:
         return
 
