@@ -137,7 +137,7 @@ class Controller:
         blobs = await BlobStore.open(config.blob_folder, quantity.units(config.blob_budget, "blob_budget"))
         self.present = Present(store, blobs.missing)
         self.library = Library(blobs, config.model_folder, None if self.identity().is_root else self._open_blobs_above)
-        reporter = await reports.begin(store, self.uid, clock.wall())
+        reporter = self.reporter = await reports.begin(store, self.uid, clock.wall())
         self.links = Links(store, self.tunnel, self.uid, self._link_changed, self.membership.kin)
         self.census = Census(
             store,
@@ -309,6 +309,13 @@ class Controller:
         self.engine.link_changed(child)
         self.upward.link_changed(child)
 
+    def report_anew(self) -> None:
+        """The parent no longer knows which of this cluster's words are its newest."""
+        log.warning(
+            "reports.anew", cluster=self.name, reason="another instance has spoken for this cluster, or its data folder was set back"
+        )
+        self._tasks.spawn("report-anew", self.reporter.again(self.store, clock.wall()))
+
     def _nodes_changed(self, nodes: Sequence[Node]) -> None:
         self._nodes_told = True
         if self.description is None and self.shim is not None:
@@ -399,6 +406,8 @@ class _Doors:
         self._membership.link_up(link)
         if link.is_parent:
             self._controller.census.self_changed()  # perhaps another one carries it
+            if link.welcome is not None and link.welcome.report_anew:
+                self._controller.report_anew()
         if not link.closed:  # one that lost its race against a newer attach by another way is down already
             self._controller.links.up(link)
 

@@ -42,6 +42,22 @@ class Reporter:
         else:
             tx.put(key, encoded, uid=uid, source=self._source, start=self._start, sequence=tx.revision + 1)
 
+    async def again(self, store: Store, now: datetime) -> None:
+        """Everything observed here is reported once more, under a new start.
+
+        After a copy of the data folder has spoken for this cluster, or the folder was set back: what those above hold then has a later
+        start than the reports that lie here unchanged, which would be taken for old ones for ever.
+        """
+        self._start = await _number(store, now)
+
+        def stamp(tx: Tx) -> None:
+            for stored in tx.scan("report"):
+                if stored.source == self._source:
+                    fresh = {"source": self._source, "start": self._start, "sequence": tx.revision + 1}
+                    tx.put(stored.key, stored.document, uid=stored.uid, version=stored.version + 1, **fresh)  # type: ignore[arg-type]
+
+        await store.commit(stamp)
+
 
 async def begin(store: Store, source: str, now: datetime) -> Reporter:
     """The reporter of a new start.
@@ -49,6 +65,10 @@ async def begin(store: Store, source: str, now: datetime) -> Reporter:
     Starts are numbered by the wall clock in milliseconds, and never backwards within one data folder whatever the clock does. The
     clock is what lifts a folder that was restored from a backup above the starts that its backup does not know.
     """
+    return Reporter(source, await _number(store, now))
+
+
+async def _number(store: Store, now: datetime) -> int:
     number = max(int(store.fact(START) or b"0") + 1, int(now.timestamp() * 1000))
     await store.commit(lambda tx: tx.set_fact(START, str(number).encode()))
-    return Reporter(source, number)
+    return number

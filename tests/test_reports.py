@@ -9,7 +9,7 @@ import msgspec
 
 from cluster_controller import reports
 from cluster_controller.resources import kinds
-from cluster_controller.store import Key, Store, Stored
+from cluster_controller.store import Key, Store, Stored, Tx
 from cluster_controller.sync.limits import SyncLimits
 from cluster_controller.sync.source import Plan, Source
 from cluster_controller.sync.target import Target
@@ -180,5 +180,39 @@ def test_a_report_about_an_application_that_nobody_knows_is_dropped_and_counted(
             assert (root.engine.unknown, root.engine.settled) == (1, settled)
         finally:
             await tree.close()
+
+    asyncio.run(play())
+
+
+def test_after_a_copy_has_spoken_what_did_not_change_is_reported_once_more(tmp_path: Path) -> None:
+    """The copy's words have a later start; the original's, which lie unchanged, would be taken for old ones for ever."""
+
+    async def play() -> None:
+        edge, region = await Store.open(tmp_path / "edge"), await Store.open(tmp_path / "region")
+        try:
+            first = await reports.begin(edge, "e", THEN)
+            await edge.commit(lambda tx: first.put(tx, KEY, status("as it is"), "e"))
+            await synchronised(edge, "report", region, "up/e")
+            await region.commit(lambda tx: copied(tx, reports.Reporter("e", 2**50)))
+            assert spoken(region) == "by the copy"
+            await edge.commit(lambda tx: first.put(tx, KEY, status("as it is"), "e"))  # nothing changed: nothing is said
+            assert spoken(region) == "by the copy"
+            await edge.commit(lambda tx: tx.set_fact(reports.START, str(2**50).encode()))  # its clock says that it is later now
+            await first.again(edge, THEN)
+            await synchronised(edge, "report", region, "up/e")
+            assert spoken(region) == "as it is"
+        finally:
+            await edge.close()
+            await region.close()
+
+    def copied(tx: Tx, copy: reports.Reporter) -> None:
+        before = tx.get(Key("up/e", *KEY[1:]))
+        assert before is not None
+        copy.put(tx, before.key, status("by the copy"), "e")
+
+    def spoken(region: Store) -> str:
+        stored = region.get(Key("up/e", *KEY[1:]))
+        assert stored is not None
+        return msgspec.json.decode(stored.document, type=kinds.ClusterStatus).status.reason
 
     asyncio.run(play())

@@ -120,11 +120,13 @@ class Gate:
         log.info("child.admitted", cluster=record.name, uid=record.uid, how=entry.value, attach=record.attach)
         if hello.unix_time:
             warn_of_skew(record.name, self._wall(), hello.unix_time)
-        return self._welcome(record, hello)
-
-    def _welcome(self, record: Member, hello: Hello) -> Welcome:
         signed = wire.standing_message(self._standings.sign(record))
-        return msgspec.structs.replace(self._answer(hello), standing=signed, start_acknowledged=record.start_number)
+        return msgspec.structs.replace(
+            self._answer(hello),
+            standing=signed,
+            start_acknowledged=record.start_number,
+            report_anew=entry is Entry.FULL_RESYNC,
+        )
 
     def _answer(self, hello: Hello) -> Welcome:
         """What every child is told, a guest too."""

@@ -170,6 +170,7 @@ class Welcome(Struct, frozen=True, kw_only=True):
     software: str = ""
     unix_time: float = 0.0
     top: str = ""  # the highest of `path` that is linked through to this parent now; "": the first
+    report_anew: bool = False  # what the parent holds may be a copy's, or newer than this data folder: report everything once more
 
 
 class Refusal(Struct, frozen=True, kw_only=True):

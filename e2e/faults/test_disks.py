@@ -92,3 +92,28 @@ def test_the_roots_disk_is_lost_and_an_older_backup_takes_its_place(ground: Grou
     assert {one for site in ground.machines for one in instances(site)} == held, "the field was rolled back"
     root.banyan("cluster", "conflicts", "region-a", "--keep", "root")
     until_exact(before.less("newer"))
+
+
+def test_a_copied_data_folder_is_held_and_both_are_told(ground: Ground, before: Before) -> None:
+    """What the first one runs is not touched by the second. Once the second is gone the first starts anew, and is believed again."""
+    edge = ground.edges[0]
+    copy = ground.fabric.namespace("copy")
+    twin = ground.machine("twin", copy)
+    ground.lay(twin)
+    del ground.tree.sites["twin"]  # it is no machine of the tree: nobody counts it
+    for name in ("identity", "store.db", "store.db-wal", "store.lock", "banyan.toml", "admin.kubeconfig"):
+        source = edge.folder / name
+        if source.is_dir():
+            shutil.copytree(source, twin.folder / name)
+        elif source.exists():
+            shutil.copy2(source, twin.folder / name)
+    try:
+        twin.launch("run", "--data", str(twin.folder))
+        until("the copy is held", lambda: phases(ground.region)[edge.name] == "Held")
+        until("both are told", lambda: all("held" in each.log(500).lower() for each in (edge, twin)))
+    finally:
+        twin.destroy()
+    before.overlook()  # what the copy's own machine started
+    edge.kill()
+    edge.run()
+    until_exact(before)

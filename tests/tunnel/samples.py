@@ -41,7 +41,7 @@ CONTROL: dict[str, m.ControlMessage] = {
     "welcome": m.Welcome(
         version=1, uid=RECORD.parent_uid, name="region-a", path=("r", "b"), path_names=("root", "region-a"), heartbeat_seconds=5.0,
         dead_after_seconds=15.0, limits=LIMITS, standing=STANDING, cursors=(CURSOR,), features=("zstd",), start_acknowledged=5,
-        software="banyan 0.1.0", unix_time=1767225600.5, top="r",
+        software="banyan 0.1.0", unix_time=1767225600.5, top="r", report_anew=True,
     ),
     "refusal": REFUSAL,
     "join_request": m.JoinRequest(

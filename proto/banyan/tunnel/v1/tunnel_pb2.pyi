@@ -497,6 +497,7 @@ class Welcome(_message.Message):
     SOFTWARE_FIELD_NUMBER: _builtins.int
     UNIX_TIME_FIELD_NUMBER: _builtins.int
     TOP_FIELD_NUMBER: _builtins.int
+    REPORT_ANEW_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     uid: _builtins.str
     name: _builtins.str
@@ -508,6 +509,10 @@ class Welcome(_message.Message):
     unix_time: _builtins.float
     top: _builtins.str
     """The highest of `path` that this parent is linked to now, hop by hop; empty: not said, take it to be the first."""
+    report_anew: _builtins.bool
+    """What the parent holds of this cluster may come from a copy of its data folder, or from a time that it was set back from: everything is
+    to be reported once more, as of now.
+    """
     @_builtins.property
     def path(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """uids from the root down to this parent, the parent last."""
@@ -542,10 +547,11 @@ class Welcome(_message.Message):
         software: _builtins.str = ...,
         unix_time: _builtins.float = ...,
         top: _builtins.str = ...,
+        report_anew: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "standing", b"standing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursors", b"cursors", "dead_after_seconds", b"dead_after_seconds", "features", b"features", "heartbeat_seconds", b"heartbeat_seconds", "limits", b"limits", "name", b"name", "path", b"path", "path_names", b"path_names", "software", b"software", "standing", b"standing", "start_acknowledged", b"start_acknowledged", "top", b"top", "uid", b"uid", "unix_time", b"unix_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursors", b"cursors", "dead_after_seconds", b"dead_after_seconds", "features", b"features", "heartbeat_seconds", b"heartbeat_seconds", "limits", b"limits", "name", b"name", "path", b"path", "path_names", b"path_names", "report_anew", b"report_anew", "software", b"software", "standing", b"standing", "start_acknowledged", b"start_acknowledged", "top", b"top", "uid", b"uid", "unix_time", b"unix_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
