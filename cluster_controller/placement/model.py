@@ -167,7 +167,6 @@ class Demand(Struct, frozen=True, kw_only=True):
     spread: tuple[Spread, ...] = ()
     dividing: Dividing = Dividing()
     objective: Objective | None = None
-    priority: int = 0  # a higher one may take the room of a lower one
 
 
 class Given(Struct, frozen=True):
