@@ -405,6 +405,7 @@ class _Doors:
     def link_up(self, link: Link) -> None:
         self._membership.link_up(link)
         if link.is_parent:
+            self._controller.distance.look()  # the kernel has timed the handshake
             self._controller.census.self_changed()  # perhaps another one carries it
             if link.welcome is not None and link.welcome.report_anew:
                 self._controller.report_anew()

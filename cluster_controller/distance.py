@@ -1,6 +1,6 @@
 """How far the parent is, said calmly: placement goes by the round trip of links, and must not be told of every breath of one.
 
-Only a change by a quarter and by more than a millisecond is told, in two digits. So an idle tree reports nothing, and what is placed by
+Only a change by a quarter and by more than 5 ms is told, in two digits. So an idle tree reports nothing, and what is placed by
 latency does not waver.
 """
 
@@ -10,7 +10,7 @@ from math import floor, log10
 
 PERIOD_SECONDS = 15.0
 TOLD_FACTOR = 1.25
-TOLD_MILLIS = 1.0
+TOLD_MILLIS = 5.0
 
 
 def steady(told: float | None, measured: float | None) -> float | None:

@@ -95,9 +95,12 @@ def test_two_versions_work_together_both_ways_in_any_order(tree: Tree, neighbour
 
 
 def change(root: Site, field: str, value: Any) -> None:
-    document = root.get(f"{APPS}/emotion")
-    document["spec"]["components"][0][field] = value
-    code, answer = root.ask("PUT", f"{APPS}/emotion", document)
+    for _ in range(20):  # a status may be written between reading and writing: whoever has read the older one is told so
+        document = root.get(f"{APPS}/emotion")
+        document["spec"]["components"][0][field] = value
+        code, answer = root.ask("PUT", f"{APPS}/emotion", document)
+        if code != 409:
+            break
     assert code == 200, answer
 
 

@@ -184,11 +184,16 @@ def test_an_address_that_is_not_there_is_said_with_the_remedy(tmp_path: Path) ->
 TOLD = {
     "tree": (), "status": ("shown",), "get": ("applications",), "explain": ("shown",), "history": ("shown",), "version": (),
     "logs": ("shown", "--tail", "1"), "invoke": ("shown", "/"), "kubeconfig": ("edge-1", "--banyan"), "completion": ("bash",),
-    "approve": (), "token list": (), "user list": (), "cluster list": (), "cluster conflicts": ("root",), "model list": (),
+    "events": ("--last", "1"), "rollout status": ("shown", "--no-watch"), "rollout history": ("shown",), "rotate status": (),
+    "upgrade plan": (), "approve": (), "token list": (), "user list": (), "cluster list": (), "cluster conflicts": ("root",),
+    "model list": (),
 }  # fmt: skip
 CHANGES = (
     "apply", "delete", "undo", "init", "join", "run", "leave", "demo", "shim serve", "shim verify", "model publish", "token create",
-    "token revoke", "user create", "user revoke", "cluster remove", "cluster revoke", "cluster keep",
+    "token revoke", "user create", "user revoke", "cluster remove", "cluster revoke", "cluster keep", "cluster cordon",
+    "cluster uncordon", "cluster drain", "backup", "restore", "rollout pause", "rollout resume", "rollout undo", "rotate tree-key",
+    "rotate issuing", "rotate finish", "drill cut", "drill restart",
+    "drill status",  # of a drill: e2e/test_drill.py
 )  # fmt: skip
 
 

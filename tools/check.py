@@ -39,7 +39,10 @@ ON_KUBERNETES = tuple(  # what takes longest first, so that no worker is left al
     )
 )
 # Whole trees that are cut, killed, moved and healed: minutes of waiting for what shall not happen.
-FAULTS = ("e2e/faults", *(f"e2e/test_{name}.py" for name in ("failover", "replace", "rotation")))
+FAULTS = (
+    "e2e/faults",
+    *(f"e2e/test_{name}.py" for name in ("failover", "replace", "rollout", "rotation", "mixed_versions", "drill", "backup")),
+)
 LAST_FAILED = ROOT / ".pytest_cache" / "v" / "cache" / "lastfailed"
 MOST_TRIED_AGAIN = 6
 AGAIN = "BANYAN_TRIED_AGAIN"  # told to the second run: there a test marked `exact` fails at once (e2e/conftest.py)

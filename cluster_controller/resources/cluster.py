@@ -65,7 +65,7 @@ class ClusterFacts(Document, frozen=True, kw_only=True):
     requested: ResourceSums = ResourceSums()  # by what runs here already
     architectures: list[str] = field(default_factory=list)  # of its machines
     models: list[ModelPresence] = field(default_factory=list)  # whose files are here, at most 50
-    parent_rtt_millis: float | None = None  # round trip to its parent, measured over their link; changes by a quarter are told
+    parent_rtt_millis: float | None = None  # round trip to its parent, measured over their link; changes by a quarter and 5 ms are told
     applications: int = 0  # that run here
     instances: int = 0  # that run here
     conflicts: int = 0  # objects that a parent with another history would change: they wait for a person's decision
