@@ -42,8 +42,10 @@ def strip(member: Member) -> None:
 def kubernetes(whole_member: Member, edge_image: Path) -> Iterator[tuple[Path, str]]:
     """Its kubeconfig, and the worker's image there."""
     image = furnish(whole_member, edge_image)
+    whole_member.give_volume("contract-over-grpc", "1Gi")  # one that was claimed serves no second claim
     yield whole_member.kubeconfig, image
     strip(whole_member)
+    whole_member.take_volume("contract-over-grpc")
 
 
 @pytest.fixture(scope="module")

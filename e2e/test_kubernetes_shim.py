@@ -167,7 +167,7 @@ def test_a_frozen_api_server_is_shown_and_loses_nothing(kwok: Place, other: Plac
         assert "runs on" in message
         kwok.root.kubectl("patch", "application", "before", "-n", kwok.namespace, "--type=json",
                           "-p", '[{"op": "replace", "path": "/spec/components/0/replicas", "value": 4}]')  # fmt: skip
-        assert kwok.status("before").get("desired") == 4
+        until("what is wanted now is told", lambda: kwok.status("before").get("desired") == 4)
         other.create("last", SLEEP)  # placed and told after the silence was seen: what could move has moved by then
         other.until_ready("last")
         assert {name: row["desired"] for name, row in kwok.rows("divided").items()} == halves

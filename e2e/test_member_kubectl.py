@@ -147,7 +147,8 @@ def test_commands_run_and_files_are_copied(far: Far, way: dict[str, str], tmp_pa
 @WAYS
 def test_a_shell_on_a_terminal(far: Far, way: dict[str, str]) -> None:
     with terminal(far.argv("exec", "-it", "deploy/web", "--", "sh"), far.environment(**way)) as shell:
-        shell.say(b"stty size; echo $((6 * 7))-$0\n")
+        # The terminal's size travels beside what is typed.
+        shell.say(b"until stty size 2>&1 | grep -q 33; do sleep 0.1; done; stty size; echo $((6 * 7))-$0\n")
         assert b"42-sh" in shell.hear(b"42-sh")
         assert b"33 77" in shell.heard
         shell.say(b"exit 0\n")
