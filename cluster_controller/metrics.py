@@ -3,6 +3,7 @@
 Names follow the Prometheus conventions: `banyan_…_total` for counters, base units in the name.
 """
 
+import asyncio
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
@@ -60,6 +61,7 @@ class _Collector(Collector):
         for owner, count in tasks.crashes.items():
             crashes.add_metric([owner], count)
         yield crashes
+        yield GaugeMetricFamily("banyan_tasks", "Background tasks that are under way.", value=len(asyncio.all_tasks()))
         yield CounterMetricFamily("banyan_placements", "Placement decisions taken.", value=controller.engine.settled)
         yield GaugeMetricFamily(
             "banyan_replaced_replicas",

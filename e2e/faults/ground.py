@@ -148,6 +148,15 @@ def phases(site: Machine) -> dict[str, str]:
     return {name: status["phase"] for name, status in site.clusters().items()}
 
 
+def metric(site: Machine, name: str) -> float:
+    """What the controller says of itself, all labels together."""
+    code, text = site.ask("GET", "/metrics")
+    assert code == 200, text
+    lines = [line for line in text.decode().splitlines() if line.startswith((f"{name} ", f"{name}{{"))]
+    assert lines, f"{site.name} says nothing of {name}"
+    return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+
 def events(site: Machine, name: str, since: float, *words: str) -> list[float]:
     """When the site logged an event of that name, with these words, by the wall clock of all of them."""
     found = []

@@ -5,18 +5,19 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from e2e.faults import exact
 from e2e.faults.exact import Before, until_exact
-from e2e.faults.ground import LOCAL, STEADY, Ground, Machine, phases
+from e2e.faults.ground import LOCAL, STEADY, Ground, Machine, metric, phases
 from e2e.support import until
 
 pytestmark = [pytest.mark.needs("root"), pytest.mark.exact]
 
 FLAP_SECONDS = 3.0
-GROWTH = 6 << 20  # bytes of a controller that had never lost a link before
+GROWTH = 6.0  # MiB of a controller that had never lost a link before
 
 
 def test_the_check_finds_what_is_lost_doubled_or_killed(ground: Ground) -> None:
@@ -98,7 +99,7 @@ def test_links_that_flap(ground: Ground, before: Before, long: bool) -> None:
 
     flap()
     until_exact(before)  # what is loaded for the first loss of a link is there from now on
-    held = {site.name: resources(site) for site in ground.machines}
+    samples = [resources(ground)]
     lost = sum(losses(site) for site in ground.machines)
     for number in range(100 if long else 3):
         name = f"flap-{number % 3}"
@@ -106,23 +107,41 @@ def test_links_that_flap(ground: Ground, before: Before, long: bool) -> None:
         flap()
         ground.delete(ground.root, name)
         until("it is gone", functools.partial(gone, ground.root, name))
+        if number % 10 == 9:
+            samples.append(resources(ground))
     until_exact(before.less("flap-0", "flap-1", "flap-2"))
     assert sum(losses(site) for site in ground.machines) > lost
-    after = {site.name: resources(site) for site in ground.machines}
-    print(f"\ndescriptors and threads, MiB: {held} before, {after} after")
-    for name, (descriptors, threads, memory) in held.items():
-        now = after[name]
-        assert now[0] <= descriptors + 2, f"descriptors of {name}: {descriptors} before, {now[0]} after"
-        assert now[1] <= threads + 1, f"threads of {name}: {threads} before, {now[1]} after"
-        assert now[2] - memory < GROWTH / (1 << 20), f"memory of {name}: {memory} MiB before, {now[2]} after"
+    samples.append(resources(ground))
+    first, last = samples[0], samples[-1]
+    for site in ground.machines:
+        print(f"\n{site.name}: {'; '.join(str(sample[site.name]) for sample in samples)}")
+        was, now = first[site.name], last[site.name]
+        assert now.descriptors <= was.descriptors + 2, f"descriptors of {site.name}: {was} before, {now} after"
+        assert now.threads <= was.threads + 1, f"threads of {site.name}: {was} before, {now} after"
+        assert now.tasks <= was.tasks + 2, f"tasks of {site.name}: {was} before, {now} after"
+        assert now.memory - was.memory < GROWTH, f"memory of {site.name}: {was} before, {now} after"
 
 
 def gone(site: Machine, name: str) -> bool:
     return name not in site.names()
 
 
-def resources(site: Machine) -> tuple[int, int, float]:
-    """Open descriptors, threads, MiB of memory."""
+class Resources(NamedTuple):
+    descriptors: int
+    threads: int
+    tasks: int
+    memory: float  # MiB, proportional set size
+
+    def __str__(self) -> str:
+        return f"{self.descriptors} descriptors, {self.threads} threads, {self.tasks} tasks, {self.memory:.1f} MiB"
+
+
+def resources(ground: Ground) -> dict[str, Resources]:
+    return {site.name: _resources(site) for site in ground.machines}
+
+
+def _resources(site: Machine) -> Resources:
     assert site.process is not None
-    pid = site.process.pid
-    return len(list(Path(f"/proc/{pid}/fd").iterdir())), len(list(Path(f"/proc/{pid}/task").iterdir())), round(site.pss() / (1 << 20), 1)
+    folder = Path(f"/proc/{site.process.pid}")
+    tasks = round(metric(site, "banyan_tasks"))
+    return Resources(len(list((folder / "fd").iterdir())), len(list((folder / "task").iterdir())), tasks, site.pss() / (1 << 20))
