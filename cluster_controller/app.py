@@ -7,6 +7,7 @@ A start goes from the disk outwards: the store first, then what runs here (with 
 port for children, then the parent.
 """
 
+import asyncio
 import contextlib
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ from cluster_controller.config import Config, split_address
 from cluster_controller.distance import ParentDistance
 from cluster_controller.documents import Documents
 from cluster_controller.drill import Doors, Drill
-from cluster_controller.errors import Conflict, NotFound, Unreachable
+from cluster_controller.errors import Conflict, NotFound, StoreError, Unreachable
 from cluster_controller.facts import Present, Requested, cluster_facts
 from cluster_controller.identity import PeerCertificate, rotation
 from cluster_controller.identity import load as load_identity
@@ -65,6 +66,7 @@ BLOB = "blob"
 ANY_HOST = frozenset({"", "0.0.0.0", "::"})  # noqa: S104
 STORE_LIMITS = StoreLimits()
 LEAF_STORE_LIMITS = StoreLimits(journal_rows=2_000, journal_bytes=4 * 1024 * 1024)  # nobody syncs from a leaf but its parent
+LOST_SECONDS = 5.0  # from a disk that was lost until the process begins anew
 RENEW_SECONDS = 30.0  # for the parent's answer
 TUNNEL_PORT = "app/tunnel-port"  # fact: the port that was bound last, taken again when any will do
 
@@ -100,6 +102,7 @@ class Controller:
         config = self.config
         self.identity = IdentityHolder(config.identity_folder, load_identity(config.identity_folder))
         self.store = await Store.open(config.data, STORE_LIMITS if config.tunnel_listen else LEAF_STORE_LIMITS)
+        self.store.lost = self._disk_lost
         try:
             await self._build()
             await self._listen()
@@ -109,6 +112,12 @@ class Controller:
         self._dial()
         self.drill.resume()
         log.info("controller.started", cluster=self.name, uid=self.uid, tunnel_port=self.tunnel_port, version=self.version)
+
+    def _disk_lost(self, error: StoreError) -> None:
+        """Nothing can be kept any more, so whatever changes from here on would be shown as it was. What is on the disk is known
+        once the store is opened again: this process begins anew, after a while, for the disk may go on failing."""
+        log.error("controller.begins_anew", cluster=self.name, after_s=LOST_SECONDS, error=str(error))
+        asyncio.get_running_loop().call_later(LOST_SECONDS, self.restart)
 
     def _dial(self) -> None:
         if not self.identity().is_root:

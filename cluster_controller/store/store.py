@@ -72,6 +72,7 @@ class Store:
         self._flushing = False
         self._trimmed = loaded.trimmed  # forgotten in memory, still on the disk
         self._broken: StoreError | None = None
+        self.lost: Callable[[StoreError], None] = lambda error: None  # told once: nothing is taken any more until the store is opened again
         self._health = Health(database.path, thread)
         self._idle = asyncio.Event()
         self._idle.set()
@@ -354,6 +355,7 @@ class Store:
         if self._broken is None:
             self._broken = error
             self._health.lost(error)
+            self.lost(error)
 
     def _failed(self, error: BaseException, group: Sequence[Waiting]) -> None:
         """All that is pending was built on what failed: it fails too."""

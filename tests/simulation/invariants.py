@@ -4,16 +4,16 @@ Some look at every commit and every change of a site as it happens, some now and
 that was broken has been mended and has had time to heal. A checker says what is wrong; it never mends anything.
 """
 
-import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import msgspec
 
 from cluster_controller.resources import kinds
 from cluster_controller.store.database import Batch
 from cluster_controller.store.model import Stored
-from cluster_controller.tunnel.link import Link
 from tests.simulation.disk import Disk
+from tests.simulation.quiet import QUIET
+from tests.simulation.reach import Reach, awake
 from tests.simulation.site import Instance, Site
 from tests.simulation.wishes import Wish, Wishes
 from tests.simulation.world import Place, World
@@ -52,9 +52,9 @@ class Invariants:
         self.violations: list[Violation] = []
         self._given: dict[str, Given] = {}
         self._counts: dict[tuple[str, str], int] = {}  # (site, application) → what runs
-        self._totals: dict[str, int] = {}
+        self.totals: dict[str, int] = {}  # application → what runs in all
         self._gone: set[str] = set()  # applications that their origin has forgotten, all having stopped
-        self._broken: dict[str, float] = {}  # place → since when its way to its parent is broken
+        self.reach = Reach(world)
         self._up: dict[str, float] = {}  # place → since when it runs undisturbed
         self.rewound: set[str] = set()  # places whose disk went back in time since the last quiet point
         self.thorough = True  # also count what is in memory, which takes as long as all else together
@@ -84,6 +84,7 @@ class Invariants:
         self.rewound.add(place.name)
         given = self._given[place.name] = Given()
         for stored in place.disk.live().values():
+            self._gone.discard(stored.uid)  # its deletion is forgotten with all else
             if stored.key.kind == "Application" and stored.key.space == "own":
                 self._note_application(given, stored, gone=False)
             elif stored.key.kind == "Work":
@@ -181,7 +182,7 @@ class Invariants:
         if count == before:
             return
         self._counts[site.name, app] = count
-        total = self._totals[app] = self._totals.get(app, 0) + count - before
+        total = self.totals[app] = self.totals.get(app, 0) + count - before
         self.world.note(site.name, f"runs {count} of {app}")
         if count > before:
             self.never_doubled(site, app, count, total)
@@ -208,7 +209,7 @@ class Invariants:
         if not instance.ready or wish is None or wish.touched:
             return
         if wish.replaces:
-            left = self._totals.get(wish.uid, 0) - 1
+            left = self.totals.get(wish.uid, 0) - 1
             if self.world.loop.time() < self._calm_from:
                 return  # what has just died has yet to be noticed
             if left < min(wish.replicas, self._settled.get(wish.uid, 0)):
@@ -224,55 +225,36 @@ class Invariants:
         """Also after each fault, so that it is known since when something is broken."""
         now = self.world.loop.time()
         for place in self.world.places.values():
-            disturbed = not place.alive or (place.life is not None and place.life.frozen) or place.machine.full
-            if disturbed:
+            if not awake(place) or place.machine.full:
                 self._up.pop(place.name, None)
             else:
                 self._up.setdefault(place.name, now)
-            parent = place.parent
-            if parent is None:
-                continue
-            if place.alive and not _frozen(place) and (self._reaches(place, parent) or self._adopted(place)):
-                self._broken.pop(place.name, None)
-            else:
-                self._broken.setdefault(place.name, now)
-
+        self.reach.sample()
         worse = {name for name, usual in self.world.usual.items() if self.world.network.conditions[name] is not usual}
         full = {each.name for each in self.world.places.values() if each.machine.full or each.site.habits.lost}
-        state = (frozenset(self._broken), frozenset(self._up), frozenset(worse), frozenset(full))
+        state = (frozenset(self.reach.broken), frozenset(self._up), frozenset(worse), frozenset(full))
         if state != self._state:
             self._state, self._state_since = state, now
         self._steady = not worse and not full
-        if self._broken or any(not each.machine.powered for each in self.world.places.values()):
+        if self.reach.broken or any(not each.machine.powered for each in self.world.places.values()):
             self._calm_from = now + 3 * self.world.heartbeat + SLACK_SECONDS
-
-    def _reaches(self, place: Place, other: Place) -> bool:
-        return other.alive and self.world.network.passes(place.name, other.name)
-
-    def _adopted(self, place: Place) -> bool:
-        """Another controller has it on a link that works, until its own parent is back."""
-        for other in self.world.places.values():
-            if other.alive and not _frozen(other) and other.controller is not None and other is not place.parent:
-                link = other.controller.tunnel.links.get(place.uid)
-                if link is not None and not link.closed and self._reaches(place, other):
-                    return True
-        return False
 
     def look(self) -> None:
         """Everything that must hold at any time."""
         self.sample()
         for place in self.world.places.values():
-            if place.alive and not _frozen(place):
-                self.nothing_stale_reads_ready(place)
+            if awake(place):
                 self.no_loops(place)
                 self.bounded(place)
+        self.nothing_stale_reads_ready()
+        self.one_parent()
         self.what_is_silent_is_replaced()
         self.no_defects()
 
     def what_is_silent_is_replaced(self) -> None:
         """With Replace, what fell silent runs elsewhere in reach of the origin once it has been silent for long enough."""
         lasted = self.world.loop.time() - self._state_since
-        if not self._broken or not self._steady or self.rewound or lasted < 3 * self.world.heartbeat + REPLACE_SECONDS:
+        if not self.reach.broken or not self._steady or self.rewound or lasted < 3 * self.world.heartbeat + REPLACE_SECONDS:
             return
         for wish in self.wishes.living():
             if not wish.replaces or wish.touched or not wish.origin.alive or wish.origin.name not in self._up:
@@ -280,45 +262,31 @@ class Invariants:
             after = wish.spec["placement"]["onUnreachable"]["afterSeconds"]
             if lasted < after + 3 * self.world.heartbeat + REPLACE_SECONDS:
                 continue
-            there = sum(each.site.running(wish.uid) for each in wish.origin.subtree() if self._in_reach(each, wish.origin))
+            there = sum(each.site.running(wish.uid) for each in wish.origin.subtree() if self.reach.in_touch(each, wish.origin))
             if there < wish.replicas:
                 self.violated("what is silent is replaced", f"{wish.name}: {there} of {wish.replicas} run in reach after {lasted:.0f} s")
 
-    def _in_reach(self, place: Place, origin: Place) -> bool:
-        if place is origin:
-            return True
-        if place.name in self._broken or place.parent is None:
-            return False
-        return self._in_reach(place.parent, origin) or self._adopted(place)
+    def nothing_stale_reads_ready(self) -> None:
+        """A cluster that has not been heard for longer than its lease is not shown as Ready."""
+        now, heartbeat, places = self.world.loop.time(), self.world.heartbeat, self.world.places
+        for (name, below), unheard in self.reach.unheard.items():
+            place, other = places[name], places[below]
+            up = self._up.get(name)
+            allowed = 3 * heartbeat + SLACK_SECONDS + HOP_SECONDS * (len(other.path()) - len(place.path()))
+            since = max(unheard, self.reach.broken_since(other))  # what broke further down is told first
+            if up is None or now - up < 3 * heartbeat + SLACK_SECONDS or now - since <= allowed:
+                continue
+            assert place.controller is not None
+            stored = place.controller.store.find("own", "Cluster", other.uid)
+            if stored is not None and msgspec.json.decode(stored.document, type=kinds.Cluster).status.phase == "Ready":
+                self.violated("nothing stale reads Ready", f"{name} shows {below} as Ready, which it has not heard for {now - since:.0f} s")
 
-    def nothing_stale_reads_ready(self, place: Place) -> None:
-        """A cluster whose way here has been broken for longer than its lease is not shown as Ready."""
-        now, heartbeat = self.world.loop.time(), self.world.heartbeat
-        since = self._up.get(place.name)
-        if since is None or now - since < 3 * heartbeat + SLACK_SECONDS:
-            return
-        assert place.controller is not None
-        for stored in place.controller.store.list("own", "Cluster"):
-            other = self.world.by_uid.get(stored.uid)
-            if other is None or other is place:
-                continue
-            path = other.path()
-            if place not in path:
-                continue
-            hops = path[path.index(place) + 1 :]
-            for distance, hop in enumerate(hops):
-                broken = self._broken.get(hop.name)
-                if broken is None:
-                    continue
-                if any(self._adopted(each) for each in hops[distance + 1 :]):
-                    break  # it is heard by another way
-                allowed = 3 * heartbeat + SLACK_SECONDS + HOP_SECONDS * distance
-                phase = msgspec.json.decode(stored.document, type=kinds.Cluster).status.phase
-                if phase == "Ready" and now - broken > allowed:
-                    self.violated(
-                        "nothing stale reads Ready", f"{place.name} shows {other.name} as Ready, cut at {hop.name} for {now - broken:.0f} s"
-                    )
-                break
+    def one_parent(self) -> None:
+        """No cluster has two parents, not even while things break, for longer than it takes to notice that a link is dead."""
+        now = self.world.loop.time()
+        for name, since in self.reach.doubled.items():
+            if now - since > 3 * self.world.heartbeat + SLACK_SECONDS:
+                self.violated("one parent", f"{self.reach.holders[name]} have {name} on a link, for {now - since:.0f} s")
 
     def no_loops(self, place: Place) -> None:
         """Routes lead down only, to clusters that stand below, and never back to where they began."""
@@ -378,148 +346,5 @@ class Invariants:
         self._settled = {wish.uid: wish.replicas for wish in self.wishes.living()}
         self.rewound.clear()
 
-
-def _frozen(place: Place) -> bool:
-    return place.life is not None and place.life.frozen
-
-
-def everybody_is_linked(check: Invariants) -> Iterator[str]:
-    """Every cluster has its one parent, and no other."""
-    for place in check.world.places.values():
-        if not place.alive:
-            yield f"{place.name} does not run"
-            continue
-        assert place.controller is not None
-        held = [each.name for each in check.world.places.values() if each.controller and place.uid in each.controller.tunnel.links]
-        expected = [place.parent.name] if place.parent is not None else []
-        if held != expected:
-            yield f"{place.name} is linked to {held or 'nobody'} ({place.controller.tunnel.dial_error})"
-        below = {each.uid for each in place.subtree()} - {place.uid}
-        routed = set(place.controller.tunnel.router.subtree(place.uid)) - {place.uid}
-        if routed != below:
-            wrong = sorted(check.world.by_uid[each].name for each in routed ^ below)
-            yield f"{place.name} does not route to its subtree and to nobody else: {wrong}"
-
-
-def running_is_desired(check: Invariants) -> Iterator[str]:
-    """What runs is what is wanted, for each Application and cluster."""
-    for wish in check.wishes.by_uid.values():
-        total = check._totals.get(wish.uid, 0)
-        if not wish.divided and not wish.deleted:
-            targets = list(wish.origin.subtree())
-            wrong = {each.name: n for each in targets if (n := each.site.running(wish.uid)) != wish.replicas}
-            if wrong:
-                yield f"{wish.name}: {wrong} run, {wish.replicas} are wanted on each"
-        elif total != wish.replicas:
-            yield f"{wish.name}: {total} run, {wish.replicas} are wanted"
-    for place in check.world.places.values():
-        for uid in place.site.instances:
-            if uid not in check.wishes.by_uid:
-                yield f"{place.name} runs {uid}, of which nobody knows"
-        yield from _as_told(place)
-
-
-def _as_told(place: Place) -> Iterator[str]:
-    if place.controller is None or not place.alive:
-        return
-    told = {}
-    for stored in place.controller.store.list("local", "Work"):
-        spec = msgspec.json.decode(stored.document, type=kinds.Work).spec
-        told[stored.key.name] = sum(each.replicas for each in spec.components)
-    for uid in sorted({*told, *place.site.instances}):
-        if place.site.ready(uid) != told.get(uid, 0) or place.site.running(uid) != told.get(uid, 0):
-            yield f"{place.name} runs {place.site.running(uid)} of {uid}, its Work says {told.get(uid, 0)}"
-
-
-def nothing_acknowledged_is_lost(check: Invariants) -> Iterator[str]:
-    """What was acknowledged to a person is there, as it was written; what was deleted is not."""
-    for wish in check.wishes.by_uid.values():
-        controller = wish.origin.controller
-        if controller is None or not wish.origin.alive:
-            continue
-        stored = controller.store.find("own", "Application", wish.uid)
-        if wish.deleted:
-            if stored is not None:
-                yield f"{wish.name} was deleted and is still there"
-        elif stored is None:
-            yield f"{wish.name} was acknowledged and is gone"
-        elif msgspec.json.decode(stored.document)["spec"] != wish.spec:
-            yield f"{wish.name} is not as it was written last"
-
-
-def statuses_are_right(check: Invariants) -> Iterator[str]:
-    """The status at the origin counts what runs."""
-    for wish in check.wishes.living():
-        controller = wish.origin.controller
-        stored = controller.store.find("own", "Application", wish.uid) if controller is not None and wish.origin.alive else None
-        if stored is None:
-            continue
-        status = msgspec.json.decode(stored.document, type=kinds.Application).status
-        wanted = wish.replicas if wish.divided else wish.replicas * sum(1 for _ in wish.origin.subtree())
-        if status.ready != wanted or status.desired != wanted or status.phase != "Running" or status.unplaced:
-            yield f"{wish.name}: {status.phase}, {status.ready} of {status.desired} ready, {status.unplaced} unplaced; {wanted} run"
-
-
-def clusters_are_ready(check: Invariants) -> Iterator[str]:
-    """Every ancestor shows every cluster below it as Ready."""
-    for place in check.world.places.values():
-        if place.controller is None or not place.alive:
-            continue
-        for below in place.subtree():
-            stored = place.controller.store.find("own", "Cluster", below.uid)
-            phase = msgspec.json.decode(stored.document, type=kinds.Cluster).status.phase if stored is not None else "missing"
-            if phase != "Ready":
-                yield f"{place.name} shows {below.name} as {phase}"
-
-
-def replicas_agree(check: Invariants) -> Iterator[str]:
-    """Both ends of every link hold the same, down and up."""
-    for place in check.world.places.values():
-        if place.parent is None or not place.alive or not place.parent.alive:
-            continue
-        assert place.controller is not None and place.parent.controller is not None
-        above, below = place.parent.controller.store, place.controller.store
-        for one, space, other, copy in (
-            (above, f"down/{place.uid}", below, "desired"),
-            (below, "report", above, f"up/{place.uid}"),
-        ):
-            sent = {stored.key[1:]: (stored.uid, stored.version, stored.hash) for stored in one.scan(space)}
-            held = {stored.key[1:]: (stored.uid, stored.version, stored.hash) for stored in other.scan(copy)}
-            if sent != held:
-                wrong = sorted(key for key in {*sent, *held} if sent.get(key) != held.get(key))
-                key = wrong[0]
-                what = f"{len(wrong)} of {space} and {copy} differ, as {key}: {sent.get(key)} and {held.get(key)}"
-                yield f"{place.name}: {what}"
-
-
-def closed_links_leave_nothing(check: Invariants) -> Iterator[str]:
-    """Nothing is kept of links that have ended."""
-    edges = sum(place.parent is not None for place in check.world.places.values())
-    wires = len(check.world.network.wires)
-    if wires != 2 * edges:
-        yield f"{wires} wires are open for {edges} links"
-    if not check.thorough:
-        return
-    gc.collect()
-    living = [each for each in gc.get_objects() if type(each) is Link and not _of_the_dead(each)]
-    if len(living) != 2 * edges:
-        yield f"{len(living)} links are in memory for {edges} connections: {sorted(map(repr, living))[:5]}"
-
-
-def _of_the_dead(link: Link) -> bool:
-    life = getattr(link._wire, "life", None)
-    return life is None or life.dead
-
-
-Check = Callable[[Invariants], Iterator[str]]
-QUIET: tuple[Check, ...] = (
-    everybody_is_linked,
-    running_is_desired,
-    nothing_acknowledged_is_lost,
-    statuses_are_right,
-    clusters_are_ready,
-    replicas_agree,
-    closed_links_leave_nothing,
-)
 
 __all__ = ["Invariants", "Violation", "Wish"]

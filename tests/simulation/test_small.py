@@ -1,5 +1,9 @@
-"""Three clusters, to see that the simulated world carries the real product: deploy, cut, heal, crash."""
+"""A few clusters, to see that the simulated world carries the real product: deploy, cut, heal, crash."""
 
+import pytest
+
+from cluster_controller import app
+from cluster_controller.errors import StoreError
 from tests.simulation import applications
 from tests.simulation.invariants import Invariants
 from tests.simulation.wishes import Wishes
@@ -35,3 +39,23 @@ def test_what_is_deployed_runs_through_a_cut_and_a_crash_and_follows_changes_aft
         world.run_for(60)
         assert list(check.unhealed()) == []
         assert check.violations == []
+
+
+def test_a_controller_whose_disk_did_not_confirm_a_write_begins_anew_by_itself() -> None:
+    with World(2) as world:
+        root = world.plant("root")
+        wishes = Wishes()
+        check = Invariants(world, wishes)
+        root.start()
+        world.run_for(10)
+        before, root.disk.lose_next = root.life, True
+        with pytest.raises(StoreError, match="did not confirm"):
+            world.call(root, wishes.create(root, "one", applications.spec(1)))
+        world.run_for(app.LOST_SECONDS / 2)
+        assert root.life is before, "the disk may go on failing: not at once"
+        world.run_for(app.LOST_SECONDS)
+        assert root.life is not before and root.alive
+        wishes.ask_again()
+        world.call(root, wishes.create(root, "two", applications.spec(2)))
+        world.run_for(20)
+        assert list(check.unhealed()) == []

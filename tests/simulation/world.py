@@ -93,6 +93,9 @@ class Place:
             data=self.folder, name=self.name, tunnel_listen=listen, tunnel_advertise=advertise, heartbeat_seconds=self.world.heartbeat
         )
         self.controller = Controller(config, SimShim(self.site), version="simulated")
+        life = self.life
+        assert life is not None
+        self.controller.restart = lambda: self._again(life)
         self.started = False
         self.world.loop.create_task(self._run(self.controller), name=f"start {self.name}")
 
@@ -108,7 +111,11 @@ class Place:
             self.world.loop.call_later(AGAIN_SECONDS, self._again, life, context=self.world.network.kernel)
 
     def _again(self, life: Life) -> None:
-        """As an init system does."""
+        """Begun anew: by itself, or by an init system."""
+        if life is self.life and not life.dead:
+            self.world.loop.call_soon(self._anew, life, context=self.world.network.kernel)
+
+    def _anew(self, life: Life) -> None:
         if life is self.life and not life.dead:
             self.kill()
             self.start()

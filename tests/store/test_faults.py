@@ -91,6 +91,8 @@ async def main(folder, sick):
     def work(n):
         return lambda tx: tx.put(Key("own", "Work", "", f"o{n}"), b"{}", uid=f"u{n}")
     await store.commit(work(0))
+    told = []
+    store.lost = told.append
     sick.touch()
     for n in (1, 2):
         try:
@@ -102,6 +104,7 @@ async def main(folder, sick):
             raise AssertionError("a write that the disk did not confirm was acknowledged")
         sick.unlink(missing_ok=True)    # a later fdatasync succeeds, and proves nothing about the first
     assert store.size("own") == 1
+    assert ["did not confirm" in str(error) for error in told] == [True], told
     await store.close()
     store = await Store.open(folder)
     assert store.get(Key("own", "Work", "", "o0")) is not None
