@@ -331,6 +331,15 @@ class WorkReference(Document, frozen=True, kw_only=True):
     uid: str
 
 
+class Lent(Document, frozen=True, kw_only=True):
+    """Of a branch's share, what its allotter gives directly to a cluster below it, whose home parent it could not reach."""
+
+    cluster: str  # uid
+    allotter: str  # uid of the ancestor that serves it
+    id: int  # of the share that it was given
+    components: dict[str, int] = field(default_factory=dict)  # component → replicas
+
+
 class WorkSpec(Document, frozen=True, kw_only=True):
     application: ApplicationReference
     cluster: str
@@ -343,6 +352,7 @@ class WorkSpec(Document, frozen=True, kw_only=True):
     apply: ApplyPolicy = ApplyPolicy()
     references: list[WorkReference] = field(default_factory=list)
     labels: Labels = field(default_factory=dict)  # of the Application: what a site's policy may look at
+    lent: list[Lent] = field(default_factory=list)  # of this share, what clusters below hold directly while they cannot be reached
 
 
 class Work(Resource, frozen=True, kw_only=True):
