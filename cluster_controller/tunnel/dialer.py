@@ -1,14 +1,15 @@
 """Making connections to a parent: addresses in order, proxies; and the one question of a joining site.
 
-Whom to dial, and when, is what `course` says. Where this cluster is adopted and its home takes it back, the new link is made before
-the old one is let go.
+Whom to dial, and when, is what `course` says; how large packets may be on the way there, `segments`. Where this cluster is adopted and
+its home takes it back, the new link is made before the old one is let go.
 """
 
 import asyncio
 import contextlib
 import os
+import socket
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TypeVar
 
 import structlog
@@ -33,14 +34,18 @@ from cluster_controller.tunnel.messages import (
 )
 from cluster_controller.tunnel.protocol.stream import StreamState
 from cluster_controller.tunnel.proxy import Address, Connect, Proxy, ProxyFailed, ended, parse_address, proxy_for
+from cluster_controller.tunnel.segments import FULL, SILENCE, SMALL, Segments
 from cluster_controller.tunnel.wire import Wire, Wires
 
 log = structlog.get_logger()
+NEVER = float("inf")
 Failure = TypeVar("Failure", bound=BanyanError)
 
 
-async def connect(link: Link, context: ssl.SSLContext, address: Address, *, proxy: str | None, wires: Wires) -> None:
-    """Give ``link`` a wire to ``address``. Raises `Unreachable`."""
+async def connect(
+    link: Link, context: ssl.SSLContext, address: Address, *, proxy: str | None, wires: Wires, segment: int = FULL
+) -> None:  # fmt: skip
+    """Give ``link`` a wire to ``address``, with TCP segments of at most ``segment`` bytes. Raises `Unreachable`."""
     through = proxy_for(address, proxy, os.environ)
     target = address if through is None else through.address
     connecting = Connect(through, address) if through is not None else None
@@ -50,11 +55,34 @@ async def connect(link: Link, context: ssl.SSLContext, address: Address, *, prox
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(limits.connect_time):
-            await loop.create_connection(lambda: wire, target.host, target.port)
+            if segment == FULL:
+                await loop.create_connection(lambda: wire, target.host, target.port)
+            else:
+                await loop.create_connection(lambda: wire, sock=await _narrow(target, segment))
     except TimeoutError:
         raise _out_of_reach(target, through, f"does not answer within {limits.connect_time:g} s") from None
     except OSError as error:
         raise _out_of_reach(target, through, f"cannot be reached: {error.strerror or error}") from None
+
+
+async def _narrow(target: Address, segment: int) -> socket.socket:
+    """A connection whose two ends send no larger segments: the kernel takes the size only before it connects, which asyncio cannot do."""
+    loop = asyncio.get_running_loop()
+    failure = OSError(f"{target.host} has no address")
+    for family, kind, number, _, where in await loop.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM):
+        sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, number)
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, segment)
+            await loop.sock_connect(sock, where)
+        except OSError as error:
+            sock.close()
+            failure = error
+        except asyncio.CancelledError:
+            sock.close()
+            raise
+        else:
+            return sock
+    raise failure
 
 
 def _out_of_reach(target: Address, through: Proxy | None, why: str) -> Unreachable:
@@ -68,6 +96,7 @@ class Dialer:
         self._owner = owner
         self._context = context
         self._wires = wires
+        self._segments = Segments()
         self.last_error: BanyanError | None = None  # why there is no link to the home parent now
         self.last_refusal: Refused | None = None  # of any parent, the newest; None once one took us in
 
@@ -153,9 +182,9 @@ class Dialer:
         try:
             async with asyncio.timeout(seconds) as patience:
                 link.on_first_byte = lambda: patience.reschedule(None)
-                await connect(link, self._context(), address, proxy=proxy, wires=self._wires)
-                handshake.start(link)
-                await handshake.outcome
+                async with self._measured(link, address, proxy):
+                    handshake.start(link)
+                    await handshake.outcome
         except TimeoutError:
             link.close(CloseCode.HANDSHAKE_TIMEOUT, f"no answer within {seconds:g} s")
             raise Unreachable(f"{address} does not answer within {seconds:g} s") from None
@@ -167,6 +196,29 @@ class Dialer:
             if not handshake.outcome.cancel() and not handshake.outcome.cancelled():
                 handshake.outcome.exception()  # seen: it is what was raised, or the dialling was cancelled
         return link
+
+    @contextlib.asynccontextmanager
+    async def _measured(self, link: Link, address: Address, proxy: str | None, *, knocking: bool = False) -> AsyncIterator[None]:
+        """Connected to ``address`` for what is asked there, in packets of a size that gets through: `Segments` learns what became of it.
+
+        Who only knocks has heard large packets and sent none, so an answer proves nothing yet.
+        """
+        text, size = str(address), self._segments.size(str(address), boottime())
+        await connect(link, self._context(), address, proxy=proxy, wires=self._wires, segment=size)
+        if size != FULL:
+            log.info("dial.small_segments", address=text, bytes=size, reason="connected, and no answer to larger ones")
+        began = boottime()
+        try:
+            yield
+        except Refused:
+            self._segments.answered(text, boottime())
+            raise
+        except (Unreachable, ProtocolError, asyncio.CancelledError):  # the last is somebody's patience that ended
+            if boottime() - began >= SILENCE:
+                self._segments.silent(text)
+            raise
+        if not knocking:
+            self._segments.answered(text, boottime())
 
     async def _probe(self, step: Probe, proxy: str | None, link: Link | None) -> bool | None:
         """Does the parent answer? One TLS handshake, and nothing is said. None: ``link`` was lost meanwhile, which is more urgent."""
@@ -184,10 +236,10 @@ class Dialer:
             knock = _Knock()
             link = Link(knock, self._owner.limits, dialled=True)
             try:
-                async with asyncio.timeout(step.seconds):
-                    await connect(link, self._context(), parse_address(text), proxy=proxy, wires=self._wires)
-                    if await knock.answered == step.parent.uid:
-                        return True
+                async with asyncio.timeout(step.seconds), self._measured(link, parse_address(text), proxy, knocking=True):
+                    answered = await knock.answered
+                if answered == step.parent.uid:
+                    return True
             except (TimeoutError, BanyanError) as error:
                 log.debug("home.silent", address=text, error=str(error))
             finally:
@@ -289,26 +341,31 @@ async def ask(
     targets = [parse_address(text) for text in addresses]
     failure: BanyanError = InvalidInput("no address of the parent is known; give at least one as host:port", "addresses")
     for address in targets:
-        asking = _Asking(request, check)
-        wires = Wires(limits)
-        link = Link(asking, limits, dialled=True)
-        try:
-            async with asyncio.timeout(limits.connect_time + limits.handshake_time):
-                await connect(link, context, address, proxy=proxy, wires=wires)
-                return await asking.reply
-        except TimeoutError:
-            failure = _no_answer(link, address, limits.connect_time + limits.handshake_time)
-        except Unreachable as error:
-            failure = error
-        except ProtocolError as error:
-            if asking.asked:  # it may have been taken in: a second controller must not be asked the same
-                raise
-            failure = error
-        finally:
-            link.close(CloseCode.NORMAL, "asked")
-            await wires.closed()
-            if asking.reply.done() and not asking.reply.cancelled():
-                asking.reply.exception()  # seen
+        for segment in (FULL, SMALL):
+            asking = _Asking(request, check)
+            wires = Wires(limits)
+            link = Link(asking, limits, dialled=True)
+            connected = NEVER
+            try:
+                async with asyncio.timeout(limits.connect_time + limits.handshake_time):
+                    await connect(link, context, address, proxy=proxy, wires=wires, segment=segment)
+                    connected = boottime()
+                    return await asking.reply
+            except TimeoutError:
+                failure = _no_answer(link, address, limits.connect_time + limits.handshake_time)
+            except Unreachable as error:
+                failure = error
+            except ProtocolError as error:
+                if asking.asked:  # it may have been taken in: a second controller must not be asked the same
+                    raise
+                failure = error
+            finally:
+                link.close(CloseCode.NORMAL, "asked")
+                await wires.closed()
+                if asking.reply.done() and not asking.reply.cancelled():
+                    asking.reply.exception()  # seen
+            if asking.asked or boottime() - connected < SILENCE:
+                break  # smaller packets would meet the same
     raise failure
 
 

@@ -135,18 +135,20 @@ def test_a_trickle_of_64_kbit(ground: Ground, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("turning")
 def test_large_packets_vanish(ground: Ground, tmp_path: Path) -> None:
-    """A black hole: who sends little is heard, who sends much is not, and no router says why."""
+    """A black hole: who sends little is heard, who sends much is not, and no router says why. The link is made anew with smaller packets
+    while it lasts, and with large ones some time after."""
     model = Model(ground, tmp_path, "holed", 512 * KIBIBYTE)
     before, begun = Before(ground), time.time()
     ground.cable.largest = HOLE
     try:
         model.send()
         busy(ground)
-        until("the link was given up", lambda: events(ground.region, "link.lost", begun))
+        until("the link was given up", lambda: events(ground.region, "link.lost", begun), 120)
+        until("smaller packets are tried", lambda: events(ground.region, "dial.small_segments", begun), 120)
+        model.until_served()
+        until_exact(before, 120)
     finally:
         ground.cable.largest = 65535
     assert ground.cable.vanished > 0
-    until_exact(before)
-    model.until_served()
     model.end()
     until_exact(before.less("holed"))
