@@ -148,6 +148,7 @@ class Controller:
         self.library = Library(blobs, config.model_folder, None if self.identity().is_root else self._open_blobs_above)
         reporter = self.reporter = await reports.begin(store, self.uid, clock.wall())
         self.links = Links(store, self.tunnel, self.uid, self._link_changed, self.membership.kin)
+        self.links.set_back = self.report_anew
         self.census = Census(
             store,
             reporter,

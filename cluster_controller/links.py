@@ -129,6 +129,9 @@ class Links:
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by the peer's uid; gone with their last holder
         self._leaving: set[str] = set()  # children that are taken leave of, for as long as their link stands
         self.sessions: dict[str, SyncSession] = {}  # by the peer's uid
+        self.set_back: Callable[[], None] = lambda: (
+            None
+        )  # told when an ancestor holds reports that this store does not know of
         self.interrupted = 0  # sessions that failed, to be started again
         tunnel.handle(SYNC, self._serve_sync)
         tunnel.handle(SNAPSHOT, self._serve_snapshot)
@@ -272,6 +275,7 @@ class Links:
             me=self._uid,
             peer=ancestor,
             answered=answers.set,
+            set_back=self.set_back,
         )
         async with self._turn(ancestor):
             stream = None

@@ -55,6 +55,7 @@ class SyncSession:
         limits: SyncLimits | None = None,
         check_seconds: float = CHECK_SECONDS,
         answered: Callable[[], None] = lambda: None,
+        set_back: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
         self._send_space = send_space
@@ -66,6 +67,7 @@ class SyncSession:
         self._limits = limits or SyncLimits()
         self._check_seconds = check_seconds
         self._answered = answered
+        self._set_back = set_back
         self.source: Source | None = None  # while it runs: what has yet to be acknowledged ...
         self.target: Target | None = None  # ... and what was applied, or dropped because it was known
 
@@ -81,7 +83,9 @@ class SyncSession:
         target = Target(self._receive_space, self._store, follow=self._follow, limits=self._limits, zstd=self._compress)
         self.source, self.target = source, target
         unsubscribe = self._store.subscribe(lambda _: run.wake.set(), self._send_space)
-        run = _Run(self._store, source, target, stream, open_bulk, compress=self._compress, answered=self._answered)
+        run = _Run(
+            self._store, source, target, stream, open_bulk, compress=self._compress, answered=self._answered, set_back=self._set_back
+        )
         name = f"sync {self._me} {self._peer}"
         log.debug("sync.started", peer=self._peer, send=self._send_space, receive=self._receive_space)
         try:
@@ -120,6 +124,7 @@ class _Run:
         *,
         compress: bool,
         answered: Callable[[], None],
+        set_back: Callable[[], None],
     ) -> None:
         self.wake = asyncio.Event()
         self._store = store
@@ -129,6 +134,7 @@ class _Run:
         self._open_bulk = open_bulk
         self._compress = compress
         self._heard = answered
+        self._set_back = set_back
         self._answers: list[ToSender] = [target.resume()] if target.space else []
         self._plan: Plan | None = None  # a snapshot that goes over the second stream
         self._bulk: ByteStream | None = None
@@ -200,6 +206,8 @@ class _Run:
         match message:
             case Resume():
                 self._source.resume(message)
+                if self._source.set_back:
+                    self._set_back()
             case Ack():
                 self._source.acked(message)
             case Differ():

@@ -52,6 +52,7 @@ class Source:
         self.zstd = False  # the receiver decompresses
         self.oversized = 0  # objects met that are too large to be sent
         self.repairs = 0  # digests that differed
+        self.set_back = False  # the receiver holds what this store does not know that it ever said
         self._view = view
         self._limits = limits
         self._epoch = 0
@@ -80,6 +81,7 @@ class Source:
         asked = (message.cursor[0], *message.histories[: self._limits.histories])
         spans = {name: span for name in asked if (span := history.span(name)) is not None}
         known = history.contains(message.cursor)
+        self.set_back = bool(message.cursor[0]) and not known
         self._epoch = message.epoch
         self.zstd = message.zstd
         self._begin = Begin(message.epoch, history.openings[-1][0], spans, known)

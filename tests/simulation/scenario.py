@@ -22,6 +22,7 @@ from cluster_controller.sync import conflicts
 from tests.simulation import applications
 from tests.simulation.faults import Faults
 from tests.simulation.invariants import Invariants, Violation
+from tests.simulation.reach import awake
 from tests.simulation.wishes import Wish, Wishes
 from tests.simulation.world import Place, World
 
@@ -198,6 +199,7 @@ class Run:
         self.world = world
         self.wishes = Wishes()
         self._began = 0.0
+        self._set_back = False  # was anything ever restored from a backup?
         self._slower = plan.heartbeat / 5.0  # than with the usual heartbeat: what depends on it takes so much longer
         self._places: list[Place] = []
         self._plant()
@@ -234,6 +236,8 @@ class Run:
         while loop.time() < until:
             loop.run_to(min(until, loop.time() + LOOK_SECONDS * self._slower**2))
             self.invariants.look()
+            if self._set_back and not self.invariants.rewound:
+                self._decide_conflicts()  # a parent that forgot may ask for more of what it does not know of, long after
 
     def _quiet(self, end: float) -> None:
         """Mend everything, wait until it has healed, and check."""
@@ -262,7 +266,7 @@ class Run:
     def _decide_conflicts(self) -> None:
         """A person looks at what a restored parent would change, and lets it."""
         for place in self.world.places.values():
-            if place.controller is not None and place.alive and (waiting := conflicts.undecided(place.controller.store, "desired")):
+            if place.controller is not None and awake(place) and (waiting := conflicts.undecided(place.controller.store, "desired")):
                 kinds = sorted({key.kind for key, _ in waiting})
                 self.world.note(place.name, f"decides {len(waiting)} conflicts")
                 place.run(_quietly(place.controller.store.commit, functools.partial(_keep_root, kinds=kinds)))
@@ -276,6 +280,7 @@ class Run:
             writes[step.kind](step)
         else:
             self.faults.strike(step.kind, self.world.places[step.place], step.seconds, step.args)
+            self._set_back = self._set_back or bool(self.invariants.rewound)
 
     def _create(self, step: Step) -> None:
         place = self.world.places[step.place]

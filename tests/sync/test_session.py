@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import shutil
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -206,5 +207,33 @@ def test_what_a_session_was_writing_when_it_was_cut_is_heard_of_and_not_asked_fo
             assert [event.stored.key.name for event in tree.arrived] == ["w"]
             again.cancel()
             await asyncio.gather(again, return_exceptions=True)
+
+    asyncio.run(scenario())
+
+
+def test_a_sender_that_was_set_back_is_told_that_the_receiver_holds_more_than_it_knows_of(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        told: list[str] = []
+
+        def ends_of(parent: Store, child: Store) -> Ends:
+            tree = Ends(parent, child)
+            names = {"send_space": "report", "receive_space": "desired", "me": "kid", "peer": "parent"}
+            tree.up = SyncSession(child, set_back=lambda: told.append("set back"), **names)
+            return tree
+
+        parent, child = await Store.open(tmp_path / "parent"), await Store.open(tmp_path / "child")
+        await put(child, "report", "a", b'{"n":1}')
+        await child.close()
+        shutil.copytree(tmp_path / "child", tmp_path / "backup")
+        for folder, size, expected in (("child", 2, []), ("child", 3, []), ("backup", 2, ["set back"]), ("backup", 3, ["set back"])):
+            child = await Store.open(tmp_path / folder)
+            tree = ends_of(parent, child)
+            await put(child, "report", f"{folder}-{size}", b"{}")
+            await tree.link()
+            await tree.until(parent, lambda name=f"{folder}-{size}": name in content(parent, "up/kid"))  # type: ignore[misc]
+            assert told == expected
+            await tree.cut()
+            await child.close()
+        await parent.close()
 
     asyncio.run(scenario())
