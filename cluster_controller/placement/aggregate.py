@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 from msgspec import Struct
 
-from cluster_controller.resources.kinds import ClusterRow, Component, ComponentStatus, WorkStatusStatus
+from cluster_controller.resources.kinds import OVERRIDE_FAILED, ClusterRow, Component, ComponentStatus, WorkStatusStatus
 
 WORST_ROWS = 20
 
@@ -35,6 +35,8 @@ class TargetReport(Struct, frozen=True, kw_only=True):
     silent: str = ""
     replaced: Mapping[str, int] = {}  # of its shares, what others hold instead while it is out of reach
     strays: Sequence[Stray] = ()  # who is heard from below it while it is out of reach
+    overridden: Sequence[str] = ()  # overrides that what it was told is the result of
+    unpatched: Mapping[str, str] = {}  # component → why its overrides could not be applied
     held: bool = False  # it still has the version before: nothing there is of the newest
 
 
@@ -71,6 +73,10 @@ def aggregate(
 
 def _row(row: ClusterRow, report: TargetReport) -> ClusterRow:
     path = [report.name, *row.path] if report.name else list(row.path)  # the own cluster is no hop
+    if report.overridden and not row.overrides:
+        row = msgspec.structs.replace(row, overrides=list(report.overridden))
+    if report.unpatched and not row.reason:
+        row = msgspec.structs.replace(row, reason=OVERRIDE_FAILED, message="; ".join(sorted(report.unpatched.values())))
     if not report.silent:
         return msgspec.structs.replace(row, path=path)
     message = f"out of reach: {report.silent} is cut" + ("; replaced elsewhere" if any(report.replaced.values()) else "")
@@ -104,12 +110,15 @@ def _component(component: Component, duplicated: bool, reports: Sequence[TargetR
             if given > report.replaced.get(component.name, 0) + sum(item.ready for item in heard) and not reason:
                 reason, text = "Unreachable", f"out of reach: {report.silent} is cut"
             continue
+        refused = report.unpatched.get(component.name, "")
+        if refused and not reason:
+            reason, text = OVERRIDE_FAILED, refused
         if part is None or report.status is None:
             continue
         ready += part.ready
         if report.status.seen >= report.share_id:
             confirmed += part.confirmed
-        if report.status.version >= report.share_id and not report.held:
+        if report.status.version >= report.share_id and not report.held and not refused:
             updated += part.updated
         if part.reason and not reason:
             reason, text = part.reason, part.message

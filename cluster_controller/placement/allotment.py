@@ -10,8 +10,9 @@ from msgspec import Struct
 from cluster_controller.documents import Documents
 from cluster_controller.placement.records import model_digest
 from cluster_controller.resources import kinds
+from cluster_controller.resources.overriding import everything
 from cluster_controller.resources.registry import FINALIZER_WITHDRAW, ROLLOUT_RESUME
-from cluster_controller.rollout.revision import digest
+from cluster_controller.rollout.revision import digest, with_overrides
 from cluster_controller.store import Key, Stored, Tx
 
 Find = Callable[[str, str, str], Stored | None]  # space, kind, uid
@@ -31,6 +32,7 @@ class Allotment(Struct, frozen=True, kw_only=True):
     placement: kinds.Placement
     rollout: kinds.Rollout | None
     revision: str  # of its components; "" where nothing goes out in waves
+    overrides: list[kinds.Override]  # what is different on some clusters
     resume: str  # changes whenever somebody says that what waits shall go on
     depends_on: list[str]  # Applications beside it, at its origin
     apply: kinds.ApplyPolicy
@@ -59,7 +61,8 @@ def of_application(tx: Tx, documents: Documents, stored: Stored, me: str, my_nam
     others = [finalizer for finalizer in application.metadata.finalizers if finalizer != FINALIZER_WITHDRAW]
     references: list[Reference] = []
     missing: list[str] = []
-    for kind, name, optional in needed(application.spec.components):
+    spec = application.spec
+    for kind, name, optional in needed(spec.components, spec.overrides):
         found = _find_by_name(tx, documents, kind, namespace, name)
         if found is not None:
             references.append(Reference(kinds.WorkReference(kind=kind, name=name, uid=found.uid), found))  # type: ignore[arg-type]
@@ -78,7 +81,8 @@ def of_application(tx: Tx, documents: Documents, stored: Stored, me: str, my_nam
         components=application.spec.components,
         placement=application.spec.placement,
         rollout=application.spec.rollout,
-        revision=digest(application.spec.components) if application.spec.rollout is not None else "",
+        revision=_revision(application.spec) if application.spec.rollout is not None else "",
+        overrides=application.spec.overrides,
         resume=application.metadata.annotations.get(ROLLOUT_RESUME, ""),
         depends_on=application.spec.depends_on,
         apply=application.spec.apply,
@@ -111,6 +115,7 @@ def of_work(tx: Tx, documents: Documents, stored: Stored) -> Allotment:
         rollout=spec.rollout,
         # A parent of an older version passes `rollout` on, and no revision.
         revision=spec.revision or (digest(spec.components) if spec.rollout is not None else ""),
+        overrides=spec.overrides,
         resume=spec.resume,
         depends_on=[],
         apply=spec.apply,
@@ -140,9 +145,19 @@ def served(documents: Documents, allotment: Allotment) -> dict[str, str]:
     return found
 
 
-def needed(components: Sequence[kinds.Component]) -> list[tuple[str, str, bool]]:
-    """Every (kind, name, optional) that the components refer to, each once; required wins over optional."""
+def _revision(spec: kinds.ApplicationSpec) -> str:
+    return with_overrides(digest(spec.components), spec.overrides, whole=True)
+
+
+def needed(components: Sequence[kinds.Component], overrides: Sequence[kinds.Override] = ()) -> list[tuple[str, str, bool]]:
+    """Every (kind, name, optional) that the components refer to, each once; required wins over optional.
+
+    What only an override names is optional here: those whom it does not concern are not to wait for it.
+    """
     found: dict[tuple[str, str], bool] = {}
+    if overrides:
+        for kind, name, _ in needed(everything(components, overrides)):
+            found[kind, name] = True
 
     def add(kind: str, name: str, optional: bool) -> None:
         found[kind, name] = found.get((kind, name), True) and optional

@@ -24,6 +24,7 @@ from cluster_controller.placement.capacity import Ledger, add, positive
 from cluster_controller.placement.carried import Carried
 from cluster_controller.placement.fleet import Fleet
 from cluster_controller.placement.model import ClusterRecord, Demand, Given, Placement, Request
+from cluster_controller.placement.overrides import Overriding
 from cluster_controller.placement.place import place
 from cluster_controller.placement.refused import Refused
 from cluster_controller.placement.replacing import Plan, Replacing
@@ -67,6 +68,7 @@ class Explained(NamedTuple):
     replaced: Mapping[str, Mapping[str, int]]  # target → component: of its share, what others hold while it is out of reach
     waits: Mapping[str, Mapping[str, str]]  # target → component: why its first start waits
     time: str  # when it was taken
+    overrides: Mapping[str, Sequence[str]]  # cluster → the overrides that are for it
 
 
 class Engine:
@@ -108,7 +110,16 @@ class Engine:
         self._carried = Carried(store, self._documents, strays)
         self._replacing = Replacing(silence, now, self._carried_below)
         self._rules = SiteRules(self._documents)
-        self._rolling = Rolling(uid, silent=silent, labels=self._subtree.labels, name=self._subtree.name, now=now, timestamp=timestamp)
+        self._overriding = Overriding(uid, self._subtree, timestamp)
+        self._rolling = Rolling(
+            uid,
+            silent=silent,
+            labels=self._subtree.labels,
+            name=self._subtree.name,
+            now=now,
+            timestamp=timestamp,
+            revision=self._overriding.revision,
+        )
         self._telling = Telling(
             reporter, self._subtree, self._refused, self._documents, uid=uid, silent=silent, timestamp=timestamp, carried=self._carried
         )
@@ -188,7 +199,7 @@ class Engine:
             spec = self._documents.read(stored, kinds.Application).spec
             placement = spec.placement
             name = (self._uid, stored.key.namespace, stored.key.name)
-            named = [(kind, each) for kind, each, _ in needed(spec.components)]
+            named = [(kind, each) for kind, each, _ in needed(spec.components, spec.overrides)]
             named += [("Application", each) for each in spec.depends_on]
             self._uses.learn(application, frozenset((kind, stored.key.namespace, each) for kind, each in named))
         self._beside.learn(application, name, placement)
@@ -283,6 +294,7 @@ class Engine:
             rolled = self._rolling.plan(tx, allotment, shares, seen)
             if rolled.back:
                 return  # to the version before: that change of the Application is settled next
+            rolled = self._overriding.lay(tx, allotment, shares, seen, rolled)
             if self._works.write(tx, allotment, shares, given, plan.renew, rolled=rolled):
                 seen = self._look(tx, application)
             self._telling.replaced(tx, allotment, plan, self._replacing.keep(tx, application, plan, placement.shares))
@@ -295,7 +307,7 @@ class Engine:
             self._unplaced.add(application)
         else:
             self._unplaced.discard(application)
-        decided = Decided(ruled.told(placement, self._uid), left, plan, ruled.ruling.pinned, rolled)
+        decided = Decided(ruled.told(placement, self._uid), left, plan, ruled.ruling.pinned, rolled, self._revisions(tx, allotment, seen))
         self._telling.refused(tx, asked, ruled.refused)
         self._telling.report(tx, asked, decided, seen)
 
@@ -307,6 +319,12 @@ class Engine:
         clusters, again = self._ages.look(demand, self._records(tx, seen), self._now())
         placement = place(demand, clusters, given, pending, reasons=False)
         return place(demand, clusters, given, pending) if any(placement.unplaced.values()) else placement, again
+
+    def _revisions(self, tx: Tx, allotment: Allotment, seen: Collection[str]) -> Mapping[str, str]:
+        """What each target has when it has the newest version, where overrides make that differ."""
+        if not allotment.overrides:
+            return {}
+        return {target: self._overriding.revision(tx, allotment.revision, allotment.overrides, target) for target in seen}
 
     def _pending(self, tx: Tx, allotment: Allotment, given: Mapping[str, Mapping[str, Given]]) -> dict[str, Request]:
         """What other applications were given below, and what no cluster there has counted as asked for yet.
@@ -395,13 +413,13 @@ class Engine:
             replaced={target: plan.replaced(target) for target in given},
             waits=self._rolling.waiting(tx, allotment, plan.whole(placement.shares), seen),
             time=self._timestamp(),
+            overrides=self._overriding.names(tx, allotment.overrides),
         )
 
     def _demand(self, tx: Tx, allotment: Allotment) -> Demand:
         models = served(self._documents, allotment)
-        demand = records.demand(
-            allotment.application.uid, allotment.components, allotment.placement, origin=not allotment.chain, models=models
-        )
+        components = self._overriding.alone(tx, allotment.components, allotment.overrides)
+        demand = records.demand(allotment.application.uid, components, allotment.placement, origin=not allotment.chain, models=models)
         neighbours = self._beside.neighbours(tx, allotment.application.uid, allotment.placement, origin=not allotment.chain)
         return msgspec.structs.replace(demand, neighbours=neighbours) if neighbours else demand
 

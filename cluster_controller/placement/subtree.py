@@ -13,6 +13,7 @@ from cluster_controller.placement.capacity import Ledger, add, positive
 from cluster_controller.placement.fleet import Fleet
 from cluster_controller.placement.model import Request
 from cluster_controller.resources import kinds
+from cluster_controller.resources.overriding import Place
 from cluster_controller.store import Tx
 
 Running = Mapping[str, Mapping[str, int]]  # cluster → component → replicas
@@ -34,11 +35,13 @@ class Subtree:
         self._places: dict[str, int] = {}  # where each stands in the list
         self._own: kinds.Cluster | None = None
         self._branches = False  # whether somebody holds back, or drains, a whole branch
+        self._around: dict[str, list[Place]] = {}  # what `places` answered
         self._fleet = Fleet(())  # their records, without what any application runs there
 
     def forget(self) -> None:
         """A Cluster has changed: look again."""
         self._clusters = None
+        self._around.clear()
 
     def changed(self, before: kinds.Cluster | None, after: kinds.Cluster | None) -> bool:
         """One Cluster has changed. True: it stands where it stood, and the others are as they were."""
@@ -52,6 +55,7 @@ class Subtree:
             return not above or _for_others(before) == _for_others(after)
         via = self._clusters[at][1]
         self._clusters[at] = (after, via)
+        self._around.pop(via, None)
         self._fleet.update(records.cluster(after, via, {}))
         if after.status.uid == self._uid:
             self._own = after
@@ -112,6 +116,19 @@ class Subtree:
         """Of a target, and of every cluster that is reached through it."""
         return tuple(document.status.labels for document, via in self.known(tx) if via == target)
 
+    def places(self, tx: Tx, target: str) -> list[Place]:
+        """A target, and every cluster that is reached through it, as overrides are chosen for them."""
+        known = self.known(tx)
+        places = self._around.get(target)
+        if places is None:
+            places = self._around[target] = [_as_place(document) for document, via in known if via == target]
+        return places
+
+    def uids(self, tx: Tx) -> dict[str, str]:
+        """Of every cluster, by the name that it has here."""
+        self.known(tx)
+        return {name: uid for uid, name in self.names.items()}
+
     def name(self, tx: Tx, target: str) -> str:
         self.known(tx)
         return self.names.get(target, target)
@@ -140,6 +157,18 @@ def _under(document: kinds.Cluster, by_uid: Mapping[str, kinds.Cluster]) -> kind
     if (cordoned, taints) == (status.unschedulable, status.taints):
         return document
     return msgspec.structs.replace(document, status=msgspec.structs.replace(status, unschedulable=cordoned, taints=taints))
+
+
+def _as_place(document: kinds.Cluster) -> Place:
+    status = document.status
+    facts = status.facts
+    return Place(
+        uid=status.uid,
+        name=document.metadata.name,
+        labels=status.labels or document.metadata.labels,
+        aware=kinds.OVERRIDES in facts.understands,
+        runs=bool(facts.shim or facts.shim_trouble),
+    )
 
 
 def _for_others(cluster: kinds.Cluster) -> tuple[object, ...]:
@@ -188,6 +217,7 @@ def placing_facts(cluster: kinds.Cluster) -> tuple[object, ...]:
         status.taints,
         status.unschedulable,
         status.facts.shim,
+        status.facts.understands,
         status.facts.component_kinds,
         status.facts.shim_trouble,
         status.facts.models,

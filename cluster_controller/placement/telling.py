@@ -23,6 +23,7 @@ from cluster_controller.store import Tx
 
 NOTHING: Mapping[str, int] = {}
 NOTHING_REFUSED: Mapping[str, tuple[int, str]] = {}
+NOTHING_UNPATCHED: Mapping[str, str] = {}
 NOTHING_PINNED: Mapping[str, str] = {}
 
 
@@ -41,6 +42,7 @@ class Decided(NamedTuple):
     plan: Plan
     pinned: Mapping[str, str] = NOTHING_PINNED  # components that the site keeps in another version, and why
     rolled: keeping.Rolled = keeping.NOTHING
+    revisions: Mapping[str, str] = NOTHING_PINNED  # of targets whose newest is not that of the whole: overrides concern them, or not them
 
 
 def answers(work: kinds.WorkSpec | None, status: kinds.WorkStatusStatus | None) -> bool:
@@ -144,7 +146,7 @@ class Telling:
 
     def report(self, tx: Tx, allotment: Allotment, decided: Decided, seen: Mapping[str, Seen]) -> None:
         """The status of an application whose home is here, the answer to a Work otherwise."""
-        placement, left, plan, pinned, rolled = decided
+        placement, left, plan, pinned, rolled = decided[:5]
         reports: list[TargetReport] = []
         acknowledged = True
         lost = plan.lost
@@ -153,7 +155,7 @@ class Telling:
                 continue
             acknowledged &= answers(work, status) or target in lost
             report = self.target(tx, target, work, status, plan.replaced(target))
-            held = allotment.rollout is not None and work is not None and work.revision != allotment.revision
+            held = allotment.rollout is not None and work is not None and work.revision != decided.revisions.get(target, allotment.revision)
             reports.append(msgspec.structs.replace(report, held=held))
             acknowledged &= target in lost or not plan.replaced(target)  # its surplus still runs
         messages = {name: self._why(allotment.application.uid, placement, name) for name, count in left.items() if count}
@@ -197,6 +199,8 @@ class Telling:
             silent=silent,
             strays=self._carried.below(tx, name, work.application.uid) if silent and work is not None else (),
             replaced=replaced,
+            overridden=work.overridden if work is not None else (),
+            unpatched=work.unpatched if work is not None else NOTHING_UNPATCHED,
         )
 
     def _why(self, application: str, placement: Placement, component: str) -> str:

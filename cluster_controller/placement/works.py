@@ -152,6 +152,9 @@ class Works:
             apply=allotment.apply,
             references=links,
             labels=dict(allotment.labels),
+            overrides=order.overrides,
+            overridden=order.overridden,
+            unpatched=dict(order.unpatched),
         )
         if stored is not None:
             now = self._documents.read(stored, kinds.Work).spec
@@ -170,14 +173,15 @@ class Works:
     def _as_written(self, tx: Tx, encoded: bytes, allotment: Allotment, order: Order) -> bytes:
         """With what a later version wrote into the Application, or the Work, that this is a share of."""
         source = tx.get(allotment.key)
-        if source is None or order.revision != allotment.revision:
+        if source is None or not _newest(order, allotment):
             return encoded  # of a version before: what is in the newest belongs to that
         return (CARRY_WORK if allotment.key.kind == "Work" else CARRY_APPLICATION)(encoded, source.document)
 
     def _deliver(self, tx: Tx, target: str, allotment: Allotment, order: Order) -> list[kinds.WorkReference]:
         """Put what the Work needs beside it, as the writer wrote it; returns what it may refer to. The own cluster finds it where it is."""
         application = allotment.application
-        newest = {} if order.revision != allotment.revision else {each.link.uid: each for each in allotment.references}
+        newest = {each.link.uid: each for each in allotment.references} if _newest(order, allotment) else {}
+        newest = {uid: each for uid, each in newest.items() if (each.link.kind, each.link.name) not in order.without}
         links = []
         for link in [*(each.link for each in newest.values()), *order.references]:
             source = newest[link.uid].stored if link.uid in newest else _source(tx, link, application.namespace)
@@ -239,6 +243,10 @@ class Works:
 
     def _set_ceilings(self, tx: Tx, application: str, ceilings: Mapping[str, Mapping[str, int]]) -> None:
         tx.set_fact(f"placement/ceiling/{application}", msgspec.json.encode(ceilings) if ceilings else None)
+
+
+def _newest(order: Order, allotment: Allotment) -> bool:
+    return (order.version or order.revision) == allotment.revision
 
 
 def _source(tx: Tx, link: kinds.WorkReference, namespace: str) -> Stored | None:

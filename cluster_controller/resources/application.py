@@ -215,9 +215,27 @@ class Rollout(Document, frozen=True, kw_only=True):
     paused: bool = False  # no further cluster is changed
 
 
+class OverrideClusters(Document, frozen=True, kw_only=True):
+    """Which clusters an override is for. Where both are given, both must hold; at least one is."""
+
+    selector: LabelSelector | None = None  # those with these labels, with what their ancestors laid over them
+    names: list[str] = field(default_factory=list)  # these, as the controller where it was written lists them
+
+
+class Override(Document, frozen=True, kw_only=True):
+    """What is different on some clusters. At least one of merge and json_patch; merge comes first."""
+
+    name: str = ""  # by which status and explain speak of it; empty: its place in the list
+    clusters: OverrideClusters  # where it applies
+    component: str = ""  # the component that it changes; empty: every one
+    merge: dict[str, Any] = field(default_factory=dict)  # laid over the component: null removes, items with a name (env) are found by it
+    json_patch: list[dict[str, Any]] = field(default_factory=list)  # operations on the component, as in RFC 6902
+
+
 class ApplicationSpec(Document, frozen=True, kw_only=True):
     components: list[Component]  # what shall run, each with replicas of its own
     placement: Placement = Placement()  # where, in the subtree of the controller that is asked
+    overrides: list[Override] = field(default_factory=list)  # what is different on some clusters, one after the other
     rollout: Rollout | None = None  # how a new version goes out; left out: to all clusters at once
     depends_on: list[str] = field(default_factory=list)  # names of Applications of this namespace; first starts wait until they are ready
     apply: ApplyPolicy = ApplyPolicy()  # how objects are kept in members that have an API of their own
@@ -246,6 +264,7 @@ class ClusterRow(Document, frozen=True, kw_only=True):
     message: str = ""  # a sentence for people
     port: int = 0  # of the site, where it is exposed
     components: dict[str, int] = field(default_factory=dict)  # replicas given, per component
+    overrides: list[str] = field(default_factory=list)  # of the Application that are in force there
 
 
 class Revision(Document, frozen=True, kw_only=True):
@@ -352,6 +371,9 @@ class WorkSpec(Document, frozen=True, kw_only=True):
     apply: ApplyPolicy = ApplyPolicy()
     references: list[WorkReference] = field(default_factory=list)
     labels: Labels = field(default_factory=dict)  # of the Application: what a site's policy may look at
+    overrides: list[Override] = field(default_factory=list)  # for those below; `names` are uids as far as the sender could tell
+    overridden: list[str] = field(default_factory=list)  # overrides that these components are the result of
+    unpatched: dict[str, str] = field(default_factory=dict)  # component → why its overrides could not be applied: it is as it was before
     lent: list[Lent] = field(default_factory=list)  # of this share, what clusters below hold directly while they cannot be reached
 
 

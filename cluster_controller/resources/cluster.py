@@ -51,6 +51,7 @@ class ClusterFacts(Document, frozen=True, kw_only=True):
     """What a cluster says about itself."""
 
     version: str = ""  # of its controller
+    understands: list[str] = field(default_factory=list)  # what its controller knows to do that an older one does not: overrides
     authority: str = ""  # of the tree's CA that its certificates hang from: 16 digits of its digest
     shim: str = ""  # process, kubernetes, k3s; empty: no cluster of its own
     component_kinds: list[str] = field(default_factory=list)  # what its shim can run

@@ -36,6 +36,8 @@ from cluster_controller.resources.application import (
     LocalReference,
     ModelReference,
     OnUnreachable,
+    Override,
+    OverrideClusters,
     Placement,
     Probe,
     Resources,
@@ -238,6 +240,8 @@ DRAIN = "banyan.dev/drain"  # key of the taint of a cluster that is being draine
 # Reasons in a status that pass by themselves: where something else is broken, that is told.
 WAITS = "WaitsForDependency"  # it starts when what it depends on is ready
 UNDER_WAY = frozenset({"Starting", "Progressing", WAITS})
+OVERRIDES = "overrides"  # word of `facts.understands`: it applies and passes on the overrides of an Application
+OVERRIDE_FAILED = "OverrideFailed"  # an override cannot be applied there: what ran before runs on
 PINNED = "Pinned"  # well, and kept in another version by the policy of a site
 
 # Known fields that nothing acts on yet: (kind, dotted path, None or the values that are refused, what to do instead).
@@ -250,6 +254,8 @@ __all__ = [
     "DRAIN",
     "GROUP",
     "HOURLY_COST",
+    "OVERRIDES",
+    "OVERRIDE_FAILED",
     "PINNED",
     "UNDER_WAY",
     "UNSERVED",
@@ -339,6 +345,8 @@ __all__ = [
     "NodeStatus",
     "ObjectReference",
     "OnUnreachable",
+    "Override",
+    "OverrideClusters",
     "OwnerReference",
     "Placement",
     "Pod",

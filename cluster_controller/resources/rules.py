@@ -20,6 +20,7 @@ from cluster_controller.resources.names import (
     shown,
     subdomain_problem,
 )
+from cluster_controller.resources.overriding import overrides
 from cluster_controller.resources.placing_rules import hourly_cost_problem, wishes
 from cluster_controller.resources.rollout_rules import starts, waves
 from cluster_controller.resources.selectors import check_key, check_value, from_struct
@@ -80,6 +81,14 @@ def application(app: kinds.Application, previous: kinds.Application | None, repo
     if app.spec.rollout is not None:
         waves(app.spec.rollout, "spec.rollout", report)
     starts(app, report)
+    overrides(app, component_problems, report)
+
+
+def component_problems(component: kinds.Component) -> list[tuple[str, str]]:
+    """(field, what is wrong) of one component by itself."""
+    report = Report()
+    _component(component, component.name, report)
+    return [(problem.field, problem.message) for problem in report.problems]
 
 
 def _component(component: kinds.Component, path: str, report: Report) -> None:

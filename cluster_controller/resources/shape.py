@@ -12,6 +12,7 @@ from msgspec import Struct, inspect
 from cluster_controller.resources.kinds import UNSERVED
 
 DEEPEST = 48
+PATCHES = frozenset({"merge", "jsonPatch"})  # fields that hold a patch
 
 
 class Shape(Struct):
@@ -71,9 +72,9 @@ def depth_problem(document: object) -> str:
 
 
 def without_nulls(value: Any) -> Any:
-    """A null field is an absent one, as Kubernetes reads it."""
+    """A null field is an absent one, as Kubernetes reads it; but in a patch that is kept it takes something away."""
     if isinstance(value, dict):
-        return {key: without_nulls(each) for key, each in value.items() if each is not None}
+        return {key: each if key in PATCHES else without_nulls(each) for key, each in value.items() if each is not None}
     if isinstance(value, list):
         return [without_nulls(each) for each in value]
     return value

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from cluster_controller.resources.kinds import Component
+from cluster_controller.resources.kinds import Component, Override
 from cluster_controller.store import Key, Stored, Tx
 
 SPACE = "history"
@@ -54,10 +54,13 @@ def record(tx: Tx, document: dict[str, Any], *, user: str, time: str, cause: str
     tx.put(key(namespace, uid, revision), msgspec.json.encode({"spec": document["spec"]}), uid=f"{uid}.{revision}")
 
 
-def put_back(tx: Tx, stored: Stored, components: Sequence[Component], *, time: str, cause: str) -> None:
-    """Write these components into the Application, as a person would: a new generation, and an entry of the history."""
+def put_back(tx: Tx, stored: Stored, components: Sequence[Component], overrides: Sequence[Override], *, time: str, cause: str) -> None:
+    """Write these into the Application, as a person would: a new generation, and an entry of the history."""
     document: dict[str, Any] = msgspec.json.decode(stored.document)
     document["spec"]["components"] = msgspec.to_builtins(list(components))
+    document["spec"].pop("overrides", None)
+    if overrides:
+        document["spec"]["overrides"] = msgspec.to_builtins(list(overrides))
     document["metadata"]["generation"] = document["metadata"].get("generation", 0) + 1
     record(tx, document, user=BY_ITSELF, time=time, cause=cause)
     tx.put(stored.key, msgspec.json.encode(document), uid=stored.uid)

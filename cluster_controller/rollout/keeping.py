@@ -5,7 +5,7 @@ a crash forgets neither or both. An Application without ``rollout`` has no such 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 import msgspec
@@ -13,7 +13,7 @@ import msgspec
 from cluster_controller.events import record
 from cluster_controller.resources import kinds
 from cluster_controller.rollout import depends, history, waves
-from cluster_controller.rollout.revision import Order, Version, of_work, order, rolled_back, with_shares
+from cluster_controller.rollout.revision import Order, Version, base_of, of_work, order, rolled_back, with_shares
 from cluster_controller.store import Key, Store, Stored, Tx
 
 CRASH_LOOP = "CrashLoopBackOff"  # as shims call it: it ended soon after each of its last starts
@@ -39,6 +39,8 @@ class Task(Protocol):
     def depends_on(self) -> list[str]: ...
     @property
     def links(self) -> list[kinds.WorkReference]: ...
+    @property
+    def overrides(self) -> list[kinds.Override]: ...
     @property
     def key(self) -> Key: ...
 
@@ -87,8 +89,13 @@ class Rolled(NamedTuple):
 NOTHING = Rolled()
 
 
+def _same_for_all(tx: Tx, revision: str, overrides: Sequence[kinds.Override], target: str) -> str:
+    return revision
+
+
 class Rolling:
-    """``labels`` gives those of a target and of every cluster below it; ``name`` what people call it."""
+    """``labels`` gives those of a target and of every cluster below it; ``name`` what people call it; ``revision`` what a target has
+    when it has a version: overrides that do not concern it make no difference there."""
 
     def __init__(
         self,
@@ -99,7 +106,9 @@ class Rolling:
         name: Callable[[Tx, str], str],
         now: Callable[[], float],
         timestamp: Callable[[], str],
+        revision: Callable[[Tx, str, Sequence[kinds.Override], str], str] = _same_for_all,
     ) -> None:
+        self._revision = revision
         self._uid = uid
         self._silent = silent
         self._labels = labels
@@ -118,7 +127,7 @@ class Rolling:
         orders = {}
         for target, held in scene.waits.items():
             components = _held(with_shares(task.components, scene.share(target)), held)
-            orders[target] = Order(revision=task.revision, components=components, references=[])
+            orders[target] = Order(revision=task.revision, components=components, references=[], overrides=task.overrides)
         return Rolled(orders, scene.waits)
 
     def phases(self) -> Counter[str]:
@@ -135,10 +144,12 @@ class Rolling:
 
     def _roll(self, tx: Tx, task: Task, rollout: kinds.Rollout, scene: Scene) -> Rolled:
         application = task.application.uid
-        members = list(self._members(tx, rollout, scene))
+        members = list(self._members(tx, task, rollout, scene))
         before = state_of(tx, application)
         state = self._begun(task, before, members, scene)
-        wanted = any(component.replicas for component in task.components)
+        unconcerned = self._unconcerned(tx, state, members)
+        members = [member for member in members if member.uid not in unconcerned]
+        wanted = any(component.replicas for component in task.components) and (bool(members) or not unconcerned)
         same = before is not None and before.current.revision == state.current.revision
         watch = self._watches.get(application, waves.Watch()) if same else waves.Watch()
         step = waves.step(state, watch, rollout, members, resume=task.resume, now=self._now(), wanted=wanted)
@@ -151,19 +162,20 @@ class Rolling:
             self._tell(tx, task, before if same else None, step)
             if now.phase == "Failed" and rollout.rollback == "Automatic" and self._back(tx, task, now):
                 return Rolled(back=True)
-        orders = {target: self._order(task, now, target, scene, due=target in step.due) for target in scene.targets()}
+        due = step.due | unconcerned
+        orders = {target: self._order(task, now, target, scene, due=target in due) for target in scene.targets()}
         return Rolled(orders, scene.waits, step.passed_on, step.status, step.again)
 
     def _order(self, task: Task, state: waves.State, target: str, scene: Scene, *, due: bool) -> Order:
         share, extra = scene.share(target), self._extra(target, state)
         # Its replicas are those of now, not those of when the version was written.
-        newest = msgspec.structs.replace(state.current, components=task.components)
+        newest = msgspec.structs.replace(state.current, components=task.components, overrides=task.overrides)
         told = order(newest, state.stable, scene.work(target), due=due, shares=share, extra=extra)
         return msgspec.structs.replace(told, components=_held(told.components, scene.waits.get(target, {})))
 
     def _begun(self, task: Task, before: waves.State | None, members: list[waves.Member], scene: Scene) -> waves.State:
         """``before``, or the state in which a version begins that was not there."""
-        newest = Version(revision=task.revision, components=task.components, references=task.links)
+        newest = Version(revision=task.revision, components=task.components, references=task.links, overrides=task.overrides)
         if before is None or before.current.revision != task.revision:
             others = [member for member in members if member.revision not in {"", task.revision}]
             return waves.begin(before, newest, _former(others, scene), first=not others)
@@ -171,7 +183,19 @@ class Rolling:
             return msgspec.structs.replace(before, current=msgspec.structs.replace(before.current, references=newest.references))
         return before
 
-    def _members(self, tx: Tx, rollout: kinds.Rollout, scene: Scene) -> Iterator[waves.Member]:
+    def _unconcerned(self, tx: Tx, state: waves.State, members: Sequence[waves.Member]) -> frozenset[str]:
+        """Who has the same in this version as in the one before, since only overrides for others have changed: nobody waits for them."""
+        now, before = state.current, state.stable
+        if before is None or base_of(before.revision) != base_of(now.revision) or before.revision == now.revision:
+            return frozenset()
+        return frozenset(
+            member.uid
+            for member in members
+            if self._revision(tx, now.revision, now.overrides, member.uid)
+            == self._revision(tx, before.revision, before.overrides, member.uid)
+        )
+
+    def _members(self, tx: Tx, task: Task, rollout: kinds.Rollout, scene: Scene) -> Iterator[waves.Member]:
         silent = self._silent()
         labelled = any(wave.cluster_selector is not None for wave in rollout.waves)
         for target in scene.targets():
@@ -187,13 +211,18 @@ class Rolling:
                 uid=target,
                 name=self._name(tx, target),
                 labels=self._labels(tx, target) if labelled else (),
-                revision=of_work(work) if runs else "",
+                revision=self._has(tx, task, target, work) if runs else "",
                 reachable=target not in silent,
                 verdict=verdict,
                 reason=reason,
                 message=message,
                 ready=sum(part.updated for part in status.components) if status is not None else 0,
             )
+
+    def _has(self, tx: Tx, task: Task, target: str, work: kinds.WorkSpec | None) -> str:
+        """The version of the whole that a target was told."""
+        told = of_work(work)
+        return task.revision if told == self._revision(tx, task.revision, task.overrides, target) else told
 
     def _extra(self, target: str, state: waves.State) -> list[kinds.WorkReference]:
         """What those below a child still need of the version before, while its own waves are under way."""
@@ -211,7 +240,8 @@ class Rolling:
         if stored is None or state.stable is None or state.stable.revision == state.current.revision:
             return False
         cause = f"rolled back: {state.message}"
-        history.put_back(tx, stored, rolled_back(state.stable, task.components), time=self._timestamp(), cause=cause)
+        before = rolled_back(state.stable, task.components)
+        history.put_back(tx, stored, before, state.stable.overrides, time=self._timestamp(), cause=cause)
         marked = msgspec.structs.replace(state, reason=waves.ROLLED_BACK, message=cause)
         tx.set_fact(_fact(task.application.uid), msgspec.json.encode(marked))
         self._event(tx, task, "Warning", waves.ROLLED_BACK, cause)
@@ -286,6 +316,9 @@ def judge(work: kinds.WorkSpec | None, status: kinds.WorkStatusStatus | None, *,
     if told is not None and not own and told.revision == of_work(work):
         verdicts: dict[str, waves.Verdict] = {"Complete": "done", "Failed": "failed", "Paused": "asking"}
         return verdicts.get(told.phase, "judging"), told.reason, told.message
+    if work.unpatched:
+        name, why = min(work.unpatched.items())
+        return "failed", kinds.OVERRIDE_FAILED, f"{name}: {why}"
     parts = {part.name: part for part in status.components}
     going = ""
     for component in work.components:

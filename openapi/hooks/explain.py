@@ -71,6 +71,7 @@ def explanation(tx: Tx, explain: Explain, heard: HeardOf, uid: str, supposed: Su
             {
                 "cluster": cluster.name,
                 "uid": cluster.uid,
+                "overrides": list(found.overrides.get(cluster.uid, ())),
                 "components": [
                     _entry(found, cluster, each.name, refusals.get((cluster.uid, each.name)), heard) | _judged(found, cluster, each)
                     for each in demands

@@ -36,6 +36,7 @@ class Site:
         self.sick: dict[str, int] = {}  # application → instances of its that are not ready
         self.broken: set[str] = set()  # programs that end again and again; what ran before them serves on
         self.slow: set[str] = set()  # programs that are not ready yet; likewise
+        self.understands = [kinds.OVERRIDES]
         self.name = name
         self.uid = f"uid-{name}"
         self.store = store
@@ -77,7 +78,7 @@ class Site:
 
     def facts(self) -> kinds.ClusterFacts:
         if not self.cpu_millis:
-            return kinds.ClusterFacts(labels=self.labels)
+            return kinds.ClusterFacts(labels=self.labels, understands=self.understands)
         used = Request()
         for stored in self.store.list("local", "Work"):
             for component in msgspec.json.decode(stored.document, type=kinds.Work).spec.components:
@@ -89,7 +90,8 @@ class Site:
             allocatable=kinds.ResourceSums(cpu_millis=self.cpu_millis, memory_bytes=512 * MEBI),
         )  # fmt: skip
         return kinds.ClusterFacts(
-            shim="process", component_kinds=["model", "command"], labels=self.labels, node_classes=[node_class],
+            understands=self.understands, shim="process", component_kinds=["model", "command"],
+            labels=self.labels, node_classes=[node_class],
             requested=kinds.ResourceSums(cpu_millis=used.cpu_millis, memory_bytes=used.memory_bytes),
         )  # fmt: skip
 
