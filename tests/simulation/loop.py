@@ -202,7 +202,9 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     async def create_server(self, protocol_factory: Any, host: Any = None, port: Any = None, **_: Any) -> Any:
         return self.network.listen(protocol_factory, host, port)
 
-    async def create_connection(self, protocol_factory: Any, host: Any = None, port: Any = None, **_: Any) -> Any:
+    async def create_connection(self, protocol_factory: Any, host: Any = None, port: Any = None, *, sock: Any = None, **_: Any) -> Any:
+        if sock is not None:  # see `patches`: the address that it is for
+            host, port = sock.host, sock.port
         return await self.network.connect(protocol_factory, host, port)
 
     def default_exception_handler(self, context: dict[str, Any]) -> None:
