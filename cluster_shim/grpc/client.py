@@ -1,4 +1,9 @@
-"""`contract.Shim` spoken to over gRPC: on a Unix socket, or over mutual TLS on another machine."""
+"""`contract.Shim` spoken to over gRPC: on a Unix socket, or over mutual TLS on another machine.
+
+A shim that hangs keeps its connection open, and gRPC's own pings prove nothing on a quiet one: a client sends two of them and then none
+until there is data, and servers close the connection of who sends more. So while a reconciliation is under way the shim is asked who it
+is, again and again: any answer proves that it lives, an error too. One that gives none for long enough is lost, as if it had died.
+"""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -9,6 +14,7 @@ import grpc
 from banyan.shim.v1 import shim_pb2 as pb
 from banyan.shim.v1.shim_pb2_grpc import ShimServiceStub
 
+from cluster_controller.tasks import end_task
 from cluster_shim.contract import Description, Desired, Observed, OpenTarget, ShimError
 from cluster_shim.grpc.convert import from_message, to_message
 
@@ -18,6 +24,8 @@ if TYPE_CHECKING:
 MAX_MESSAGE = 64 << 20
 DESCRIBE_SECONDS = 10.0
 OPEN_SECONDS = 30.0
+ASK_SECONDS = 5.0  # between two questions whether it lives, and for each answer
+SILENCES = 3  # in a row, with not a word of the reconciliation either
 CHUNK = 64 << 10
 OPTIONS = (("grpc.max_receive_message_length", MAX_MESSAGE), ("grpc.max_send_message_length", MAX_MESSAGE))
 _KEEPALIVE = (("grpc.keepalive_time_ms", 30_000), ("grpc.keepalive_timeout_ms", 10_000))
@@ -55,7 +63,7 @@ class GrpcShim:
 
     async def reconcile(self, desired: AsyncIterator[Desired]) -> AsyncGenerator[Observed, None]:
         """See `contract.Shim`. A shim that goes away ends this with ShimError, never with an empty picture."""
-        broken: list[BaseException] = []
+        broken: list[ShimError | OSError] = []  # why this side ended the call
 
         async def requests() -> AsyncIterator[pb.ReconcileRequest]:
             try:
@@ -65,9 +73,16 @@ class GrpcShim:
                 broken.append(error)
                 call.cancel()
 
+        async def give_up() -> None:
+            broken.append(await self._silence(heard))
+            call.cancel()
+
+        heard = asyncio.Event()
         call = self._stub.Reconcile(requests())
+        asking = asyncio.create_task(give_up(), name="shim/grpc/asking")
         try:
             async for response in call:
+                heard.set()
                 yield from_message(response.observed, Observed)
         except grpc.aio.AioRpcError as error:
             raise self._error(error) from None
@@ -77,6 +92,25 @@ class GrpcShim:
             raise
         finally:
             call.cancel()
+            await end_task(asking)
+
+    async def _silence(self, heard: asyncio.Event) -> ShimError:
+        """Returns once the shim has answered nothing for too long; ``heard`` is set whenever it has said something by itself."""
+        silences = 0
+        while silences < SILENCES:
+            await asyncio.sleep(ASK_SECONDS)
+            if heard.is_set():
+                heard.clear()
+                silences = 0
+                continue
+            try:
+                await self._stub.Describe(pb.DescribeRequest(), timeout=ASK_SECONDS)
+            except grpc.aio.AioRpcError as error:
+                silent = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+                silences = silences + 1 if silent else 0
+            else:
+                silences = 0
+        return ShimError(f"shim {self._address}: it runs and has not answered for {2 * SILENCES * ASK_SECONDS:g} s; see what holds it up")
 
     async def open(self, target: OpenTarget) -> "GrpcStream":
         call = self._stub.Open()  # type: ignore[call-arg]  # the stubs do not know of calls that are written to

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from cluster_shim import verify
-from cluster_shim.contract import ShimError
+from cluster_shim.contract import ByteStream, Description, Desired, Observed, OpenTarget, ShimError
+from cluster_shim.grpc import client
 from cluster_shim.grpc.client import GrpcShim
 from cluster_shim.grpc.server import SUPERSEDED, ShimServer
 from tests.shim.harness import Driver, cluster, server, work
@@ -70,6 +71,61 @@ def test_a_shim_that_is_gone_is_an_error_not_an_empty_cluster(tmp_path: Path) ->
         with pytest.raises(ShimError):
             await driver._task
         await shim.close()
+
+    asyncio.run(scenario())
+
+
+class Holding:
+    """A shim that reconciles nothing and says who it is only while it is let."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.free = asyncio.Event()
+        self.fault = ""
+
+    async def describe(self) -> Description:
+        self.asked += 1
+        await self.free.wait()
+        if self.fault:
+            raise ShimError(self.fault)
+        return Description(kind="process", version="1")
+
+    async def reconcile(self, desired: AsyncIterator[Desired]) -> AsyncIterator[Observed]:
+        async for _ in desired:
+            yield Observed(full=True)
+
+    async def open(self, target: OpenTarget) -> ByteStream:
+        raise ShimError("nothing to open")
+
+
+async def once() -> AsyncIterator[Desired]:
+    yield Desired(full=True)
+    await asyncio.Event().wait()
+
+
+def test_a_shim_that_hangs_is_lost_and_one_that_answers_anything_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "ASK_SECONDS", 0.05)
+
+    async def scenario() -> None:
+        address, shim = f"unix:{tmp_path}/shim.sock", Holding()
+        offered = ShimServer(shim, address)
+        await offered.start()
+        remote = GrpcShim(address)
+        try:
+            shim.fault = "its cluster is out of reach"
+            shim.free.set()
+            news = remote.reconcile(once())
+            assert (await anext(news)).full
+            following = asyncio.ensure_future(anext(news))
+            while shim.asked < 3 * client.SILENCES:
+                await asyncio.sleep(0.01)
+            assert not following.done(), "it answers, be it with an error"
+            shim.free.clear()
+            with pytest.raises(ShimError, match="has not answered for"):
+                await following
+        finally:
+            await remote.close()
+            await offered.close(0)
 
     asyncio.run(scenario())
 

@@ -1,0 +1,125 @@
+"""A shim in a process of its own that is killed or hangs: what it runs serves on, nothing stale looks fresh, and nothing is made twice."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from banyanctl.demo import processes
+from e2e.netns import started
+from e2e.support import APPS, NEIGHBOURHOOD, ROOT, Site, growing, program, until
+
+
+class Shim:
+    """`banyan shim serve process` beside an edge."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.address = f"unix:{folder}.sock"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("BANYAN_")}
+        own = {"BANYAN_SITE_BIND": f"127.0.{NEIGHBOURHOOD}.77", "BANYAN_CAPACITY": "cpu=4,memory=4Gi"}
+        with self.folder.with_suffix(".log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "banyanctl", "--data", str(self.folder), "shim", "serve", "process", "--listen", self.address],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=kept | own, cwd=ROOT,
+            )  # fmt: skip
+
+    def signal(self, number: int) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+        assert self.process is not None
+        self.process.wait()
+
+    def instances(self) -> set[tuple[str, int, int]]:
+        """Application, pid and start time of each instance that runs."""
+        found = [process for process in processes.below(self.folder) if process.instance]
+        names = {process.pid: process.instance for process in found}
+        return {
+            (process.application, process.pid, started(process.pid))
+            for process in found
+            if names.get(process.parent) != process.instance
+        }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shim]:
+    shim = Shim(tmp_path_factory.mktemp("shim") / "far")
+    shim.start()
+    yield shim
+    remains = Site(shim.folder, {})
+    remains.process = None
+    shim.kill()
+    remains.destroy()
+
+
+@pytest.fixture(scope="module")
+def sites(shim: Shim, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, Site]]:
+    """root → edge-1, whose cluster the shim manages; three instances run there."""
+    with growing(tmp_path_factory.mktemp("tree")) as tree:
+        root = tree.root()
+        edge = tree.site("edge-1")
+        edge.join(root.token(), "--tunnel-listen", "", "--shim", shim.address)
+        edge.wait()
+        until("both are Ready", lambda: [one["phase"] for one in root.clusters().values()] == ["Ready"] * 2)
+        code, answer = root.ask("POST", APPS, program("far", replicas=3))
+        assert code == 201, answer
+        until("three run", lambda: root.status("far").get("ready") == 3)
+        yield root, edge
+
+
+def ready(root: Site) -> int:
+    return int(root.status("far").get("ready", 0))
+
+
+def wanted(root: Site, replicas: int) -> None:
+    spec = program("far", replicas=replicas)["spec"]
+    code, answer = root.ask("PATCH", f"{APPS}/far", {"spec": {"components": spec["components"]}}, "application/merge-patch+json")
+    assert code == 200, answer
+
+
+@pytest.mark.exact
+def test_a_shim_is_killed(shim: Shim, sites: tuple[Site, Site]) -> None:
+    root, _ = sites
+    before = shim.instances()
+    assert len(before) == 3
+    shim.kill()
+    until("nothing stale looks fresh", lambda: ready(root) == 0)
+    assert shim.instances() == before, "what runs does not notice"
+    wanted(root, 4)
+    shim.start()
+    until("four run", lambda: ready(root) == 4 and len(shim.instances()) == 4)
+    assert before <= shim.instances(), "a healthy one was stopped"
+    wanted(root, 3)
+    until("three run", lambda: ready(root) == 3 and len(shim.instances()) == 3)
+
+
+@pytest.mark.exact
+def test_a_shim_hangs(shim: Shim, sites: tuple[Site, Site]) -> None:
+    """Its connection stays open and it says nothing: it is missed all the same. What it was told meanwhile it does, once."""
+    root, edge = sites
+    before = shim.instances()
+    assert len(before) == 3
+    shim.signal(signal.SIGSTOP)
+    try:
+        until("it is missed", lambda: ready(root) == 0)
+        assert "has not answered for" in edge.log(200)
+        reasons = {row.get("reason") for row in root.status("far")["clusters"]}
+        assert reasons == {"ShimLost"}, reasons
+        wanted(root, 4)
+        assert shim.instances() == before
+    finally:
+        shim.signal(signal.SIGCONT)
+    until("four run", lambda: ready(root) == 4 and len(shim.instances()) == 4)
+    assert before <= shim.instances(), "a healthy one was stopped"
+    wanted(root, 3)
+    until("three run", lambda: ready(root) == 3 and len(shim.instances()) == 3)
