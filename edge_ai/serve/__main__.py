@@ -16,11 +16,12 @@ import uvloop
 
 from edge_ai.serve import events
 from edge_ai.serve.http import Limits
-from edge_ai.serve.runner import default_threads
+from edge_ai.serve.lane import default_threads
 from edge_ai.serve.worker import BACKLOG, Settings, Worker
 
 LISTEN_FDS_START = 3  # sd_listen_fds(3)
 MAX_UNIX_PATH = 107
+MIB = 1 << 20
 IN_USE_SECONDS = 300.0  # far below what `edge_ai.fetch` takes for unused
 
 
@@ -44,6 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
         runs=options.runs or default_threads(),
         queue=options.queue,
         max_batch=options.max_batch,
+        budget=options.memory_budget * MIB if options.memory_budget else None,
+        python_steps=options.python_steps,
+        logged=options.log_one_of,
         grace=options.grace_seconds,
         limits=Limits(body=options.max_request_bytes, bodies=4 * options.max_request_bytes, idle_drain_seconds=options.idle_drain_seconds),
     )
@@ -95,6 +99,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--runs", type=_positive, help="runs at once (default: the processors, at most 2)")
     add("--queue", type=_positive, default=64, help="requests that may wait; more are answered 429 (default 64)")
     add("--max-batch", type=_positive, default=64, help="largest batch in one request (default 64)")
+    add(
+        "--memory-budget",
+        type=_positive,
+        metavar="MIB",
+        help="of all models together; the least used ones are put to sleep (default: none)",
+    )
+    add("--python-steps", action="store_true", help="run Python code that a pipeline in a model folder brings")
+    add("--log-one-of", type=int, default=1000, metavar="N", help="log one of so many requests, 0 for none (default 1000)")
     add("--max-request-bytes", type=_positive, default=Limits().body, help="largest request body (default 16 MiB)")
     add("--grace-seconds", type=float, default=25.0, help="longest wait for requests in flight at the end (default 25)")
     add("--idle-drain-seconds", type=float, default=5.0, help="at the end, wait for one more request on idle connections (default 5)")

@@ -5,20 +5,21 @@ keep the largest request's memory for ever, and patterns one entry for each shap
 """
 
 import hashlib
-import time
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort
 
+from edge_ai.serve import pipeline
 from edge_ai.serve.errors import BadRequest, LoadFailed, ModelFailed
-from edge_ai.serve.tensors import DATATYPES, Array, TensorSpec
+from edge_ai.serve.model import Executor, LoadedModel
+from edge_ai.serve.tensors import Array, TensorSpec
 
 PLATFORM = "onnx_onnxv1"
-WARM_UP_RUNS = 2
 
 _ONNX_TYPES = {
     "tensor(bool)": "BOOL",
@@ -44,61 +45,67 @@ _ORT_ERRORS: tuple[type[Exception], ...] = (
 )
 
 
-class LoadedModel:
-    """A model that was verified and warmed up: it can be served. Immutable; safe to run from several threads at once."""
+class Onnx:
+    """A `model.Executor`: one session, shared by all threads, so its weights are in memory once."""
 
-    def __init__(self, name: str, version: str, session: onnxruntime.InferenceSession) -> None:
-        self.name = name
-        self.version = version
-        self.platform = PLATFORM
+    platform = PLATFORM
+    streams = False
+
+    def __init__(self, file: Path, threads: int) -> None:
+        """Raises `LoadFailed`."""
+        try:
+            session = onnxruntime.InferenceSession(str(file), _options(threads), providers=["CPUExecutionProvider"])
+        except _ORT_ERRORS as error:
+            said = f"{file} is not a model that onnxruntime {onnxruntime.__version__} can load: {_first_line(error)}"
+            raise LoadFailed(said) from None
         self.inputs = {item.name: _spec(item) for item in session.get_inputs()}
         self.outputs = {item.name: _spec(item) for item in session.get_outputs()}
         self._session = session
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
         try:
-            values: list[Array] = self._session.run(list(outputs), inputs)
+            values: list[Array] = self._session.run(outputs, inputs)
         except ort.InvalidArgument as error:
             raise BadRequest(f"the model refuses the request: {_first_line(error)}") from None
         except _ORT_ERRORS as error:
-            raise ModelFailed(f"model '{self.name}' version '{self.version}' failed on this request: {_first_line(error)}") from None
-        return [np.asarray(value) for value in values]
+            raise ModelFailed(f"the model failed on this request: {_first_line(error)}") from None
+        return [value if isinstance(value, np.ndarray) else np.asarray(value) for value in values]
 
-    def warm_up(self) -> float:
-        """Run on zeros with every free dimension 1; returns the last run's seconds.
-
-        A model whose only free dimension is the batch must pass. Where other dimensions are free, 1 may be a size that the model
-        does not take: that says nothing about real requests, so the failure is not held against it.
-        """
-        inputs = {spec.name: _zeros(spec) for spec in self.inputs.values()}
-        seconds = 0.0
-        for _ in range(WARM_UP_RUNS):
-            started = time.perf_counter()
-            try:
-                self.run(inputs, list(self.outputs))
-            except (BadRequest, ModelFailed) as error:
-                if any(-1 in spec.shape[1:] for spec in self.inputs.values()):
-                    return 0.0
-                raise LoadFailed(f"model '{self.name}' version '{self.version}' fails its warm-up: {error}") from None
-            seconds = time.perf_counter() - started
-        return seconds
+    def stream(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Iterator[list[Array]]:
+        yield self.run(inputs, outputs)
 
 
-def load(name: str, version: str, folder: Path, digests: Mapping[str, str], threads: int) -> LoadedModel:
+class How(NamedTuple):
+    """How models are loaded here. ``threads``: inside one run. ``python``: whether steps in Python may be run."""
+
+    threads: int = 1
+    max_batch: int = 64
+    python: bool = False
+
+
+def load(name: str, version: str, folder: Path, digests: Mapping[str, str], how: How) -> LoadedModel:
     """Verify ``digests`` (file below ``folder`` → sha256 hex), load and warm up. Blocks: call it from a thread.
 
     Raises `LoadFailed`; whatever is being served is not touched.
     """
     for path, digest in digests.items():
         _verify(folder, path, digest)
-    file = model_file(folder)
-    try:
-        session = onnxruntime.InferenceSession(str(file), _options(threads), providers=["CPUExecutionProvider"])
-    except _ORT_ERRORS as error:
-        raise LoadFailed(f"{file} is not a model that onnxruntime {onnxruntime.__version__} can load: {_first_line(error)}") from None
-    model = LoadedModel(name, version, session)
+    before = _private_bytes()
+    executor: Executor
+    if (folder / pipeline.FILE).is_file():
+        executor = pipeline.Pipeline(folder, lambda file: Onnx(file, how.threads), how.python)
+    else:
+        executor = Onnx(model_file(folder), how.threads)
+    files = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    model = LoadedModel(name, version, executor, how.max_batch, max(files, _private_bytes() - before))
     model.warm_up()
     return model
+
+
+def _private_bytes() -> int:
+    """Resident memory of this process that no file stands behind."""
+    _, resident, shared, *_ = Path("/proc/self/statm").read_text(encoding="ascii").split()
+    return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
 
 
 def model_file(folder: Path) -> Path:
@@ -143,13 +150,6 @@ def _spec(item: Any) -> TensorSpec:
         raise LoadFailed(f"tensor '{item.name}' has type {item.type}, which the protocol has no name for")
     shape = tuple(size if isinstance(size, int) and size >= 0 else -1 for size in item.shape)
     return TensorSpec(item.name, datatype, shape, tuple(size if isinstance(size, str) else "" for size in item.shape))
-
-
-def _zeros(spec: TensorSpec) -> Array:
-    shape = [1 if size == -1 else size for size in spec.shape]
-    if spec.datatype == "BYTES":
-        return np.full(shape, "", dtype=object)
-    return np.zeros(shape, DATATYPES[spec.datatype].dtype)
 
 
 def _first_line(error: Exception) -> str:

@@ -9,7 +9,8 @@ same. Messages name the thing, the reason and what to do; they never carry tenso
     ├── TooLarge          over a stated cap                                 413   RESOURCE_EXHAUSTED
     ├── Busy              the queue is full; try again                      429   RESOURCE_EXHAUSTED
     ├── ModelFailed       the model itself failed on a valid request        500   INTERNAL
-    └── NotReady          loading or shutting down                          503   UNAVAILABLE
+    ├── NotReady          loading or shutting down                          503   UNAVAILABLE
+    └── Expired           its deadline passed before its turn came          504   DEADLINE_EXCEEDED
 
 `LoadFailed` is for loading a model: the folder, a digest or the file is wrong. What serves goes on serving.
 """
@@ -44,7 +45,10 @@ class TooLarge(RequestError):
 class Busy(RequestError):
     status = 429
     grpc_code = "RESOURCE_EXHAUSTED"
-    retry_after_seconds = 1
+
+    def __init__(self, message: str, retry_after_seconds: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class ModelFailed(RequestError):
@@ -55,6 +59,11 @@ class ModelFailed(RequestError):
 class NotReady(RequestError):
     status = 503
     grpc_code = "UNAVAILABLE"
+
+
+class Expired(RequestError):
+    status = 504
+    grpc_code = "DEADLINE_EXCEEDED"
 
 
 class LoadFailed(ServeError):

@@ -32,7 +32,15 @@ def decode_request(
             arrays[item.name] = _from_contents(item, kind, elements)
     checker.finish()
     wanted = [WantedOutput(output.name, True) for output in request.outputs]
-    return InferRequest(request.id, arrays, tensors.wanted_outputs(wanted, outputs, True))
+    priority, timeout = tensors.urgency(_number(request, "priority"), _number(request, "timeout"))
+    return InferRequest(request.id, arrays, tensors.wanted_outputs(wanted, outputs, True), priority, timeout)
+
+
+def _number(request: pb.ModelInferRequest, name: str) -> object:
+    if name not in request.parameters:
+        return 0
+    parameter = request.parameters[name]
+    return getattr(parameter, parameter.WhichOneof("parameter_choice") or "int64_param")
 
 
 def _from_contents(item: pb.ModelInferRequest.InferInputTensor, kind: DataType, elements: int) -> Array:
@@ -56,12 +64,12 @@ def encode_response(
 
 
 def encode_metadata(
-    name: str, version: str, platform: str, inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec]
+    name: str, versions: Sequence[str], platform: str, inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec]
 ) -> pb.ModelMetadataResponse:
     tensor = pb.ModelMetadataResponse.TensorMetadata
     return pb.ModelMetadataResponse(
         name=name,
-        versions=[version],
+        versions=versions,
         platform=platform,
         inputs=[tensor(name=spec.name, datatype=spec.datatype, shape=spec.shape) for spec in inputs.values()],
         outputs=[tensor(name=spec.name, datatype=spec.datatype, shape=spec.shape) for spec in outputs.values()],

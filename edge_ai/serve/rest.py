@@ -10,7 +10,8 @@
 and, on the control socket alone:
 
     POST /v2/repository/index                    what is served
-    POST /v2/repository/models/N/load            {"parameters": {"version": V, "folder": F, "digests": {PATH: SHA256}}}
+    POST /v2/repository/models/N/load            {"parameters": {"version": V, "folder": F, "digests": {PATH: SHA256}, "beside": BOOL}}
+    POST /v2/repository/models/N/unload          {"parameters": {"version": V}}; without a version all of them
 
 Errors are ``{"error": "…"}`` with the status of `edge_ai.serve.errors`.
 """
@@ -19,29 +20,42 @@ import asyncio
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 import msgspec
 from msgspec import Struct, field
 
 from edge_ai.serve import events, rest_codec
-from edge_ai.serve.engine import LoadedModel
 from edge_ai.serve.errors import BadRequest, Busy, LoadFailed, RequestError
 from edge_ai.serve.http import JSON, Request, Response
 from edge_ai.serve.inference import Inference
 from edge_ai.serve.metrics import CONTENT_TYPE
-from edge_ai.serve.tensors import brief
+from edge_ai.serve.model import QUICK_BYTES, LoadedModel
+from edge_ai.serve.repository import Asleep, Source
+from edge_ai.serve.tensors import Array, InferRequest, brief
 
 OCTETS = b"application/octet-stream"
-EXTENSIONS = ("binary_tensor_data",)
+EXTENSIONS = ("binary_tensor_data", "schedule_policy")
 SERVER_NAME = "banyan"
+DECODED_AT_ONCE = 16 * 1024  # bytes of JSON that are read on the event loop: they may say how urgent the request is
+D = TypeVar("D")
+MOST_PATHS = 256  # that are remembered
 
 
 class _LoadParameters(Struct, forbid_unknown_fields=True):
     version: str
     folder: str
     digests: dict[str, str] = field(default_factory=dict)
+    beside: bool = False
+
+
+class _UnloadParameters(Struct, forbid_unknown_fields=True):
+    version: str = ""
+
+
+class _Unload(Struct, forbid_unknown_fields=True):
+    parameters: _UnloadParameters = field(default_factory=_UnloadParameters)
 
 
 class _Load(Struct, forbid_unknown_fields=True):
@@ -60,8 +74,14 @@ class RestApp:
         self._repository = inference.repository
         self._version = version
         self._expose = expose
+        self._infers: dict[bytes, tuple[str, str]] = {}  # by the target as it was sent: the model and version that it names
 
     def __call__(self, request: Request) -> "Response | asyncio.Future[Response]":
+        if request.method == b"POST" and b"content-encoding" not in request.headers and (known := self._infers.get(request.target)):
+            try:
+                return self._infer(request, *known)
+            except RequestError as error:
+                return self.failed(error)
         path = request.target.partition(b"?")[0]
         try:
             parts = [unquote(part, errors="strict") for part in path.decode("ascii").split("/")[1:]]
@@ -79,15 +99,17 @@ class RestApp:
         return self.refuse(error.status, str(error), headers)
 
     def crashed(self, error: BaseException) -> Response:
+        if isinstance(error, RequestError):
+            return self.failed(error)
         events.error("request.crashed", error=repr(error))
         return self.refuse(500, "the worker failed on this request; its log says why")
 
     def route(self, request: Request, parts: list[str]) -> "Response | asyncio.Future[Response]":
         match parts:
             case ["v2", "models", name, "infer"]:
-                return self._post(request, lambda: self._infer(request, name, ""))
+                return self._post(request, lambda: self._infer_first(request, name, ""))
             case ["v2", "models", name, "versions", version, "infer"]:
-                return self._post(request, lambda: self._infer(request, name, version))
+                return self._post(request, lambda: self._infer_first(request, name, version))
             case ["v2", "health", "ready"]:
                 return self._get(request, self._ready)
             case ["v2", "health", "live"]:
@@ -127,43 +149,69 @@ class RestApp:
 
     def _model_ready(self, name: str, version: str) -> Response:
         self._repository.find(name, version)
-        return _json({"name": name, "ready": self._repository.ready}, 200 if self._repository.ready else 503)
+        ready = not self._repository.draining
+        return _json({"name": name, "ready": ready}, 200 if ready else 503)
 
     def _model_metadata(self, name: str, version: str) -> Response:
         model = self._repository.find(name, version)
+        versions = list(self._repository.served(name).sources)
         tensors = [
             [{"name": spec.name, "datatype": spec.datatype, "shape": spec.shape} for spec in specs.values()]
             for specs in (model.inputs, model.outputs)
         ]
-        return _json(
-            {"name": model.name, "versions": [model.version], "platform": model.platform, "inputs": tensors[0], "outputs": tensors[1]}
-        )
+        return _json({"name": model.name, "versions": versions, "platform": model.platform, "inputs": tensors[0], "outputs": tensors[1]})
 
-    def _infer(self, request: Request, name: str, version: str) -> "asyncio.Future[Response]":
-        started = time.perf_counter()
-        model = self._repository.find(name, version)
-        length = _header_length(request)
-        future = self._inference.submit(lambda: self._run(model, request.body, length))
-        future.add_done_callback(lambda done: self._count(done, started))
-        return future
+    def _infer_first(self, request: Request, name: str, version: str) -> "Response | asyncio.Future[Response]":
+        """The model is there: from now on its path is known."""
+        answer = self._infer(request, name, version)
+        if len(self._infers) >= MOST_PATHS:
+            self._infers.clear()
+        self._infers[request.target] = name, version
+        return answer
 
-    def _run(self, model: LoadedModel, body: bytes | bytearray, header_length: int | None) -> Response:
-        """On one of the runner's threads."""
+    def _infer(self, request: Request, name: str, version: str) -> "Response | asyncio.Future[Response]":
+        began = time.monotonic()
         try:
-            asked = rest_codec.decode_request(body, header_length, model.inputs, model.outputs, self._inference.max_batch)
-            values = self._inference.run(model, asked)
-            document, binary = rest_codec.encode_response(model.name, model.version, asked, values, model.outputs)
+            model = self._repository.find(name, version)
+        except Asleep:
+            return asyncio.ensure_future(self._infer_woken(request, name, version))
+        body, length = request.body, _header_length(request)
+        head = len(body) if length is None else length
+        if head > DECODED_AT_ONCE:
+            return self._inference.submit("rest", model, lambda: _unhurried(model, body, length), lambda *answer: _response(model, *answer))
+        try:
+            asked = model.reader.decode(body, length)
+            if len(body) <= QUICK_BYTES and self._inference.quick(model, asked):
+                made: Response = self._inference.at_once("rest", model, asked, lambda *answer: _response(model, *answer), began)
+                return made
         except RequestError as error:
-            return self.failed(error)
-        if not binary:
-            return Response(200, [document])
-        return Response(200, [document, *binary], OCTETS, b"Inference-Header-Content-Length: %d\r\n" % len(document))
+            self._inference.refused(model, "rest", error)
+            raise
+        return self._inference.submit("rest", model, lambda: asked, lambda *answer: _response(model, *answer), priority=asked.priority)
 
-    def _count(self, done: "asyncio.Future[Response]", started: float) -> None:
-        code = "cancelled"
-        if not done.cancelled():
-            code = str(done.result().status) if done.exception() is None else "500"
-        self._inference.count("rest", code, started)
+    async def _infer_woken(self, request: Request, name: str, version: str) -> Response:
+        """Shielded, as every load: who goes away does not stop it for the others."""
+        try:
+            await asyncio.shield(self._repository.wake(name))
+        except LoadFailed as error:
+            return self.refuse(503, str(error), b"Retry-After: 5\r\n")
+        answer = self._infer(request, name, version)
+        return answer if isinstance(answer, Response) else await answer
+
+
+def _unhurried(model: LoadedModel, body: bytes | bytearray, length: int | None) -> InferRequest:
+    """On a thread of the lane: it has stood in line already, so a priority in so much JSON comes too late."""
+    asked = model.reader.decode(body, length)
+    if asked.priority:
+        raise BadRequest(f"priority in more than {DECODED_AT_ONCE} bytes of JSON; send the tensors as binary data, or no priority")
+    return asked
+
+
+def _response(model: LoadedModel, asked: InferRequest, values: list[Array]) -> Response:
+    document, binary = model.writer.encode(asked, values)
+    if not binary:
+        return Response(200, [document])
+    return Response(200, [document, *binary], OCTETS, b"Inference-Header-Content-Length: %d\r\n" % len(document))
 
 
 class ControlApp(RestApp):
@@ -175,31 +223,47 @@ class ControlApp(RestApp):
                 return self._post(request, self._index)
             case ["v2", "repository", "models", name, "load"]:
                 return self._post(request, lambda: self._load(request, name))
+            case ["v2", "repository", "models", name, "unload"]:
+                return self._post(request, lambda: self._unload(request, name))
         return super().route(request, parts)
 
     def _index(self) -> Response:
-        model = self._repository.current
-        state = "READY" if self._repository.ready else "UNAVAILABLE"
-        return _json([{"name": self._repository.name, "version": model.version if model else "", "state": state, "reason": ""}])
+        return _json(list(self._repository.index()))
 
     def _load(self, request: Request, name: str) -> "asyncio.Future[Response]":
-        if self._repository.current is not None:
-            self._repository.find(name)
-        try:
-            wanted = msgspec.json.decode(request.body, type=_Load).parameters
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-            raise BadRequest(f"the body is not a load request: {error}") from None
-        return asyncio.ensure_future(self._swap(wanted))
+        wanted = _asked_for(request, _Load).parameters
+        return asyncio.ensure_future(self._swap(name, wanted))
 
-    async def _swap(self, wanted: _LoadParameters) -> Response:
+    async def _swap(self, name: str, wanted: _LoadParameters) -> Response:
         # Shielded: a controller that goes away in the middle neither stops the load nor leaves it half done.
+        source = Source(Path(wanted.folder), wanted.digests)
         try:
-            await asyncio.shield(self._repository.load(wanted.version, Path(wanted.folder), wanted.digests))
+            await asyncio.shield(self._repository.load(name, wanted.version, source, wanted.beside))
         except LoadFailed as error:
-            self._inference.metrics.loads.labels("refused").inc()
+            self._inference.metrics.loads["refused"] += 1
             return self.refuse(422, str(error))
-        self._inference.metrics.loads.labels("loaded").inc()
-        return _json({"name": self._repository.name, "version": wanted.version})
+        self._inference.metrics.loads["loaded"] += 1
+        return _json({"name": name, "version": wanted.version})
+
+    def _unload(self, request: Request, name: str) -> "asyncio.Future[Response]":
+        version = _asked_for(request, _Unload).parameters.version if request.body else ""
+        return asyncio.ensure_future(self._forget(name, version))
+
+    async def _forget(self, name: str, version: str) -> Response:
+        try:
+            await self._repository.unload(name, version)
+        except LoadFailed as error:
+            return self.refuse(409, str(error))
+        except RequestError as error:
+            return self.failed(error)
+        return _json({"name": name, "version": version})
+
+
+def _asked_for(request: Request, document: type[D]) -> D:
+    try:
+        return msgspec.json.decode(request.body, type=document)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise BadRequest(f"the body is no such request: {error}") from None
 
 
 def _header_length(request: Request) -> int | None:

@@ -4,8 +4,9 @@ Pure. Typed decoding is one pass in C: a flat list of the right type is what nea
 protocol allows) takes a second, slower pass whose depth is bounded by the input's shape.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -44,30 +45,97 @@ _LIST_TYPES: dict[str, Any] = {"b": list[bool], "u": list[int], "i": list[int], 
 _FLAT = {kind: msgspec.json.Decoder(list_type).decode for kind, list_type in _LIST_TYPES.items()}
 
 
-def decode_request(
-    body: bytes | bytearray, header_length: int | None, inputs: dict[str, TensorSpec], outputs: dict[str, TensorSpec], max_batch: int
-) -> InferRequest:
-    """``header_length``: the size of the JSON when binary tensors follow it (Inference-Header-Content-Length)."""
-    view = memoryview(body)
-    if header_length is not None and header_length > len(view):
-        raise BadRequest(f"Inference-Header-Content-Length is {header_length}, the body has {len(view)} bytes")
-    head, tail = (view, view[:0]) if header_length is None else (view[:header_length], view[header_length:])
-    try:
-        request = _decode(head)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise BadRequest(f"the body is not an inference request: {error}") from None
-    if len(request.id) > tensors.MAX_ID:
-        raise BadRequest(f"the id has {len(request.id)} characters; at most {tensors.MAX_ID} are sent back")
-    binary = _flag(request.parameters, "binary_data_output", False)
-    wanted = [WantedOutput(output.name, _flag(output.parameters, "binary_data", binary)) for output in request.outputs]
-    checker = Checker(inputs, max_batch)
-    arrays: dict[str, Array] = {}
-    for item in request.inputs:
-        arrays[item.name], tail = _decode_input(item, tail, checker)
-    checker.finish()
-    if len(tail):
-        raise BadRequest(f"{len(tail)} bytes of binary data are left over; the inputs' binary_data_size do not add up")
-    return InferRequest(request.id, arrays, tensors.wanted_outputs(wanted, outputs, binary))
+class _Slot(NamedTuple):
+    """Where a binary input lies behind the JSON."""
+
+    name: str
+    kind: DataType
+    elements: int
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+class _Plan(NamedTuple):
+    """What a JSON head alone says of a request whose inputs are all binary: the same bytes say the same again."""
+
+    slots: tuple[_Slot, ...]
+    size: int  # of all inputs together
+    id: str
+    outputs: tuple[WantedOutput, ...]
+    priority: int
+    timeout: float | None
+
+    def request(self, tail: memoryview) -> InferRequest:
+        if len(tail) != self.size:
+            raise BadRequest(f"{len(tail)} bytes of binary data came; the inputs' binary_data_size add up to {self.size}")
+        arrays = {
+            slot.name: tensors.from_raw(slot.name, slot.kind, slot.elements, slot.shape, tail[slot.start : slot.end]) for slot in self.slots
+        }
+        return InferRequest(self.id, arrays, self.outputs, self.priority, self.timeout)
+
+
+class Reader:
+    """Decodes the requests to one model. Clients send the same head with every request, so what it says is kept."""
+
+    KEPT = 64  # heads; with as many, all are forgotten
+    LONGEST = 2048  # bytes of a head that is kept
+
+    def __init__(self, inputs: dict[str, TensorSpec], outputs: dict[str, TensorSpec], max_batch: int) -> None:
+        self._inputs = inputs
+        self._outputs = outputs
+        self._max_batch = max_batch
+        self._plans: dict[bytes, _Plan] = {}
+
+    def decode(self, body: bytes | bytearray, header_length: int | None) -> InferRequest:
+        """``header_length``: the size of the JSON when binary tensors follow it (Inference-Header-Content-Length). Raises `BadRequest`."""
+        view = memoryview(body)
+        if header_length is None:
+            return self._read(view, view[:0])
+        if header_length > len(view):
+            raise BadRequest(f"Inference-Header-Content-Length is {header_length}, the body has {len(view)} bytes")
+        if header_length > self.LONGEST:
+            return self._read(view[:header_length], view[header_length:])
+        head = bytes(view[:header_length])
+        if (plan := self._plans.get(head)) is None:
+            request = self._read(view[:header_length], view[header_length:])
+            if (plan := self._plan(head, request)) is not None:
+                if len(self._plans) >= self.KEPT:
+                    self._plans.clear()
+                self._plans[head] = plan
+            return request
+        return plan.request(view[header_length:])
+
+    def _plan(self, head: bytes, request: InferRequest) -> _Plan | None:
+        """Of a request that was read from ``head``; None when its data is in there too. An id differs each time: not worth it."""
+        items = _decode(head).inputs
+        if request.id or any("binary_data_size" not in item.parameters for item in items):
+            return None
+        slots, at = [], 0
+        for item in items:
+            kind, size = tensors.data_type(item.datatype, item.name), item.parameters["binary_data_size"]
+            slots.append(_Slot(item.name, kind, math.prod(item.shape), tuple(item.shape), at, at + size))
+            at += size
+        return _Plan(tuple(slots), at, request.id, request.outputs, request.priority, request.timeout)
+
+    def _read(self, head: memoryview, tail: memoryview) -> InferRequest:
+        try:
+            request = _decode(head)
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+            raise BadRequest(f"the body is not an inference request: {error}") from None
+        if len(request.id) > tensors.MAX_ID:
+            raise BadRequest(f"the id has {len(request.id)} characters; at most {tensors.MAX_ID} are sent back")
+        binary = _flag(request.parameters, "binary_data_output", False)
+        priority, timeout = tensors.urgency(request.parameters.get("priority", 0), request.parameters.get("timeout", 0))
+        wanted = [WantedOutput(output.name, _flag(output.parameters, "binary_data", binary)) for output in request.outputs]
+        checker = Checker(self._inputs, self._max_batch)
+        arrays: dict[str, Array] = {}
+        for item in request.inputs:
+            arrays[item.name], tail = _decode_input(item, tail, checker)
+        checker.finish()
+        if len(tail):
+            raise BadRequest(f"{len(tail)} bytes of binary data are left over; the inputs' binary_data_size do not add up")
+        return InferRequest(request.id, arrays, tensors.wanted_outputs(wanted, self._outputs, binary), priority, timeout)
 
 
 def _flag(parameters: dict[str, Any], name: str, default: bool) -> bool:
@@ -123,24 +191,45 @@ def _nested(item: _Input, kind: DataType, flat_error: Exception) -> list[Any]:
     return elements
 
 
-def encode_response(
-    model: str, version: str, request: InferRequest, values: Sequence[Array], specs: Mapping[str, TensorSpec]
-) -> tuple[bytes, list[bytes]]:
-    """The JSON and, after it, the binary tensors (none when all outputs were wanted as JSON)."""
-    outputs: list[dict[str, Any]] = []
-    binary: list[bytes] = []
-    for wanted, value in zip(request.outputs, values, strict=True):
-        output: dict[str, Any] = {"name": wanted.name, "datatype": specs[wanted.name].datatype, "shape": list(value.shape)}
-        if wanted.binary:
-            binary.append(tensors.to_raw(value))
-            output["parameters"] = {"binary_data_size": len(binary[-1])}
-        else:
-            output["data"] = _to_json(value)
-        outputs.append(output)
-    document: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": outputs}
-    if request.id:
-        document["id"] = request.id
-    return _encode(document), binary
+class Writer:
+    """Encodes the answers of one model. The JSON of an answer that is all binary depends on its shapes alone, so it is kept."""
+
+    KEPT = 64
+
+    def __init__(self, model: str, version: str, specs: Mapping[str, TensorSpec]) -> None:
+        self._model = model
+        self._version = version
+        self._specs = specs
+        self._heads: dict[tuple[Any, ...], bytes] = {}
+
+    def encode(self, request: InferRequest, values: Sequence[Array]) -> tuple[bytes, list[bytes]]:
+        """The JSON and, after it, the binary tensors (none when all outputs were wanted as JSON)."""
+        if request.id or any(not wanted.binary or value.dtype == object for wanted, value in zip(request.outputs, values, strict=True)):
+            return self._encode(request, values)
+        key = (request.outputs, *(value.shape for value in values))
+        if (head := self._heads.get(key)) is None:
+            head, binary = self._encode(request, values)
+            if len(self._heads) >= self.KEPT:
+                self._heads.clear()
+            self._heads[key] = head
+            return head, binary
+        return head, [value.tobytes() for value in values]
+
+    def _encode(self, request: InferRequest, values: Sequence[Array]) -> tuple[bytes, list[bytes]]:
+        outputs: list[dict[str, Any]] = []
+        binary: list[bytes] = []
+        for wanted, value in zip(request.outputs, values, strict=True):
+            output: dict[str, Any] = {"name": wanted.name, "datatype": self._specs[wanted.name].datatype, "shape": list(value.shape)}
+            if wanted.binary:
+                binary.append(tensors.to_raw(value))
+                output["parameters"] = {"binary_data_size": len(binary[-1])}
+            else:
+                output["data"] = _to_json(value)
+            outputs.append(output)
+        document: dict[str, Any] = {"model_name": self._model, "model_version": self._version, "outputs": outputs}
+        if request.id:
+            document["id"] = request.id
+        return _encode(document), binary
 
 
 def _to_json(value: Array) -> list[Any]:

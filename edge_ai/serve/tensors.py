@@ -20,6 +20,7 @@ Array = npt.NDArray[Any]
 MAX_DIMENSIONS = 16
 MAX_NAME = 256  # characters of a name that an error repeats
 MAX_ID = 1024  # characters of a request's id, which is sent back
+MAX_PRIORITY = 1000
 
 
 class DataType(NamedTuple):
@@ -70,6 +71,8 @@ class InferRequest(Struct):
     id: str
     inputs: dict[str, Array]
     outputs: tuple[WantedOutput, ...]  # in the order in which they were asked for; never empty
+    priority: int = 0  # 1 is the most urgent; 0 comes after all that have one (as in Triton's scheduling policy)
+    timeout: float | None = None  # seconds in which it must have begun; None: any time
 
 
 def brief(name: str) -> str:
@@ -191,3 +194,12 @@ def _strings(name: str, values: Sequence[Any], shape: Sequence[int]) -> Array:
     array = np.empty(len(texts), dtype=object)
     array[:] = texts
     return array.reshape(shape)
+
+
+def urgency(priority: object, timeout: object) -> tuple[int, float | None]:
+    """The request's parameters ``priority`` and ``timeout`` (microseconds), as `InferRequest` has them."""
+    if not isinstance(priority, int) or isinstance(priority, bool) or not 0 <= priority <= MAX_PRIORITY:
+        raise BadRequest(f"parameter 'priority' must be a whole number from 0 to {MAX_PRIORITY}")
+    if not isinstance(timeout, int) or isinstance(timeout, bool) or not 0 <= timeout < 1 << 63:
+        raise BadRequest("parameter 'timeout' must be a whole number of microseconds")
+    return priority, timeout / 1e6 if timeout else None

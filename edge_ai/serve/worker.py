@@ -19,14 +19,15 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from edge_ai.serve import events
+from edge_ai.serve.engine import How
 from edge_ai.serve.errors import LoadFailed
 from edge_ai.serve.http import HttpServer, Limits
 from edge_ai.serve.inference import Inference
+from edge_ai.serve.lane import Lane
 from edge_ai.serve.metrics import Metrics
 from edge_ai.serve.pump import End, Inner
-from edge_ai.serve.repository import Repository
+from edge_ai.serve.repository import Repository, Source
 from edge_ai.serve.rest import ControlApp, RestApp
-from edge_ai.serve.runner import Runner
 
 if TYPE_CHECKING:
     from grpc import aio
@@ -47,6 +48,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     runs: int  # at once
     queue: int = 64
     max_batch: int = 64
+    budget: int | None = None  # for all models together
+    python_steps: bool = False
+    logged: int = 1000  # each so many requests, one is logged
     grace: float = 25.0
     limits: Limits = Limits()
 
@@ -58,10 +62,10 @@ class Worker:
         self._socket = listening
         self._inherited = inherited
         self._version = _version()
-        self._metrics = Metrics(settings.name)
-        self._repository = Repository(settings.name, settings.threads)
-        self._runner = Runner(settings.runs, settings.queue, self._metrics.queue_seconds.observe)
-        self._inference = Inference(self._repository, self._runner, self._metrics, settings.max_batch)
+        self._metrics = Metrics()
+        self._inference = Inference(self._metrics, settings.logged)
+        how = How(settings.threads, settings.max_batch, settings.python_steps)
+        self._repository = self._inference.repository = Repository(settings.name, how, self._lane, settings.budget)
         self._public = HttpServer(RestApp(self._inference, self._version, self._expose), settings.limits, self._http2)
         self._control = HttpServer(ControlApp(self._inference, self._version, self._expose), settings.limits)
         self._grpc: asyncio.Task[aio.Server] | None = None
@@ -93,7 +97,7 @@ class Worker:
                 assert self._settings.control is not None
                 self._settings.control.unlink(missing_ok=True)
             await self._control.drain(0.0)
-            self._runner.close()
+            self._repository.close()
             if self._socket is not None:
                 self._socket.close()
             if self._folder is not None:
@@ -104,7 +108,7 @@ class Worker:
     async def _load(self) -> bool:
         """False when the model cannot be loaded, or when the end was asked for first."""
         settings = self._settings
-        loading = asyncio.ensure_future(self._repository.load(settings.version, settings.folder, settings.digests))
+        loading = asyncio.ensure_future(self._repository.load(settings.name, settings.version, Source(settings.folder, settings.digests)))
         stopping = asyncio.ensure_future(self._stop.wait())
         try:
             await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -116,7 +120,7 @@ class Worker:
         finally:
             stopping.cancel()
             loading.cancel()
-        self._metrics.loads.labels("loaded").inc()
+        self._metrics.loads["loaded"] += 1
         return True
 
     async def _open_control(self) -> asyncio.Server | None:
@@ -128,8 +132,11 @@ class Worker:
         path.chmod(0o600)
         return server
 
+    def _lane(self, name: str) -> Lane:
+        return self._inference.lane(name, self._settings.runs, self._settings.queue)
+
     def _expose(self) -> bytes:
-        return self._metrics.expose(self._repository, self._runner, self._public)
+        return self._metrics.expose(self._repository, self._public)
 
     # --- gRPC --------------------------------------------------------------------------------------------------------
 

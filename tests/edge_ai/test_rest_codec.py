@@ -49,7 +49,7 @@ def decode(document: Any, tail: bytes = b"", length: int | None = None, **specs:
     body = document if isinstance(document, bytes) else json.dumps(document).encode()
     if tail and length is None:
         length = len(body)
-    return rest_codec.decode_request(body + tail, length, specs.get("inputs", SPEC), specs.get("outputs", OUT), 64)
+    return rest_codec.Reader(specs.get("inputs", SPEC), specs.get("outputs", OUT), 64).decode(body + tail, length)
 
 
 @given(tensor(), st.sampled_from(["flat", "nested", "binary"]))
@@ -65,12 +65,12 @@ def test_rest_request_and_answer_carry_every_datatype_both_ways(made: tuple[str,
     else:
         item["data"] = values if form == "flat" else [values[row * shape[1] : (row + 1) * shape[1]] for row in range(shape[0])]
     body = json.dumps({"id": "7", "inputs": [item]}).encode()
-    request = rest_codec.decode_request(body + tail, len(body) if tail else None, spec, spec, 64)
+    request = rest_codec.Reader(spec, spec, 64).decode(body + tail, len(body) if tail else None)
     assert request.inputs["x"].dtype == array.dtype and request.inputs["x"].tolist() == array.tolist()
 
     for binary in (False, True):
         request.outputs = (WantedOutput("x", binary),)
-        head, parts = rest_codec.encode_response("m", "1", request, [array], spec)
+        head, parts = rest_codec.Writer("m", "1", spec).encode(request, [array])
         answer = json.loads(head)
         output = answer["outputs"][0]
         assert answer["id"] == "7" and output["shape"] == list(shape) and output["datatype"] == kind
@@ -198,7 +198,7 @@ def test_sizes_of_one_symbol_must_agree() -> None:
 def test_an_answer_that_json_cannot_carry_says_what_to_do() -> None:
     request = InferRequest("", {}, (WantedOutput("y", False),))
     with pytest.raises(BadRequest, match="binary_data"):
-        rest_codec.encode_response("m", "1", request, [np.array([[np.nan, 1]], np.float32)], OUT)
+        rest_codec.Writer("m", "1", OUT).encode(request, [np.array([[np.nan, 1]], np.float32)])
 
 
 def test_a_bool_that_is_neither_is_made_true() -> None:
@@ -209,7 +209,7 @@ def test_a_bool_that_is_neither_is_made_true() -> None:
 @given(st.binary(max_size=300), st.none() | st.integers(0, 400))
 def test_random_bytes_never_crash_the_decoder(body: bytes, length: int | None) -> None:
     with pytest.raises(BadRequest):
-        rest_codec.decode_request(body, length, SPEC, OUT, 64)
+        rest_codec.Reader(SPEC, OUT, 64).decode(body, length)
 
 
 json_values = st.recursive(

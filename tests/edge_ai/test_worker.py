@@ -46,7 +46,7 @@ def test_rest_metadata_and_health(one: Worker) -> None:
     assert ask(one.address, "GET", "/v2/health/live")[::2] == (200, {"live": True})
     assert ask(one.address, "GET", "/v2/health/ready")[::2] == (200, {"ready": True})
     status, _, server = ask(one.address, "GET", "/v2")
-    assert status == 200 and server["name"] == "banyan" and server["extensions"] == ["binary_tensor_data"]
+    assert status == 200 and server["name"] == "banyan" and server["extensions"] == ["binary_tensor_data", "schedule_policy"]
     for path in ("/v2/models/m", "/v2/models/m/versions/1", "/v2/models/%6d"):
         status, _, model = ask(one.address, "GET", path)
         assert status == 200 and model["versions"] == ["1"] and model["platform"] == "onnx_onnxv1"
@@ -175,7 +175,7 @@ def test_a_full_queue_is_told_at_once(models: Path) -> None:
         assert set(statuses) == {(200, None), (429, "1")}
         assert ask(made.address, "GET", "/v2/health/ready")[0] == 200
         metrics = ask(made.address, "GET", "/metrics")[2].decode()
-        assert 'banyan_serve_requests_total{code="rejected",protocol="any"}' in metrics
+        assert 'banyan_serve_requests_total{code="429",model="m",protocol="rest"}' in metrics
 
 
 def test_metrics_count_what_happened(models: Path, tmp_path: Path) -> None:
@@ -186,13 +186,13 @@ def test_metrics_count_what_happened(models: Path, tmp_path: Path) -> None:
         ask(made.address, "POST", INFER, b"nonsense")
         for text in (ask(made.address, "GET", "/metrics")[2].decode(), control(path, "GET", "/metrics")[1]):
             for line in (
-                'banyan_serve_requests_total{code="200",protocol="rest"} 3.0',
-                'banyan_serve_requests_total{code="400",protocol="rest"} 1.0',
-                'banyan_serve_request_seconds_count{protocol="rest"} 4.0',
-                "banyan_serve_run_seconds_count 3.0",
-                "banyan_serve_queue_seconds_count 4.0",
-                'banyan_serve_batch_size_bucket{le="1.0"} 2.0',
-                'banyan_serve_batch_size_bucket{le="8.0"} 3.0',
+                'banyan_serve_requests_total{code="200",model="m",protocol="rest"} 3.0',
+                'banyan_serve_requests_total{code="400",model="m",protocol="rest"} 1.0',
+                'banyan_serve_request_seconds_count{model="m",protocol="rest"} 3.0',
+                'banyan_serve_run_seconds_count{model="m"} 3.0',
+                'banyan_serve_queue_seconds_count{model="m"} 3.0',
+                'banyan_serve_batch_size_bucket{le="1.0",model="m"} 2.0',
+                'banyan_serve_batch_size_bucket{le="8.0",model="m"} 3.0',
                 'banyan_serve_model_ready{model="m",version="1"} 1.0',
                 'banyan_serve_loads_total{result="loaded"} 1.0',
             ):
@@ -258,7 +258,11 @@ def test_versions_are_swapped_under_load_and_nothing_broken_ever_replaces_what_s
         ("/v2/repository/models/m/load", None, 400),
         ("/v2/repository/models/m/load", {"parameters": {"version": "2"}}, 400),
         ("/v2/repository/models/m/load", {"parameters": {"version": "2", "folder": "/x", "wrong": 1}}, 400),
-        ("/v2/repository/models/other/load", {"parameters": {"version": "2", "folder": "/x"}}, 404),
+        ("/v2/repository/models/other/load", {"parameters": {"version": "2", "folder": "/x"}}, 422),
+        ("/v2/repository/models/other/unload", {"parameters": {"version": "2"}}, 404),
+        ("/v2/repository/models/m/unload", None, 409),
+        ("/v2/repository/models/m/unload", {"parameters": {"version": "1"}}, 409),
+        ("/v2/repository/models/m/unload", {"parameters": {"wrong": "1"}}, 400),
     ],
 )
 def test_a_malformed_load_is_refused(models: Path, tmp_path: Path, target: str, document: Any, status: int) -> None:

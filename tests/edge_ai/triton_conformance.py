@@ -5,6 +5,7 @@ triton_conformance.py grpc-loop ADDRESS         asks until a line comes on stdin
 """
 
 import json
+import queue
 import sys
 import threading
 import time
@@ -137,6 +138,7 @@ def conformance_grpc_only(client: Any, module: Any, given: dict[str, Any], bad: 
         raise SystemExit("FP16 without raw contents was not refused")
     except grpc.RpcError as error:
         check(error.code() is grpc.StatusCode.INVALID_ARGUMENT and "FP16" in error.details(), f"typed contents: {error}")
+    stream(module, given, address)
     futures = [stub.ServerLive.future(service_pb2.ServerLiveRequest()) for _ in range(500)]
     check(all(future.result().live for future in futures), "500 calls at once")
     request = service_pb2.ModelInferRequest(model_name="identity", raw_input_contents=[b"x" * (17 << 20)])
@@ -146,6 +148,29 @@ def conformance_grpc_only(client: Any, module: Any, given: dict[str, Any], bad: 
     except grpc.RpcError as error:
         check(error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED, f"17 MiB: {error}")
     check(stub.ServerLive(service_pb2.ServerLiveRequest()).live, "alive afterwards")
+
+
+def stream(module: Any, given: dict[str, Any], address: str) -> None:
+    """Many requests on one stream, by Triton's own streaming client: answers come in their order, a bad one in its place."""
+    answers: queue.Queue[Any] = queue.Queue()
+    client = module.InferenceServerClient(address)
+    client.start_stream(lambda result, error: answers.put((result, error)))
+    inputs = []
+    for name, array in given.items():
+        inputs.append(module.InferInput(name, list(array.shape), name))
+        inputs[-1].set_data_from_numpy(array)
+    for number in range(20):
+        client.async_stream_infer(
+            "nobody" if number == 7 else "identity", inputs, request_id=str(number), priority=number % 3, timeout=10**9
+        )
+    for number in range(20):
+        result, error = answers.get(timeout=30)
+        if number == 7:
+            check(result is None and "nobody" in error.message(), f"a bad request in a stream: {error}")
+        else:
+            check(error is None and result.get_response().id == str(number), f"the stream's answer {number}: {error}")
+    client.stop_stream()
+    client.close()
 
 
 def loop(address: str) -> None:
