@@ -123,19 +123,27 @@ def history(which: Which, namespace: objects.Namespace = "") -> None:
     with settings().client() as client:
         answer = client.json("GET", kinds.path(KIND, namespace or client.endpoint.namespace, name_of(which), "history"))
     rows = [
-        (row.get("revision", ""), row.get("generation", ""), row.get("time", ""), row.get("user", ""), row.get("cause", ""))
+        (
+            row.get("revision", ""),
+            row.get("generation", ""),
+            row.get("time", ""),
+            row.get("user", ""),
+            "yes" if row.get("healthy") else "",
+            row.get("cause", ""),
+        )
         for row in answer.get("items") or []
     ]
-    output.emit(
-        answer, settings().output, lambda: output.table(("revision", "generation", "time", "by", "cause"), rows, empty="no earlier version")
-    )
+    columns = ("revision", "generation", "time", "by", "was well", "cause")
+    output.emit(answer, settings().output, lambda: output.table(columns, rows, empty="no earlier version"))
 
 
 @examples("banyan undo emotion", "banyan undo emotion --to 3", "banyan undo emotion --dry-run -o yaml")
 def undo(
     which: Which,
     namespace: objects.Namespace = "",
-    to: Annotated[int, typer.Option("--to", metavar="REVISION", help="The version to go back to.", show_default="the one before")] = 0,
+    to: Annotated[
+        int, typer.Option("--to", metavar="REVISION", help="The version to go back to.", show_default="the last that was well")
+    ] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what it would be, and change nothing.")] = False,
 ) -> None:
     """Go back to an earlier version. That is a change like any other: it rolls out in waves, and can be undone."""
@@ -146,7 +154,12 @@ def undo(
     output.emit(
         answer,
         settings().output,
-        lambda: print(
-            f"application/{name} is as {f'in revision {to}' if to else 'before its last change'} again{' (dry run)' if dry_run else ''}"
-        ),
+        lambda: print(f"application/{name} is as in revision {_went_to(answer, to)} again{' (dry run)' if dry_run else ''}"),
     )
+
+
+def _went_to(answer: Mapping[str, Any], to: int) -> str:
+    """By the number that was asked for, or by what the history says of the change."""
+    history = (answer.get("status") or {}).get("history") or []
+    cause = str(history[-1].get("cause", "")) if history else ""
+    return str(to) if to else cause.removeprefix("undo to ") or "before"

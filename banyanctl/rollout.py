@@ -171,11 +171,11 @@ def undo(
     which: versions.Which,
     namespace: objects.Namespace = "",
     to: Annotated[
-        int, typer.Option("--to-revision", metavar="REVISION", help="The version to go back to.", show_default="the one before")
+        int, typer.Option("--to-revision", metavar="REVISION", help="The version to go back to.", show_default="the last that was well")
     ] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what it would be, and change nothing.")] = False,
 ) -> None:
-    """Go back to an earlier version, as `banyan undo`. To the last one that was complete all clusters go at once."""
+    """Go back to an earlier version that was well, as `banyan undo`. To the last one that was complete all clusters go at once."""
     versions.undo(which, namespace, to, dry_run)
 
 

@@ -82,7 +82,17 @@ def application_status(
         cluster_count=status.cluster_count,
         conditions=conditions,
         rollout=rollout,
+        history=_proven(before, phase, rollout),
     )
+
+
+def _proven(before: kinds.Application, phase: str, rollout: kinds.RolloutStatus | None) -> list[kinds.Revision]:
+    """The history, in which the newest version is marked once it was well everywhere in reach: what `undo` may go back to."""
+    history = before.status.history
+    well = phase == "Running" and (rollout is None or rollout.phase == "Complete")
+    if not well or not history or history[-1].healthy:
+        return history
+    return [*history[:-1], msgspec.structs.replace(history[-1], healthy=True)]
 
 
 def _progressing(rollout: kinds.RolloutStatus, generation: int, timestamp: str) -> kinds.Condition:

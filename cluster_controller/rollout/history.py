@@ -4,6 +4,9 @@ Specs are kept as ``ApplicationRevision`` in a space of their own, so that the e
 How a version goes out (`spec.rollout`) is no part of it: changing that is no new version, and going back leaves it as it is.
 """
 
+import itertools
+import itertools
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -52,6 +55,25 @@ def record(tx: Tx, document: dict[str, Any], *, user: str, time: str, cause: str
         tx.delete(key(namespace, uid, old["revision"]))
     status["history"] = history[-KEPT:]
     tx.put(key(namespace, uid, revision), msgspec.json.encode({"spec": document["spec"]}), uid=f"{uid}.{revision}")
+
+
+def to_undo(tx: Tx, document: Mapping[str, Any]) -> int | None:
+    """The revision to go back to when nobody names one: the newest other version that was well everywhere once.
+
+    Where none ever was, the newest other one that no controller has taken back by itself. None: there is no such one.
+    """
+    status, meta = document.get("status") or {}, document["metadata"]
+    history: list[dict[str, Any]] = list(status.get("history", []))
+    taken_back = {before["revision"] for before, after in itertools.pairwise(history) if after.get("user") == BY_ITSELF}
+    others = []
+    for entry in reversed(history):
+        stored = tx.get(key(str(meta["namespace"]), str(meta["uid"]), entry["revision"]))
+        if stored is not None and differs(msgspec.json.decode(stored.document)["spec"], document["spec"]):
+            others.append(entry)
+    well = [entry["revision"] for entry in others if entry.get("healthy")]
+    perhaps = [entry["revision"] for entry in others if entry["revision"] not in taken_back]
+    found = [*well, *perhaps]
+    return int(found[0]) if found else None
 
 
 def put_back(tx: Tx, stored: Stored, components: Sequence[Component], overrides: Sequence[Override], *, time: str, cause: str) -> None:

@@ -95,7 +95,7 @@ class ApplicationHooks:
         return {"kind": "ApplicationHistory", "apiVersion": "banyan.dev/v1alpha1", "items": items}
 
     async def _undo(self, ask: Ask) -> Mapping[str, Any]:
-        """Back to a revision of the history; without ``toRevision`` to the one before the newest."""
+        """Back to a revision of the history; without ``toRevision`` to the newest other one that was once well everywhere."""
         wanted = ask.body.get("toRevision")
         if wanted is not None and (not isinstance(wanted, int) or isinstance(wanted, bool)):
             raise InvalidInput("toRevision is the number of a revision, as `banyan history` lists them", "toRevision")
@@ -109,9 +109,11 @@ class ApplicationHooks:
             if document["metadata"].get("deletionTimestamp"):
                 raise Conflict(f"application {ask.namespace}/{ask.name} is being deleted; create it again instead")
             history = document.get("status", {}).get("history", [])
-            revision = wanted if wanted is not None else (history[-2]["revision"] if len(history) > 1 else None)
+            revision = wanted if wanted is not None else versions.to_undo(tx, document)
             if revision is None:
-                raise Conflict(f"application {ask.namespace}/{ask.name} has only one revision; there is nothing to go back to")
+                why = "only one revision" if len(history) < 2 else "no other version that is known to be good"
+                remedy = "there is nothing to go back to" if len(history) < 2 else "say which with --to-revision"
+                raise Conflict(f"application {ask.namespace}/{ask.name} has {why}; {remedy}")
             old = tx.get(versions.key(ask.namespace, stored.uid, revision))
             if old is None:
                 have = ", ".join(str(entry["revision"]) for entry in history)

@@ -136,6 +136,50 @@ def test_undo_goes_back_and_is_a_revision_itself(tmp_path: Path) -> None:
     play(tmp_path, main)
 
 
+def test_undo_goes_to_the_last_other_version_that_was_well_and_never_to_one_that_was_taken_back(tmp_path: Path) -> None:
+    async def main(bench: Bench) -> None:
+        def mark(revision: int, **marks: Any) -> None:
+            document = bench.document()
+            for entry in document["status"]["history"]:
+                entry.update(marks if entry["revision"] == revision else {})
+            bench_put.append(document)
+
+        bench_put: list[dict[str, Any]] = []
+
+        async def marked(revision: int, **marks: Any) -> None:
+            mark(revision, **marks)
+            await bench.store.commit(lambda tx: tx.put(KEY, msgspec.json.encode(bench_put[-1]), uid="u"))
+
+        await bench.create()
+        await bench.update(1, 2)
+        await bench.update(2, 3)  # nobody saw it well
+        await bench.update(1, 4)  # as a controller writes it when it takes revision 3 back
+        await marked(4, user="banyan", cause="rolled back: not ready")
+        await bench.ask("undo")
+        assert bench.image() == 0  # neither 3, which was taken back, nor 2, which is what runs
+        await bench.ask("undo", toRevision=4)
+        await marked(1, healthy=True)
+        await bench.update(5, 7)
+        await bench.ask("undo")
+        assert bench.image() == 0  # the only one that is known to have been well
+
+    play(tmp_path, main)
+
+
+def test_undo_says_when_no_other_version_is_known_to_be_good(tmp_path: Path) -> None:
+    async def main(bench: Bench) -> None:
+        await bench.create()
+        await bench.update(1, 2)
+        document = bench.document()
+        document["status"]["history"].append({"revision": 3, "generation": 3, "user": "banyan", "cause": "rolled back"})
+        document["spec"] = {"components": [0]}
+        await bench.store.commit(lambda tx: tx.put(KEY, msgspec.json.encode(document), uid="u"))
+        with pytest.raises(Conflict, match="no other version that is known to be good; say which with --to-revision"):
+            await bench.ask("undo")
+
+    play(tmp_path, main)
+
+
 def test_how_it_goes_out_is_no_version_and_going_back_leaves_it_as_it_is(tmp_path: Path) -> None:
     async def main(bench: Bench) -> None:
         await bench.create()

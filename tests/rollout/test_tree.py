@@ -8,7 +8,7 @@ import pytest
 
 from cluster_controller.resources import kinds
 from cluster_controller.rollout import keeping
-from cluster_controller.store import Key
+from cluster_controller.store import Key, Tx
 from tests.placement.test_references import write
 from tests.placement.tree import Tree, application, component, delete_application
 from tests.rollout.shop import EDGES, condition, played, put, reasons, resume, rollout, runs, status
@@ -35,6 +35,47 @@ def test_the_first_version_starts_everywhere_at_once_and_the_next_goes_wave_by_w
         assert runs(tree) == ["v2", "v2", "v2"]
         assert (rollout(root).phase, status(root).phase, status(root).updated) == ("Complete", "Running", 3)
         assert condition(root, "Progressing").reason == "Complete"
+
+    played(main, tmp_path)
+
+
+def test_a_version_that_was_well_everywhere_is_marked_in_the_history_and_one_that_failed_is_not(tmp_path: Path) -> None:
+    async def main(tree: Tree) -> None:
+        root = tree.sites["root"]
+        for site in tree.sites.values():
+            site.broken.add("bad")
+
+        def note(tx: Tx) -> None:
+            stored = tx.get(Key("own", "Application", "default", "shop"))
+            assert stored is not None
+            document = msgspec.json.decode(stored.document)
+            known = document["status"].get("history", [])
+            document["status"]["history"] = [*known, {"revision": len(known) + 1, "generation": document["metadata"]["generation"]}]
+            tx.put(stored.key, msgspec.json.encode(document), uid=stored.uid)
+
+
+        def note(tx: Tx) -> None:
+            stored = tx.get(Key("own", "Application", "default", "shop"))
+            assert stored is not None
+            document = msgspec.json.decode(stored.document)
+            known = document["status"].get("history", [])
+            document["status"]["history"] = [*known, {"revision": len(known) + 1, "generation": document["metadata"]["generation"]}]
+            tx.put(stored.key, msgspec.json.encode(document), uid=stored.uid)
+
+
+        def note(tx: Tx) -> None:
+            stored = tx.get(Key("own", "Application", "default", "shop"))
+            assert stored is not None
+            document = msgspec.json.decode(stored.document)
+            known = document["status"].get("history", [])
+            document["status"]["history"] = [*known, {"revision": len(known) + 1, "generation": document["metadata"]["generation"]}]
+            tx.put(stored.key, msgspec.json.encode(document), uid=stored.uid)
+
+        for program in ("v1", "bad"):
+            await put(root, program, {"wave": 1})
+            await root.store.commit(note)
+            await tree.quiet()
+        assert [entry.healthy for entry in status(root).history] == [True, False]
 
     played(main, tmp_path)
 
