@@ -275,6 +275,7 @@ class Revision(Document, frozen=True, kw_only=True):
     time: str = ""  # when it was written
     user: str = ""  # who wrote it
     cause: str = ""  # why, where it was said
+    healthy: bool = False  # it was once ready on every cluster in reach: undo goes back to such a one
 
 
 class RolloutStatus(Document, frozen=True, kw_only=True):

@@ -53,24 +53,6 @@ def test_a_version_that_was_well_everywhere_is_marked_in_the_history_and_one_tha
             document["status"]["history"] = [*known, {"revision": len(known) + 1, "generation": document["metadata"]["generation"]}]
             tx.put(stored.key, msgspec.json.encode(document), uid=stored.uid)
 
-
-        def note(tx: Tx) -> None:
-            stored = tx.get(Key("own", "Application", "default", "shop"))
-            assert stored is not None
-            document = msgspec.json.decode(stored.document)
-            known = document["status"].get("history", [])
-            document["status"]["history"] = [*known, {"revision": len(known) + 1, "generation": document["metadata"]["generation"]}]
-            tx.put(stored.key, msgspec.json.encode(document), uid=stored.uid)
-
-
-        def note(tx: Tx) -> None:
-            stored = tx.get(Key("own", "Application", "default", "shop"))
-            assert stored is not None
-            document = msgspec.json.decode(stored.document)
-            known = document["status"].get("history", [])
-            document["status"]["history"] = [*known, {"revision": len(known) + 1, "generation": document["metadata"]["generation"]}]
-            tx.put(stored.key, msgspec.json.encode(document), uid=stored.uid)
-
         for program in ("v1", "bad"):
             await put(root, program, {"wave": 1})
             await root.store.commit(note)
