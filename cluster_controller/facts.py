@@ -5,6 +5,8 @@ Free is allocatable minus what Works ask for here, not what is measured: a reque
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import msgspec
+
 from cluster_controller.documents import Documents, decode
 from cluster_controller.placement.model import Request
 from cluster_controller.placement.records import model_digest, request
@@ -15,7 +17,11 @@ from cluster_controller.sync.conflicts import undecided
 from cluster_shim.contract import Description, Node
 
 MAX_MODELS = 50
+MAX_REPLICA_CLASSES = 20  # of the lowest priorities: those that could give way
 MAX_TROUBLE = 1000  # characters of why a shim is lost: every controller above keeps them
+
+
+Replicas = tuple[tuple[int, Request, int], ...]  # priority, what one asks for, how many
 
 
 class Requested:
@@ -23,18 +29,35 @@ class Requested:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._parts: dict[Key, tuple[bytes, Request]] = {}
+        self._parts: dict[Key, tuple[bytes, Request, Replicas]] = {}
+
+    def replicas(self) -> list[kinds.ReplicaClass]:
+        """What `sums` added up last, by priority and size: the lowest first, the largest number of them first."""
+        found: dict[tuple[object, ...], kinds.ReplicaClass] = {}
+        for _, _, replicas in self._parts.values():
+            for priority, asked, count in replicas:
+                key = (priority, asked.cpu_millis, asked.memory_bytes, *sorted(asked.accelerators.items()))
+                before = found.get(key)
+                if before is None:
+                    each = kinds.ResourceSums(
+                        cpu_millis=asked.cpu_millis, memory_bytes=asked.memory_bytes, accelerators=dict(asked.accelerators)
+                    )
+                    before = kinds.ReplicaClass(priority=priority, each=each)
+                found[key] = msgspec.structs.replace(before, count=before.count + count)
+        classes = sorted(found.values(), key=lambda each: (each.priority, -each.count, each.each.cpu_millis, each.each.memory_bytes))
+        return classes[:MAX_REPLICA_CLASSES]
 
     def sums(self) -> kinds.ResourceSums:
         cpu = memory = 0
         accelerators: dict[str, int] = {}
-        parts: dict[Key, tuple[bytes, Request]] = {}
+        parts: dict[Key, tuple[bytes, Request, Replicas]] = {}
         for stored in self._store.scan("local"):
             if stored.key.kind != "Work":
                 continue
             part = self._parts.get(stored.key)
             if part is None or part[0] is not stored.document:
-                part = (stored.document, _asked(decode(stored.document, kinds.Work).spec.components))
+                spec = decode(stored.document, kinds.Work).spec
+                part = (stored.document, _asked(spec.components), _replicas(spec))
             parts[stored.key] = part
             cpu += part[1].cpu_millis
             memory += part[1].memory_bytes
@@ -42,6 +65,11 @@ class Requested:
                 accelerators[name] = accelerators.get(name, 0) + count
         self._parts = parts
         return kinds.ResourceSums(cpu_millis=cpu, memory_bytes=memory, accelerators=accelerators)
+
+
+def _replicas(spec: kinds.WorkSpec) -> Replicas:
+    asked = ((spec.priority, request(component.resources), component.replicas) for component in spec.components)
+    return tuple((priority, each, count) for priority, each, count in asked if each and count)
 
 
 def _asked(components: Sequence[kinds.Component]) -> Request:
@@ -117,6 +145,7 @@ def cluster_facts(
             accelerators=_accelerators(nodes),
         ),
         requested=requested,
+        replicas=requested_by.replicas(),
         architectures=sorted({node.architecture for node in nodes}),
         models=list(models),
         parent_rtt_millis=parent_rtt_millis,

@@ -13,7 +13,7 @@ BATCH = 256  # settled in one commit
 
 
 class Settler:
-    """Marks by name; ``settle(tx, name)`` for each, in ``order`` within a batch."""
+    """Marks by name; ``settle(tx, name)`` for each, in ``order``."""
 
     def __init__(self, store: Store, settle: Callable[[Tx, str], None], order: Callable[[str], object] | None = None) -> None:
         self._store = store
@@ -41,7 +41,7 @@ class Settler:
         """Settle until nothing is marked; returns how many were."""
         settled = 0
         while self._dirty:
-            names = list(self._dirty)[:BATCH]
+            names = sorted(self._dirty, key=self._order)[:BATCH] if self._order is not None else list(self._dirty)[:BATCH]  # type: ignore[arg-type]
             for name in names:
                 del self._dirty[name]
             try:
@@ -53,8 +53,6 @@ class Settler:
         return settled
 
     def _settle_all(self, tx: Tx, names: list[str]) -> None:
-        if self._order is not None:
-            names = sorted(names, key=self._order)  # type: ignore[arg-type]
         for name in names:
             self._settle(tx, name)
 

@@ -4,6 +4,7 @@ Both become one `Allotment`, so that everything after it is the same at every le
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 from msgspec import Struct
 
@@ -29,6 +30,8 @@ class Allotment(Struct, frozen=True, kw_only=True):
     application: kinds.ApplicationReference
     labels: Mapping[str, str]  # of the Application
     components: list[kinds.Component]
+    priority: int
+    preemption_policy: Literal["PreemptLowerPriority", "Never"]
     placement: kinds.Placement
     rollout: kinds.Rollout | None
     revision: str  # of its components; "" where nothing goes out in waves
@@ -79,6 +82,8 @@ def of_application(tx: Tx, documents: Documents, stored: Stored, me: str, my_nam
         ),
         labels=application.metadata.labels,
         components=application.spec.components,
+        priority=application.spec.priority,
+        preemption_policy=application.spec.preemption_policy,
         placement=application.spec.placement,
         rollout=application.spec.rollout,
         revision=_revision(application.spec) if application.spec.rollout is not None else "",
@@ -111,6 +116,8 @@ def of_work(tx: Tx, documents: Documents, stored: Stored) -> Allotment:
         application=spec.application,
         labels=spec.labels,
         components=spec.components,
+        priority=spec.priority,
+        preemption_policy=spec.preemption_policy,
         placement=spec.placement,
         rollout=spec.rollout,
         # A parent of an older version passes `rollout` on, and no revision.

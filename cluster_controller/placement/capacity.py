@@ -11,6 +11,7 @@ Of the own cluster the room is exact: it is what its Works leave of it, in the s
 from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
+from msgspec import Struct
 
 from cluster_controller.placement.filters import fit, fitting, node_matches
 from cluster_controller.placement.fleet import Fleet
@@ -30,6 +31,10 @@ class Space:
         """The record with what is free on its nodes now."""
         cluster = self._fleet.get(uid)
         return self.now(cluster) if cluster is not None else None
+
+    def behind(self, target: str) -> Sequence[ClusterRecord]:
+        """The clusters that are reached through a target."""
+        return self._fleet.behind(target)
 
     def name(self, uid: str) -> str:
         cluster = self._fleet.get(uid)
@@ -162,6 +167,13 @@ def _left(free: int, total: int, asked: int) -> int:
 
 
 NOTHING = Request()
+
+
+class Capacity(Struct, frozen=True):
+    """What applications may use of a cluster: of all its nodes, and of those that are ready."""
+
+    whole: Request
+    ready: Request
 
 
 class Ledger:

@@ -59,7 +59,7 @@ def standing(given: Given, clusters: int) -> int:
         return given.share
     if clusters == 0:
         return 0
-    return max(0, given.share - given.unplaced)
+    return max(0, given.share - max(given.unplaced, given.yields))
 
 
 def _lower(shares: dict[str, int], targets: Mapping[str, Target], surplus: int) -> None:
@@ -76,7 +76,7 @@ def _lower(shares: dict[str, int], targets: Mapping[str, Target], surplus: int) 
 
 def takes_more(given: Given) -> bool:
     """Not one that is out of reach, nor one that said that it has no place for what it was given."""
-    return given.reachable and not given.unplaced and not given.refused
+    return given.reachable and not given.unplaced and not given.refused and not given.yields
 
 
 class _Raised(Struct, frozen=True):
@@ -111,7 +111,7 @@ def _offer(shares: dict[str, int], targets: Mapping[str, Target], homeless: int)
     for uid in sorted(targets, key=lambda uid: targets[uid].name):
         target = targets[uid]
         if target.given.reachable and target.clusters > 0 and target.given.unplaced:
-            stays = min(homeless - offered, target.given.share - shares[uid])
+            stays = min(homeless - offered, target.given.share - target.given.yields - shares[uid])
             shares[uid] += max(0, stays)
             offered += max(0, stays)
     return offered

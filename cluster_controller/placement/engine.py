@@ -10,6 +10,7 @@ commit as the documents that it needs, documents first; a Work that ended stays 
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -22,6 +23,7 @@ from cluster_controller.placement.allotment import Allotment, needed, of_applica
 from cluster_controller.placement.beside import Beside
 from cluster_controller.placement.capacity import Ledger, add, positive
 from cluster_controller.placement.carried import Carried
+from cluster_controller.placement.contest import Contest, Seen, told, yielding
 from cluster_controller.placement.fleet import Fleet
 from cluster_controller.placement.model import ClusterRecord, Demand, Given, Placement, Request
 from cluster_controller.placement.overrides import Overriding
@@ -33,7 +35,7 @@ from cluster_controller.placement.ruling import SiteRules
 from cluster_controller.placement.status import only_status, withdraw_application
 from cluster_controller.placement.subtree import Subtree, placing_facts
 from cluster_controller.placement.taints import TaintAges
-from cluster_controller.placement.telling import Decided, Seen, Telling, answers
+from cluster_controller.placement.telling import Decided, Telling, answers
 from cluster_controller.placement.uses import Uses
 from cluster_controller.placement.works import Reader, Works
 from cluster_controller.reports import Reporter
@@ -44,6 +46,7 @@ from cluster_controller.store import Event, Key, Store, Stored, Tx
 
 log = structlog.get_logger()
 
+NOTHING_SEEN = Seen(None, None)
 REFERENCED = ("Model", "ConfigMap", "Secret")
 
 
@@ -123,7 +126,8 @@ class Engine:
         self._telling = Telling(
             reporter, self._subtree, self._refused, self._documents, uid=uid, silent=silent, timestamp=timestamp, carried=self._carried
         )
-        self._settler = Settler(store, self.settle)
+        self._contest = Contest(uid, name, self._works, self._subtree.capacity)
+        self._settler = Settler(store, self.settle, self._contest.order)
         self._alarm = Alarm(self._settler.mark, now)
         self._ran = False
         self.settled = 0  # placements decided, for /metrics
@@ -145,8 +149,9 @@ class Engine:
         applications = self._works.load(self._store)
         self._ledger.clear()
         self._rules.clear()
+        self._settler.mark_all(self._contest.clear())
         for application in applications:
-            self._book(application, self._look(self._store, application))
+            self._book(self._store, application, self._look(self._store, application))
         return applications
 
     def changed(self, events: Sequence[Event]) -> None:
@@ -192,16 +197,17 @@ class Engine:
         self._keys[application] = stored.key
         if stored.key.space == "desired":
             work = self._documents.read(stored, kinds.Work).spec
-            placement, links = work.placement, work.references
+            placement, links, priority = work.placement, work.references, work.priority
             name = (work.application.origin, work.application.namespace, work.application.name)
             self._uses.learn(application, frozenset((link.kind, "", link.uid) for link in links))
         else:
             spec = self._documents.read(stored, kinds.Application).spec
-            placement = spec.placement
+            placement, priority = spec.placement, spec.priority
             name = (self._uid, stored.key.namespace, stored.key.name)
             named = [(kind, each) for kind, each, _ in needed(spec.components, spec.overrides)]
             named += [("Application", each) for each in spec.depends_on]
             self._uses.learn(application, frozenset((kind, stored.key.namespace, each) for kind, each in named))
+        self._contest.learn(application, priority)
         self._beside.learn(application, name, placement)
         self._settler.mark_all(self._beside.watchers(application))
         if placement.strategy == "Duplicated":
@@ -280,7 +286,8 @@ class Engine:
         seen = self._look(tx, application)
         asked, ruled = allotment, self._rules.apply(tx, allotment)
         allotment = ruled.allotment
-        given = self._given(tx, allotment, ceilings, seen)
+        yields = self._contest.yields(application) if not allotment.missing else {}
+        given: Mapping[str, Mapping[str, Given]] = yielding(self._given(tx, allotment, ceilings, seen), self._uid, yields)
         plan = self._replacing.plan(tx, allotment, given, _confirmed(seen))
         rolled = NOTHING
         evicted: float | None = None
@@ -299,7 +306,7 @@ class Engine:
                 seen = self._look(tx, application)
             self._telling.replaced(tx, allotment, plan, self._replacing.keep(tx, application, plan, placement.shares))
         self._alarm.set(application, min((each for each in (plan.again, rolled.again, evicted) if each is not None), default=None))
-        self._book(application, seen)
+        self._book(tx, application, seen)
         left = {name: count + placement.waiting.get(name, 0) for name, count in placement.unplaced.items()}
         for name, (count, _) in ruled.refused.items():
             left[name] = left.get(name, 0) + count
@@ -307,7 +314,13 @@ class Engine:
             self._unplaced.add(application)
         else:
             self._unplaced.discard(application)
-        decided = Decided(ruled.told(placement, self._uid), left, plan, ruled.ruling.pinned, rolled, self._revisions(tx, allotment, seen))
+        gave, again = self._contest.settled(tx, allotment, placement, left, seen)
+        self._settler.mark_all(again)
+        self._telling.preempted(tx, allotment, gave, yields)
+        placement = told(placement, gave)
+        decided = Decided(
+            ruled.told(placement, self._uid), left, plan, ruled.ruling.pinned, rolled, gave, self._revisions(tx, allotment, seen)
+        )
         self._telling.refused(tx, asked, ruled.refused)
         self._telling.report(tx, asked, decided, seen)
 
@@ -317,8 +330,10 @@ class Engine:
         """The placement, and in how many seconds a taint that is tolerated until then takes something away."""
         demand, pending = self._demand(tx, allotment), self._pending(tx, allotment, given)
         clusters, again = self._ages.look(demand, self._records(tx, seen), self._now())
-        placement = place(demand, clusters, given, pending, reasons=False)
-        return place(demand, clusters, given, pending) if any(placement.unplaced.values()) else placement, again
+        rivals = partial(self._contest.rivals, demand.application, demand.priority)
+        placement = place(demand, clusters, given, pending, reasons=False, rivals=rivals)
+        short = any(placement.unplaced.values()) or placement.preempting
+        return place(demand, clusters, given, pending, rivals=rivals) if short else placement, again
 
     def _revisions(self, tx: Tx, allotment: Allotment, seen: Collection[str]) -> Mapping[str, str]:
         """What each target has when it has the newest version, where overrides make that differ."""
@@ -340,9 +355,10 @@ class Engine:
                 item = per.get(component.name, Given())
                 left = add(left, records.request(component.resources), -max(0, item.share - item.unplaced - item.counted))
             pending[target] = positive(left)
-        return pending
+        kept = self._contest.pending(allotment.application.uid, allotment.priority)
+        return pending | {self._uid: kept} if kept else pending
 
-    def _book(self, application: str, seen: Mapping[str, Seen]) -> None:
+    def _book(self, view: Reader, application: str, seen: Mapping[str, Seen]) -> None:
         """Keep account of what was given, but for what a target said that it has no place for."""
         parts = {}
         replicas = 0
@@ -355,6 +371,8 @@ class Engine:
             replicas += sum(component.replicas for component in work.components) if work is not None else 0
             parts[target] = asked
         self._ledger.book(application, parts)
+        work, status = seen.get(self._uid, NOTHING_SEEN)
+        self._settler.mark_all(self._contest.hold(view, application, work, status))
         key = self._keys.get(application)
         if key is not None and key.space == "desired":
             whole = Request()
@@ -397,7 +415,8 @@ class Engine:
         clusters, _ = self._ages.look(demand, self._records(tx, seen), self._now())
         if supposed.without:
             clusters = Fleet(cluster for cluster in clusters if cluster.uid not in supposed.without)
-        placement = place(demand, clusters, plan.given, self._pending(tx, allotment, plan.given))
+        rivals = partial(self._contest.rivals, application, demand.priority)
+        placement = place(demand, clusters, plan.given, self._pending(tx, allotment, plan.given), rivals=rivals)
         said = {
             (target, component.name): part
             for target, (work, status) in seen.items()
@@ -420,6 +439,8 @@ class Engine:
         models = served(self._documents, allotment)
         components = self._overriding.alone(tx, allotment.components, allotment.overrides)
         demand = records.demand(allotment.application.uid, components, allotment.placement, origin=not allotment.chain, models=models)
+        preempts = allotment.preemption_policy == "PreemptLowerPriority"
+        demand = msgspec.structs.replace(demand, priority=allotment.priority, preempts=preempts)
         neighbours = self._beside.neighbours(tx, allotment.application.uid, allotment.placement, origin=not allotment.chain)
         return msgspec.structs.replace(demand, neighbours=neighbours) if neighbours else demand
 
@@ -428,6 +449,7 @@ class Engine:
         self._works.remove_all(tx, application)
         self._ledger.book(application, {})
         self._refused.drop(application)
+        self._settler.mark_all(self._contest.forget(tx, application))
         self._replacing.forget(tx, application)
         self._rolling.forget(tx, application)
         self._rules.forget(tx, application)

@@ -96,6 +96,22 @@ class Objective(Struct, frozen=True, kw_only=True):
     within_millis: int = 0  # a cluster farther away does not qualify; 0: any distance
 
 
+class Resident(Struct, frozen=True, kw_only=True):
+    """``count`` replicas of one priority that ask for the same and could give way. Whose they are is known of the own cluster only.
+
+    ``well``: ready replicas. ``rank`` decides between equals: the higher one, which came later, gives way first.
+    """
+
+    priority: int
+    request: Request
+    count: int
+    application: str = ""  # uid
+    name: str = ""  # for people
+    component: str = ""
+    well: bool = True
+    rank: int = 0
+
+
 class NodeRecord(Struct, frozen=True, kw_only=True):
     """A node, or a class of ``count`` equal nodes, with what is free on each: allocatable minus requests."""
 
@@ -137,6 +153,7 @@ class ClusterRecord(Struct, frozen=True, kw_only=True):
     rtt_millis: float | None = None  # of its link to its parent; None: not measured
     hourly_micros: int = 0  # what an hour of the whole cluster costs, in millionths of the currency
     models: frozenset[str] = frozenset()  # digests of models whose files are there
+    residents: tuple[Resident, ...] = ()  # what runs there, of the priorities that it told of
 
 
 class ComponentDemand(Struct, frozen=True, kw_only=True):
@@ -167,6 +184,8 @@ class Demand(Struct, frozen=True, kw_only=True):
     spread: tuple[Spread, ...] = ()
     dividing: Dividing = Dividing()
     objective: Objective | None = None
+    priority: int = 0
+    preempts: bool = False  # what has a lower priority gives way where there is no room
 
 
 class Given(Struct, frozen=True):
@@ -174,7 +193,8 @@ class Given(Struct, frozen=True):
 
     ``ceiling`` bounds what it may be running: the highest share not yet replaced by an acknowledged lower one.
     ``unplaced`` is what it reported that it could not place of ``share``; ``refused`` says that it reported so of an earlier share,
-    and that nothing has changed there since. ``counted`` replicas of ``share`` are taken off what it reports as free.
+    and that nothing has changed there since. ``counted`` replicas of ``share`` are taken off what it reports as free. ``yields`` of
+    ``share`` give way to others: they go, and are not left there as an offer.
     """
 
     share: int = 0
@@ -183,6 +203,7 @@ class Given(Struct, frozen=True):
     reachable: bool = True
     refused: bool = False
     counted: int = 0
+    yields: int = 0
 
 
 class Refusal(Struct, frozen=True):
@@ -209,6 +230,15 @@ class Score(Struct, frozen=True, kw_only=True):
     room: int = 0  # replicas that fit besides those that run
 
 
+class Preempting(Struct, frozen=True):
+    """``replicas`` of a component get room on a cluster when others give way: ``yields`` names them, as far as they are known here."""
+
+    cluster: str
+    component: str
+    replicas: int
+    yields: tuple[tuple[Resident, int], ...]
+
+
 class Placement(Struct, frozen=True):
     """``shares[target][component]`` replicas; ``unplaced[component]``; ``refusals`` say why not, per cluster.
 
@@ -223,3 +253,4 @@ class Placement(Struct, frozen=True):
     eligible: dict[str, tuple[str, ...]]  # component -> uids of clusters that passed every filter
     plan: dict[str, dict[str, int]] = field(default_factory=dict)  # component -> cluster -> replicas that the division foresees there
     scores: dict[str, dict[str, Score]] = field(default_factory=dict)  # component -> cluster that passed -> how it was judged
+    preempting: tuple[Preempting, ...] = ()  # what others give way for

@@ -12,8 +12,8 @@ import msgspec
 
 from cluster_controller.events import record
 from cluster_controller.placement.allotment import Allotment, needed
+from cluster_controller.placement.contest import Seen
 from cluster_controller.placement.subtree import Subtree
-from cluster_controller.placement.telling import Seen
 from cluster_controller.resources import kinds
 from cluster_controller.resources.overriding import called, concerning, everything, lay
 from cluster_controller.resources.rules import component_problems

@@ -5,7 +5,7 @@ demand. `explain` shows the refusals that are kept here. Components are decided 
 before it have left; only where the lowest cost is asked for are they weighed against each other (`placement.joint`).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 from msgspec import Struct, field
@@ -14,6 +14,7 @@ from cluster_controller.placement import score
 from cluster_controller.placement.assign import Assignment, assign
 from cluster_controller.placement.bins import Around, Bins, Branch, promised
 from cluster_controller.placement.capacity import Space
+from cluster_controller.placement.contend import Contender, Foreseen, Rivals
 from cluster_controller.placement.divide import Target, divide
 from cluster_controller.placement.filters import capacity_refusal, refuse_itself, refuse_unmeant, unknown_names
 from cluster_controller.placement.fleet import Fleet
@@ -47,8 +48,11 @@ def place(
     pending: Mapping[str, Request] | None = None,
     *,
     reasons: bool = True,
+    rivals: Callable[[], Rivals] = Rivals,
 ) -> Placement:
     """Decide the share of every target; ``given[target][component]`` is what stands today.
+
+    ``rivals`` is what others have on the own cluster; asked only where something finds no place and others may have to give way.
 
     ``pending[target]`` is what other applications were given there and what is free does not show yet. Without ``reasons`` no refusal
     and no score is put into words: shares and counts are the same, and come sooner.
@@ -68,6 +72,7 @@ def place(
     space = _space(demand, fleet, passed, given, pending or {})
     scores = {each.name: _scores(demand, each, passed[each.name], space, around) for each in demand.components} if reasons else {}
     bins = Bins(demand, space, around)
+    contender = Contender(demand, space, rivals, pending or {})
 
     def branches(component: ComponentDemand) -> dict[str, Branch]:
         mine = {target: per[component.name] for target, per in given.items() if component.name in per}
@@ -78,12 +83,12 @@ def place(
         among = passed[component.name]
         mine = {target: per[component.name] for target, per in given.items() if component.name in per}
         if demand.strategy == "Duplicated":
-            decided = _duplicate(component, among, mine, space)
+            decided = _duplicate(component, among, mine, space, contender)
         else:
             found = branches(component)
             if weighed is not None and component.name in weighed:
                 found = planned(found, weighed[component.name])
-            decided = _divide(demand, component, found, space)
+            decided = _divide(component, among, found, space, contender)
         decisions[component.name] = decided
         if reasons and not decided.unplaced:
             refusals += _full(demand, component, among, decided, space)
@@ -95,11 +100,12 @@ def place(
     return Placement(
         shares=shares,
         unplaced={name: decided.unplaced for name, decided in decisions.items()},
-        waiting={name: decided.waiting for name, decided in decisions.items() if demand.strategy != "Duplicated"},
+        waiting={name: decided.waiting for name, decided in decisions.items()},
         refusals=tuple(refusals),
         eligible={name: tuple(cluster.uid for cluster in among) for name, among in passed.items()},
         plan={name: {uid: count for uid, count in decided.counts.items() if count} for name, decided in decisions.items()},
         scores=scores,
+        preempting=tuple(contender.found),
     )
 
 
@@ -175,26 +181,40 @@ def _scores(
     }
 
 
-def _divide(demand: Demand, component: ComponentDemand, found: Mapping[str, Branch], space: Space) -> Decision:
+def _divide(
+    component: ComponentDemand, among: Sequence[ClusterRecord], found: Mapping[str, Branch], space: Space, contender: Contender
+) -> Decision:
+    demand = contender.demand
     bins = [each for branch in found.values() for each in branch.bins]
     foreseen: Assignment = assign(component.replicas, bins, demand.dividing.by, demand.spread)
+    added = {each.uid: foreseen.counts[each.uid] - each.holds for each in bins if foreseen.counts[each.uid] > each.holds}
+    given = {target: branch.given for target, branch in found.items()}
+    seized = contender.seek(component, foreseen.missing, among, given, Foreseen(foreseen.counts, added))
+    own = sum(seized.pop(cluster.uid, 0) for cluster in among if cluster.own)  # it waits until they have given way
+    ways: dict[str, int] = {}
+    for cluster in among if seized else ():
+        ways[cluster.via] = ways.get(cluster.via, 0) + seized.get(cluster.uid, 0)
     targets = {
         target: Target(
             name=space.name(target),
-            room=branch.room,
-            clusters=branch.clusters,
+            room=branch.room + ways.get(target, 0),
+            clusters=max(branch.clusters, 1 if ways.get(target) else 0),
             given=branch.given,
-            goal=sum(foreseen.counts[each.uid] for each in branch.bins),
+            goal=sum(foreseen.counts[each.uid] for each in branch.bins) + ways.get(target, 0),
         )
         for target, branch in found.items()
     }
+    for target in sorted(target for target, count in ways.items() if count and target not in targets):
+        targets[target] = Target(name=space.name(target), room=ways[target], clusters=1, goal=ways[target])
     division = divide(component.replicas, targets)
+    homeless = division.unplaced + division.offered
+    own = min(own, homeless)
     return Decision(
         shares={target: share for target, share in division.shares.items() if share},
-        unplaced=division.unplaced + division.offered,
-        waiting=division.waiting,
-        counts=foreseen.counts,
-        added={each.uid: foreseen.counts[each.uid] - each.holds for each in bins if foreseen.counts[each.uid] > each.holds},
+        unplaced=homeless - own,
+        waiting=division.waiting + own,
+        counts={uid: foreseen.counts.get(uid, 0) + seized.get(uid, 0) for uid in {**foreseen.counts, **seized}},
+        added=added,
         blocked=foreseen.blocked,
     )
 
@@ -209,7 +229,9 @@ def _occupy(component: ComponentDemand, among: Sequence[ClusterRecord], decided:
         space.occupy(component, [cluster for cluster in among if cluster.via == target and not cluster.cordoned], more)
 
 
-def _duplicate(component: ComponentDemand, among: Sequence[ClusterRecord], given: Mapping[str, Given], space: Space) -> Decision:
+def _duplicate(
+    component: ComponentDemand, among: Sequence[ClusterRecord], given: Mapping[str, Given], space: Space, contender: Contender
+) -> Decision:
     """Every target with an eligible cluster gets the per-cluster count; one out of reach keeps what it has.
 
     A branch gets the whole count even where it does not fit: its own controllers know best, start it when they can, and report what
@@ -218,21 +240,26 @@ def _duplicate(component: ComponentDemand, among: Sequence[ClusterRecord], given
     if component.replicas == 0:
         return Decision(shares={})
     shares: dict[str, int] = {}
-    unplaced = 0
+    unplaced = waiting = 0
     for cluster in among:
         shares[cluster.via] = component.replicas
     for cluster in among:
         if cluster.own:
-            stands = given.get(cluster.uid, Given()).share
-            fits = min(component.replicas, stands + (0 if cluster.cordoned else space.room(component, cluster)))
+            mine = given.get(cluster.uid, Given())
+            stands = mine.share - mine.yields
+            fits = min(component.replicas, stands + (0 if cluster.cordoned or mine.yields else space.room(component, cluster)))
             shares[cluster.uid] = fits
-            unplaced = component.replicas - fits
+            added = {cluster.uid: max(0, fits - stands)}
+            seized = contender.seek(component, component.replicas - fits, [cluster], given, Foreseen({cluster.uid: fits}, added))
+            waiting = seized.get(cluster.uid, 0)
+            unplaced = component.replicas - fits - waiting
     for target, stands_there in given.items():
         if not stands_there.reachable and stands_there.share:
             shares.setdefault(target, component.replicas)
     return Decision(
         shares={target: share for target, share in shares.items() if share},
         unplaced=unplaced if shares else component.replicas,
+        waiting=waiting,
         raised={target: share - given.get(target, Given()).share for target, share in shares.items()},
     )
 

@@ -22,6 +22,7 @@ from cluster_controller.placement.model import (
     Preference,
     Request,
     Requirement,
+    Resident,
     Spread,
     Taint,
     Toleration,
@@ -156,6 +157,14 @@ def cluster(document: kinds.Cluster, via: str, running: Mapping[str, int]) -> Cl
         rtt_millis=facts.parent_rtt_millis,
         hourly_micros=hourly_micros(status.labels or document.metadata.labels),
         models=frozenset(model.digest for model in facts.models if model.digest),
+        residents=tuple(
+            Resident(
+                priority=each.priority,
+                request=Request(each.each.cpu_millis, each.each.memory_bytes, dict(each.each.accelerators)),
+                count=each.count,
+            )
+            for each in facts.replicas
+        ),
     )
 
 

@@ -9,7 +9,7 @@ import msgspec
 
 from cluster_controller.documents import Documents
 from cluster_controller.placement import records
-from cluster_controller.placement.capacity import Ledger, add, positive
+from cluster_controller.placement.capacity import Capacity, Ledger, add, positive
 from cluster_controller.placement.fleet import Fleet
 from cluster_controller.placement.model import Request
 from cluster_controller.resources import kinds
@@ -111,6 +111,17 @@ class Subtree:
         if self._own is not None:
             changed[self._uid] = records.own(self._own, running.get(self._uid, {}), self._ledger.total(self._uid))
         return self._fleet.view(changed)
+
+    def capacity(self) -> Capacity | None:
+        """Of the own cluster; None while it is not known, or its controller cannot use it."""
+        facts = self._own.status.facts if self._own is not None else None
+        if facts is None or not facts.node_classes or facts.shim_trouble:
+            return None
+        whole = ready = Request()
+        for each in facts.node_classes:
+            one = Request(each.allocatable.cpu_millis, each.allocatable.memory_bytes, dict(each.allocatable.accelerators))
+            whole, ready = add(whole, one, each.count), add(ready, one, each.ready)
+        return Capacity(whole, ready)
 
     def labels(self, tx: Tx, target: str) -> tuple[Mapping[str, str], ...]:
         """Of a target, and of every cluster that is reached through it."""

@@ -1,7 +1,7 @@
 """Say what became of an application: to the controller above, in the Application at its origin, and in Events about clusters."""
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -10,6 +10,8 @@ from cluster_controller.events import record
 from cluster_controller.placement.aggregate import TargetReport, aggregate
 from cluster_controller.placement.allotment import Allotment
 from cluster_controller.placement.carried import Carried
+from cluster_controller.placement.contest import FILTER as PREEMPTED
+from cluster_controller.placement.contest import Seen
 from cluster_controller.placement.model import Placement
 from cluster_controller.placement.refused import Refused
 from cluster_controller.placement.replacing import Plan, Replaced
@@ -19,19 +21,13 @@ from cluster_controller.placement.subtree import Subtree
 from cluster_controller.reports import Reporter
 from cluster_controller.resources import kinds
 from cluster_controller.rollout import keeping
-from cluster_controller.store import Tx
+from cluster_controller.store import Key, Tx
 
 NOTHING: Mapping[str, int] = {}
 NOTHING_REFUSED: Mapping[str, tuple[int, str]] = {}
 NOTHING_UNPATCHED: Mapping[str, str] = {}
+NOTHING_GAVE: Mapping[str, kinds.Preemptor] = {}
 NOTHING_PINNED: Mapping[str, str] = {}
-
-
-class Seen(NamedTuple):
-    """What one target was given, and what it last answered."""
-
-    work: kinds.WorkSpec | None
-    status: kinds.WorkStatusStatus | None
 
 
 class Decided(NamedTuple):
@@ -42,6 +38,7 @@ class Decided(NamedTuple):
     plan: Plan
     pinned: Mapping[str, str] = NOTHING_PINNED  # components that the site keeps in another version, and why
     rolled: keeping.Rolled = keeping.NOTHING
+    gave: Mapping[str, kinds.Preemptor] = NOTHING_GAVE  # components that gave way here, and to whom
     revisions: Mapping[str, str] = NOTHING_PINNED  # of targets whose newest is not that of the whole: overrides concern them, or not them
 
 
@@ -56,6 +53,10 @@ def _pinned(item: kinds.ComponentStatus, pinned: Mapping[str, str]) -> kinds.Com
     if item.reason and item.reason not in kinds.UNDER_WAY:
         return msgspec.structs.replace(item, updated=0)
     return msgspec.structs.replace(item, updated=0, reason=kinds.PINNED, message=pinned[item.name])
+
+
+def _about(key: Key, uid: str) -> kinds.ObjectReference:
+    return kinds.ObjectReference(api_version=kinds.API_VERSION, kind=key.kind, namespace=key.namespace, name=key.name, uid=uid)
 
 
 def _waiting(item: kinds.ComponentStatus, waits: Mapping[str, Mapping[str, str]]) -> kinds.ComponentStatus:
@@ -136,6 +137,40 @@ class Telling:
             timestamp=self._timestamp(),
         )
 
+    def preempted(self, tx: Tx, allotment: Allotment, gave: Mapping[str, kinds.Preemptor], yields: Mapping[str, int]) -> None:
+        """Events about this cluster, and about those of the two that were written here, when replicas here have just given way."""
+        mine = allotment.application
+        who = f"{mine.namespace}/{mine.name} (priority {allotment.priority})"
+        here = self._subtree.name(tx, self._uid)
+        for component, count in sorted(yields.items()):
+            one = gave.get(component)
+            if one is None:
+                self._event(
+                    tx, self._cluster(here), "Warning", "OutOfRoom", f"{count} of {who} go: the cluster is too small for all that it has"
+                )
+                continue
+            other = f"{one.namespace}/{one.name} (priority {one.priority})"
+            self._event(tx, self._cluster(here), "Warning", "Preempted", f"{count} of {who} gave way to {other}")
+            self._both(tx, allotment, one, f"{count} of {component}")
+
+    def _both(self, tx: Tx, allotment: Allotment, one: kinds.Preemptor, what: str) -> None:
+        """An Event about the one that gave way, and one about the other, as far as they were written here."""
+        mine = allotment.application
+        if allotment.key.space == "own":
+            message = f"{what} gave way to {one.namespace}/{one.name} (priority {one.priority}) on {one.cluster}"
+            self._event(tx, _about(allotment.key, mine.uid), "Warning", "Preempted", message)
+        other = Key("own", "Application", one.namespace, one.name)
+        stored = tx.get(other)
+        if stored is not None and stored.uid == one.uid:
+            message = f"{what} of {mine.namespace}/{mine.name} (priority {allotment.priority}) gave way on {one.cluster}"
+            self._event(tx, _about(other, one.uid), "Normal", "Preempts", message)
+
+    def _cluster(self, name: str) -> kinds.ObjectReference:
+        return kinds.ObjectReference(api_version=kinds.API_VERSION, kind="Cluster", name=name, uid=self._uid)
+
+    def _event(self, tx: Tx, about: kinds.ObjectReference, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
+        record(tx, about=about, kind=kind, reason=reason, message=message, component="placement", timestamp=self._timestamp())
+
     @property
     def refusing(self) -> int:
         """Replicas of Applications from above that the policy of this site refuses at this moment."""
@@ -171,15 +206,28 @@ class Telling:
             seen=allotment.version,
         )
         parts = [_waiting(_pinned(item, pinned), rolled.waits) for item in folded.components]
+        parts = [msgspec.structs.replace(item, preempted_by=decided.gave.get(item.name)) for item in parts]
         folded = msgspec.structs.replace(folded, components=parts, rollout=rolled.status)
         if allotment.key.space == "own":
             stored = tx.get(allotment.key)
             if stored is not None:
                 before = self._documents.read(stored, kinds.Application)
                 now = self._timestamp()
+                self._told_from_below(tx, allotment, before.status.components, parts)
                 write_application_status(tx, stored, application_status(before, folded, allotment.missing, now, allotment.held_by), now)
             return
         write_work_status(tx, self._reporter, allotment, folded, self._uid)
+
+    def _told_from_below(
+        self, tx: Tx, allotment: Allotment, before: Sequence[kinds.ComponentStatus], after: Sequence[kinds.ComponentStatus]
+    ) -> None:
+        """Where it was written: that something of it gave way on a cluster below."""
+        known = {item.name: item.preempted_by for item in before}
+        here = self._subtree.name(tx, self._uid)
+        for item in after:
+            one = item.preempted_by
+            if one is not None and one != known.get(item.name) and one.cluster != here:
+                self._both(tx, allotment, one, item.name)
 
     def target(
         self,
@@ -206,7 +254,13 @@ class Telling:
     def _why(self, application: str, placement: Placement, component: str) -> str:
         """One sentence with the most frequent reasons; `explain` shows them all."""
         if placement.waiting.get(component):
-            return "waits until another cluster has given replicas back"
+            yielding = [
+                f"{count} of {resident.name} (priority {resident.priority})"
+                for each in placement.preempting
+                if each.component == component and each.cluster == self._uid
+                for resident, count in each.yields
+            ]
+            return f"waits until {', '.join(yielding)} gave way" if yielding else "waits until another cluster has given replicas back"
         names = self._subtree.names
         refusals = [item for item in placement.refusals if item.component == component]
         # What could be mended soonest comes first; that a controller has no cluster of its own explains little.
@@ -218,6 +272,9 @@ class Telling:
                 bool(item.cluster),
             )
         )
-        parts = [f"{names.get(target, target)}: {why}" for target, why in self._refused.of(application, component)]
-        parts += [f"{names.get(item.cluster, item.cluster)} {item.message}".strip() for item in refusals]
+        said = next((item.message for item in refusals if item.filter == PREEMPTED), "")
+        words = [(target, why) for target, why in self._refused.of(application, component) if not said or said not in why]
+        parts = [said] if said else []
+        parts += [f"{names.get(target, target)}: {why}" for target, why in words]
+        parts += [f"{names.get(item.cluster, item.cluster)} {item.message}".strip() for item in refusals if item.filter != PREEMPTED]
         return "; ".join(parts[:5]) + (f"; and {len(parts) - 5} more" if len(parts) > 5 else "") or "no cluster is known"

@@ -32,6 +32,7 @@ class Reader(Protocol):
     """A transaction, or the store as it was committed last."""
 
     def get(self, key: Key) -> Stored | None: ...
+    def fact(self, name: str) -> bytes | None: ...
 
 
 class Works:
@@ -82,7 +83,7 @@ class Works:
         """Targets that still answer for the application: it may be running there."""
         return [target for target in self.targets(application) if tx.get(self._status_key(target, application)) is not None]
 
-    def ceilings(self, tx: Tx, application: str) -> dict[str, dict[str, int]]:
+    def ceilings(self, tx: Reader, application: str) -> dict[str, dict[str, int]]:
         """Per target, what it may still be running beyond its share."""
         stored = tx.fact(f"placement/ceiling/{application}")
         return msgspec.json.decode(stored, type=dict[str, dict[str, int]]) if stored else {}
@@ -145,6 +146,8 @@ class Works:
             cluster=target,
             shares=[*allotment.chain, kinds.Share(allotter=self._uid, id=0)],
             components=order.components,
+            priority=allotment.priority,
+            preemption_policy=allotment.preemption_policy,
             placement=allotment.placement,
             rollout=rollout,
             revision=order.revision,

@@ -232,13 +232,28 @@ class Override(Document, frozen=True, kw_only=True):
     json_patch: list[dict[str, Any]] = field(default_factory=list)  # operations on the component, as in RFC 6902
 
 
+Priority = Annotated[int, Meta(ge=-1_000_000_000, le=1_000_000_000)]  # as Kubernetes allows its users
+
+
 class ApplicationSpec(Document, frozen=True, kw_only=True):
     components: list[Component]  # what shall run, each with replicas of its own
+    priority: Priority = 0  # where room is short, what has a lower one gives way to it; equal ones never do
+    preemption_policy: Literal["PreemptLowerPriority", "Never"] = "PreemptLowerPriority"  # Never: it waits for room, though first in line
     placement: Placement = Placement()  # where, in the subtree of the controller that is asked
     overrides: list[Override] = field(default_factory=list)  # what is different on some clusters, one after the other
     rollout: Rollout | None = None  # how a new version goes out; left out: to all clusters at once
     depends_on: list[str] = field(default_factory=list)  # names of Applications of this namespace; first starts wait until they are ready
     apply: ApplyPolicy = ApplyPolicy()  # how objects are kept in members that have an API of their own
+
+
+class Preemptor(Document, frozen=True, kw_only=True):
+    """To whom replicas gave way."""
+
+    namespace: str = ""
+    name: str  # of the Application, at its origin
+    uid: str
+    priority: int = 0  # its priority
+    cluster: str = ""  # name of the cluster where that was
 
 
 class ComponentStatus(Document, frozen=True, kw_only=True):
@@ -250,6 +265,7 @@ class ComponentStatus(Document, frozen=True, kw_only=True):
     confirmed: int = 0  # of those that are ready: reported in answer to the newest share, so since it was given
     reason: str = ""  # a word for programs
     message: str = ""  # a sentence for people
+    preempted_by: Preemptor | None = None  # of those that are unplaced, who has the room of the first
 
 
 class ClusterRow(Document, frozen=True, kw_only=True):
@@ -365,6 +381,8 @@ class WorkSpec(Document, frozen=True, kw_only=True):
     cluster: str
     shares: list[Share] = field(default_factory=list)  # the chain, origin first
     components: list[Component] = field(default_factory=list)
+    priority: Priority = 0  # of the Application
+    preemption_policy: Literal["PreemptLowerPriority", "Never"] = "PreemptLowerPriority"
     placement: Placement = Placement()
     rollout: Rollout | None = None
     revision: str = ""  # digest of the version, as its origin computed it; empty where nothing goes out in waves

@@ -41,6 +41,14 @@ class NodeClass(Document, frozen=True, kw_only=True):
     names: list[str] = field(default_factory=list)  # at most 20
 
 
+class ReplicaClass(Document, frozen=True, kw_only=True):
+    """Replicas of one priority that ask for the same, counted."""
+
+    priority: int = 0  # of their Application
+    count: int = 0  # how many
+    each: ResourceSums = ResourceSums()  # what one of them asks for
+
+
 class ModelPresence(Document, frozen=True, kw_only=True):
     name: str  # of the Model
     version: str  # whose files are here
@@ -64,6 +72,7 @@ class ClusterFacts(Document, frozen=True, kw_only=True):
     capacity: ResourceSums = ResourceSums()  # what its machines have
     allocatable: ResourceSums = ResourceSums()  # what applications may use of it
     requested: ResourceSums = ResourceSums()  # by what runs here already
+    replicas: list[ReplicaClass] = field(default_factory=list)  # that ask for something, the lowest priorities; at most 20 classes
     architectures: list[str] = field(default_factory=list)  # of its machines
     models: list[ModelPresence] = field(default_factory=list)  # whose files are here, at most 50
     parent_rtt_millis: float | None = None  # round trip to its parent, measured over their link; changes by a quarter and 5 ms are told

@@ -2,12 +2,14 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 
 from cluster_controller.documents import encode
+from cluster_controller.facts import Requested
 from cluster_controller.placement.capacity import add
 from cluster_controller.placement.engine import Engine
 from cluster_controller.placement.model import Request
@@ -79,10 +81,8 @@ class Site:
     def facts(self) -> kinds.ClusterFacts:
         if not self.cpu_millis:
             return kinds.ClusterFacts(labels=self.labels, understands=self.understands)
-        used = Request()
-        for stored in self.store.list("local", "Work"):
-            for component in msgspec.json.decode(stored.document, type=kinds.Work).spec.components:
-                used = add(used, request(component.resources), component.replicas)
+        requested = Requested(self.store)
+        used = requested.sums()
         memory = 512 * MEBI
         free = kinds.ResourceSums(cpu_millis=max(0, self.cpu_millis - used.cpu_millis), memory_bytes=max(0, memory - used.memory_bytes))
         node_class = kinds.NodeClass(
@@ -92,7 +92,7 @@ class Site:
         return kinds.ClusterFacts(
             understands=self.understands, shim="process", component_kinds=["model", "command"],
             labels=self.labels, node_classes=[node_class],
-            requested=kinds.ResourceSums(cpu_millis=used.cpu_millis, memory_bytes=used.memory_bytes),
+            requested=used, replicas=requested.replicas(),
         )  # fmt: skip
 
     def start(self) -> None:
@@ -316,9 +316,15 @@ def component(name: str = "serve", replicas: int = 1, cpu: str = "100m", **field
 
 
 async def put_application(
-    site: Site, name: str, replicas: int, components: Sequence[dict[str, object]] = (), life: int = 1, **placement: object
+    site: Site,
+    name: str,
+    replicas: int,
+    components: Sequence[dict[str, object]] = (),
+    life: int = 1,
+    spec: Mapping[str, object] = MappingProxyType({}),
+    **placement: object,
 ) -> str:
-    """Create or change; returns the uid. One that was deleted and is created again has another ``life``."""
+    """Create or change; returns the uid. One that was deleted and is created again has another ``life``; ``spec``: more fields of it."""
     uid = f"app-{site.name}-{name}" + (f"-{life}" if life > 1 else "")
 
     def write(tx: Tx) -> None:
@@ -329,6 +335,7 @@ async def put_application(
             "spec": {
                 "components": list(components) or [component(replicas=replicas)],
                 "placement": placement,
+                **spec,
             },
         }
         tx.put(Key("own", "Application", "default", name), msgspec.json.encode(document), uid=uid)
