@@ -60,6 +60,18 @@ class Faults:
         assert place.parent is not None
         return self._isolate([place], [place.parent])
 
+    def _cut_and_clock(self, place: Place, offset: float) -> Mend:
+        """The way is cut, and at the same instant the clock of the parent jumps, as when it is set by a time server."""
+        assert place.parent is not None
+        cut, clock = self._cut(place), self._clock(place.parent, offset)
+
+        def mend() -> None:
+            clock()
+            if cut is not None:
+                cut()
+
+        return mend
+
     def _cut_one_way(self, place: Place, up: bool = True) -> Mend | None:
         assert place.parent is not None
         one, other = (place, place.parent) if up else (place.parent, place)
@@ -203,6 +215,7 @@ class Faults:
         """The disk is lost, and a backup from the last quiet point takes its place."""
         if place.backup is None:
             return None
+        self._invariants.before_restoring()
         place.kill()
         place.disk.rewind(place.backup)
         self._invariants.restored(place)
@@ -247,8 +260,10 @@ class Faults:
         habits = place.site.habits
         before = habits.start, habits.grace, habits.late, habits.repeats
         habits.start, habits.grace, habits.late, habits.repeats = (5.0, 40.0), (2.0, 20.0), (1.0, 8.0), 0.5
+        habits.slow = True
 
         def mend() -> None:
+            habits.slow = False
             habits.start, habits.grace, habits.late, habits.repeats = before
 
         return mend

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from cluster_controller.placement import replacing
 from cluster_controller.resources import kinds
 from cluster_controller.store.database import Batch
 from cluster_controller.store.model import Stored
@@ -21,6 +22,8 @@ from tests.simulation.world import Place, World
 SLACK_SECONDS = 12.0  # from a link declared dead until everybody above in reach was told
 HOP_SECONDS = 4.0
 REPLACE_SECONDS = 45.0  # from when a cluster counts as silent, and afterSeconds, until what it had runs elsewhere
+SURPLUS_SECONDS = 70.0  # a minute after the links are up, and ten seconds at most until they are
+WHOLE_SECONDS = 60.0  # in a tree that is whole, and with nobody changing anything, all has become as it was wanted
 MAX_TASKS = 200  # of one controller's tunnel, for each link
 REPEATED = 20  # violations of one kind that are written down
 
@@ -61,7 +64,8 @@ class Invariants:
         self._seen_crashes = 0
         self._state: object = None  # what is broken, and how
         self._state_since = 0.0
-        self._steady = True  # ways and disks are as usual, or quite broken
+        self._troubled: set[str] = set()  # places whose ways, disks or shims are bad, and not quite broken
+        self._whole_since = 0.0  # since when nothing is broken
         self._calm_from = 0.0  # everything is in reach, and has been for long enough that everybody knows
         self._settled: dict[str, int] = {}  # application → replicas that were ready at the last quiet point
         for place in world.places.values():
@@ -78,6 +82,14 @@ class Invariants:
             violation = Violation(self.world.loop.time(), invariant, what)
             self.violations.append(violation)
             self.world.note("!", f"{invariant}: {what}")
+
+    def before_restoring(self) -> None:
+        """What runs as it is wanted, in a tree that is whole, must not be stopped because somebody forgets about it."""
+        self.sample()
+        whole = self.world.loop.time() - max(self._whole_since, self._state_since) > WHOLE_SECONDS
+        for wish in self.wishes.living():
+            long_ago = self.world.loop.time() - wish.changed > WHOLE_SECONDS
+            wish.settled = whole and long_ago and wish.sure and wish.divided and self.totals.get(wish.uid, 0) == wish.replicas
 
     def restored(self, place: Place) -> None:
         """Its disk is as it was at the last quiet point."""
@@ -164,12 +176,12 @@ class Invariants:
         """Whoever raises a share has not given away more than it was given itself."""
         if uid not in given.divided or disk.name in self.rewound:
             return
-        wish = self.wishes.by_uid.get(uid)
-        if wish is not None and wish.replaces:
-            return  # the share of a silent cluster is given once more, which `running_is_desired` bounds
         demand = given.demand.get(uid, {})
+        fact = disk.facts.get(replacing._fact(uid))
+        replaced = msgspec.json.decode(fact, type=replacing.Replaced).replaced if fact else {}
         for name in sorted({name for each in given.shares.get(uid, {}).values() for name in each}):
             total = sum(each.get(name, 0) for each in given.shares[uid].values())
+            total -= sum(each.get(name, 0) for each in replaced.values())  # a silent cluster's, which others run
             if total > demand.get(name, 0):
                 shares = {space: each.get(name, 0) for space, each in given.shares[uid].items()}
                 self.violated("allotment", f"{disk.name} gives {total} of {demand.get(name, 0)} of {uid}/{name}: {shares}")
@@ -206,7 +218,7 @@ class Invariants:
         """Nothing healthy is stopped but by a change that a person or a policy asked for."""
         wish = self.wishes.by_uid.get(instance.app)
         self.world.note(site.name, f"stops {instance.id} of {instance.app}: {why}")
-        if not instance.ready or wish is None or wish.touched:
+        if not instance.ready or wish is None or (wish.touched and not wish.settled) or site.name in self.rewound:
             return
         if wish.replaces:
             left = self.totals.get(wish.uid, 0) - 1
@@ -230,12 +242,15 @@ class Invariants:
             else:
                 self._up.setdefault(place.name, now)
         self.reach.sample()
+        slow = {each.name for each in self.world.places.values() if each.site.habits.slow}
         worse = {name for name, usual in self.world.usual.items() if self.world.network.conditions[name] is not usual}
         full = {each.name for each in self.world.places.values() if each.machine.full or each.site.habits.lost}
         state = (frozenset(self.reach.broken), frozenset(self._up), frozenset(worse), frozenset(full))
         if state != self._state:
             self._state, self._state_since = state, now
-        self._steady = not worse and not full
+        self._troubled = worse | full | slow
+        if self.reach.broken or self._troubled or len(self._up) < len(self.world.places) or self.rewound:
+            self._whole_since = now
         if self.reach.broken or any(not each.machine.powered for each in self.world.places.values()):
             self._calm_from = now + 3 * self.world.heartbeat + SLACK_SECONDS
 
@@ -249,22 +264,41 @@ class Invariants:
         self.nothing_stale_reads_ready()
         self.one_parent()
         self.what_is_silent_is_replaced()
+        self.the_surplus_is_retired()
         self.no_defects()
 
     def what_is_silent_is_replaced(self) -> None:
         """With Replace, what fell silent runs elsewhere in reach of the origin once it has been silent for long enough."""
-        lasted = self.world.loop.time() - self._state_since
-        if not self.reach.broken or not self._steady or self.rewound or lasted < 3 * self.world.heartbeat + REPLACE_SECONDS:
+        if not self.reach.unheard or self.rewound:
             return
+        now, heartbeat = self.world.loop.time(), self.world.heartbeat
         for wish in self.wishes.living():
-            if not wish.replaces or wish.touched or not wish.origin.alive or wish.origin.name not in self._up:
+            origin = wish.origin
+            if not wish.replaces or not wish.sure or not awake(origin):
                 continue
-            after = wish.spec["placement"]["onUnreachable"]["afterSeconds"]
-            if lasted < after + 3 * self.world.heartbeat + REPLACE_SECONDS:
+            needed = wish.spec["placement"]["onUnreachable"]["afterSeconds"] + 3 * heartbeat + REPLACE_SECONDS
+            inside = list(origin.subtree())
+            heard = [each for each in inside if (origin.name, each.name) not in self.reach.unheard]
+            if len(heard) == len(inside) or not any(wish.may_run_on(each) for each in heard):
                 continue
-            there = sum(each.site.running(wish.uid) for each in wish.origin.subtree() if self.reach.in_touch(each, wish.origin))
+            since = [wish.changed, *(self.reach.changed.get((origin.name, each.name), 0.0) for each in inside)]
+            since += [self._up.get(each.name, now) for each in heard]
+            lasted = now - max(since)
+            if lasted < needed or self._troubled.intersection(each.name for each in inside):
+                continue
+            there = sum(each.site.running(wish.uid) for each in heard)
             if there < wish.replicas:
                 self.violated("what is silent is replaced", f"{wish.name}: {there} of {wish.replicas} run in reach after {lasted:.0f} s")
+
+    def the_surplus_is_retired(self) -> None:
+        """With Replace, what runs twice is gone a minute after all is in reach again."""
+        now = self.world.loop.time()
+        for wish in self.wishes.living():
+            lasted = now - max(self._whole_since, wish.changed)
+            if wish.replaces and wish.sure and lasted > SURPLUS_SECONDS + 2 * self.world.heartbeat:
+                total = self.totals.get(wish.uid, 0)
+                if total > wish.replicas:
+                    self.violated("surplus", f"{wish.name}: {total} run, {wish.replicas} are wanted, all in reach for {lasted:.0f} s")
 
     def nothing_stale_reads_ready(self) -> None:
         """A cluster that has not been heard for longer than its lease is not shown as Ready."""

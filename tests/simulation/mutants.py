@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
+from cluster_controller import reports
+from cluster_controller.app import Controller
 from cluster_controller.links import Links
 from cluster_controller.placement import divide, works
 from cluster_controller.reconcile import observe
@@ -32,6 +34,7 @@ from cluster_controller.sync.target import Target
 from cluster_controller.tree import admission
 from cluster_controller.tree.admission import Entry
 from cluster_controller.tree.census import Census
+from cluster_controller.tree.kin import Kin
 from cluster_controller.tunnel import link as links
 from cluster_controller.tunnel.dialer import Dialer
 from cluster_controller.tunnel.protocol.liveness import Liveness
@@ -308,17 +311,15 @@ def only_the_child_is_lost() -> Any:
 
 @mutant("reports begin at one again after each start")
 def starts_are_not_counted() -> Any:
-    original = Reporter.__init__
+    async def number(store: Store, now: Any) -> int:
+        return 1
 
-    def begin(self: Reporter, source: str, start: int) -> None:
-        original(self, source, 1)
+    return put(reports, "_number", number)
 
-    put_report = Reporter.put
 
-    def put_one(self: Reporter, *args: Any, **more: Any) -> None:
-        put_report(self, *args, **more)
-
-    return _both(put(Reporter, "__init__", begin), put(Reporter, "put", put_one))
+@mutant("a controller whose folder was set back does not report anew")
+def nothing_is_reported_anew() -> Any:
+    return put(Controller, "report_anew", lambda self: None)
 
 
 # --- the own cluster ---
@@ -359,6 +360,11 @@ def reports_are_lost() -> Any:
             original(self, *args, **more)
 
     return put(Reporter, "put", put_one)
+
+
+@mutant("an adopter divides what it has among its guests, too")
+def an_adopter_divides() -> Any:
+    return put(Kin, "is_guest", lambda self, uid: False)
 
 
 @mutant("who did not reach its parent does not try again")

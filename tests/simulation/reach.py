@@ -18,6 +18,7 @@ class Reach:
         self._world: Final = world
         self.broken: dict[str, float] = {}  # place → since when nobody above hears it
         self.unheard: dict[Pair, float] = {}  # since when one above is not in touch with one below
+        self.changed: dict[Pair, float] = {}  # when they last came into touch, or out of it
         self.doubled: dict[str, float] = {}  # place → since when two others have it on links that work
         self.holders: dict[str, list[str]] = {}  # place → who has it on a link that works
         self._up: dict[str, Place | None] = {}
@@ -66,17 +67,16 @@ class Reach:
         return self.broken.get(self.chain(place)[-1], float("-inf"))
 
     def _note_unheard(self, now: float) -> None:
-        if not self.broken:
-            self.unheard.clear()
-            return
         before, self.unheard = self.unheard, {}
-        for place in self._world.places.values():
+        for place in self._world.places.values() if self.broken else ():
             above = place.parent
             while above is not None:
                 pair = above.name, place.name
                 if not self.in_touch(place, above):
                     self.unheard[pair] = before.get(pair, now)
                 above = above.parent
+        for pair in before.keys() ^ self.unheard.keys():
+            self.changed[pair] = now
 
     def _look_at_links(self) -> None:
         self.holders = {}

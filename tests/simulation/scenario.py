@@ -98,8 +98,8 @@ def draw_large_tree(clusters: int) -> dict[str, str]:
 WRITES = (("create", 4), ("change", 4), ("delete", 2))
 FAULTS = (
     ("cut", 6), ("cut-one-way", 3), ("cut-region", 3), ("kill", 5), ("power", 4), ("freeze", 3), ("slow", 3), ("lossy", 3), ("flap", 2),
-    ("shim-lost", 2), ("shim-slow", 2), ("instance-crash", 4), ("disk-full", 2), ("disk-lost", 2), ("clock", 2),
-    ("blackout", 1), ("restart", 2), ("commit-crash", 6), ("restore", 1),
+    ("shim-lost", 2), ("shim-slow", 2), ("instance-crash", 4), ("disk-full", 4), ("disk-lost", 2), ("clock", 2),
+    ("blackout", 1), ("restart", 2), ("commit-crash", 6), ("restore", 2), ("cut-and-clock", 2),
 )  # fmt: skip
 
 
@@ -155,10 +155,17 @@ def _draw_write(rng: Random, at: float, tree: dict[str, str], names: list[str]) 
                 {"replicas": rng.randint(0, 12)},
                 {"replicas": rng.randint(0, 12)},
                 {"command": f"serve-{rng.randint(2, 99)}"},
-                {"half": rng.choice(("a", "b", ""))},
+                _draw_move(rng),
+                _draw_move(rng),
             )
         )
     return Step(at, kind, "", args=args)
+
+
+def _draw_move(rng: Random) -> dict[str, Any]:
+    """To another half; often while one of the sites that it leaves is slow, or is cut off."""
+    fault = rng.choice(("", "shim-slow", "cut", "slow"))
+    return {"half": rng.choice(("a", "b")), "fault": fault, "site": rng.random(), "seconds": rng.uniform(10.0, 60.0)}
 
 
 def _draw_fault(rng: Random, at: float, tree: dict[str, str]) -> Step:
@@ -166,6 +173,8 @@ def _draw_fault(rng: Random, at: float, tree: dict[str, str]) -> Step:
     place = rng.choice(list(tree))
     seconds = rng.choice((rng.uniform(0.5, 5.0), rng.uniform(5.0, 30.0), rng.uniform(30.0, 240.0)))
     args: dict[str, Any] = {}
+    if kind.startswith("disk-") and rng.random() < 0.5:
+        place = rng.choice(sorted(set(tree.values()) - {""}))  # where most is written
     if kind in {"cut", "cut-one-way", "flap"}:
         place = rng.choice([name for name, parent in tree.items() if parent])
         args = {"up": rng.random() < 0.5}
@@ -176,6 +185,9 @@ def _draw_fault(rng: Random, at: float, tree: dict[str, str]) -> Step:
         args = {"bandwidth": rng.choice((8e3, 64e3, 1e6)), "delay": rng.choice((0.05, 0.3, 1.0))}
     elif kind == "lossy":
         args = {"loss": rng.choice((0.01, 0.1, 0.3)), "jitter": rng.choice((0.0, 0.2))}
+    elif kind == "cut-and-clock":
+        place = rng.choice([name for name, parent in tree.items() if parent])
+        args = {"offset": rng.choice((-3600.0, -300.0, 300.0, 365 * 86400.0))}
     elif kind == "clock":
         args = {"offset": rng.choice((-365 * 86400.0, -3600.0, -30.0, 30.0, 3600.0, 365 * 86400.0))}
     elif kind == "disk-lost":
@@ -269,6 +281,7 @@ class Run:
             if place.controller is not None and awake(place) and (waiting := conflicts.undecided(place.controller.store, "desired")):
                 kinds = sorted({key.kind for key, _ in waiting})
                 self.world.note(place.name, f"decides {len(waiting)} conflicts")
+                self.wishes.decided()
                 place.run(_quietly(place.controller.store.commit, functools.partial(_keep_root, kinds=kinds)))
 
     # --- steps ---
@@ -299,6 +312,7 @@ class Run:
         spec = {**wish.spec, "components": [component]}
         if "half" in step.args:
             spec["placement"] = self._moved(wish, step.args["half"])
+            self._disturb(wish, step.args)
         wish.origin.run(_quietly(self.wishes.change, wish.name, spec))
 
     def _moved(self, wish: Wish, half: str) -> dict[str, Any]:
@@ -309,6 +323,16 @@ class Run:
         if half and any(each.labels.get("half") == half for each in wish.origin.subtree()):
             placement["clusterSelector"] = {"matchLabels": {"half": half}}
         return placement
+
+    def _disturb(self, wish: Wish, args: dict[str, Any]) -> None:
+        """Something happens to one of the sites where ``wish`` runs, in the midst of its move."""
+        sites = [each for each in wish.origin.subtree() if each.parent is not None and each.site.running(wish.uid)]
+        if not args["fault"] or not sites:
+            return
+        place = sites[int(args["site"] * len(sites))]
+        more = {"bandwidth": 8e3, "delay": 1.0} if args["fault"] == "slow" else {}
+        self.world.note("-", f"step {args['fault']} {place.name} {args['seconds']:.3f}")
+        self.faults.strike(args["fault"], place, args["seconds"], more)
 
     def _delete(self, step: Step) -> None:
         wish = self.wishes.by_name.get(step.args["name"])

@@ -40,6 +40,7 @@ class Habits:
         self.repeats = 0.05  # how often a report is made twice
         self.lost = False  # the shim does not answer
         self.frozen = False  # it answers, and does nothing
+        self.slow = False
 
 
 Stop = Callable[["Site", Instance, str], None]

@@ -23,6 +23,8 @@ class Wish(Struct, eq=False):
     deleted: bool = False
     sure: bool = True  # what stands here is on the origin's disk
     touched: bool = True  # by a person, since the last quiet point
+    settled: bool = False  # it ran as it was wanted when a disk was set back, and nobody has decided anything since
+    changed: float = 0.0  # when a person last changed it
     most: int = 0  # replicas that were wanted at any time since the last quiet point
 
     @property
@@ -37,6 +39,11 @@ class Wish(Struct, eq=False):
     def replaces(self) -> bool:
         return bool(self.spec) and self.spec["placement"]["onUnreachable"]["action"] == "Replace"
 
+    def may_run_on(self, place: Place) -> bool:
+        """By its selector."""
+        labels = self.spec["placement"].get("clusterSelector", {}).get("matchLabels", {})
+        return all(place.labels.get(key) == value for key, value in labels.items())
+
 
 class Wishes:
     def __init__(self) -> None:
@@ -50,7 +57,8 @@ class Wishes:
         before = self.by_name.get(name)
         if before is not None and not before.deleted:
             return
-        wish = self.by_name[name] = Wish(name=name, origin=place, spec=spec, sure=False)
+        wish = self.by_name[name] = Wish(name=name, origin=place, spec=spec)
+        self._touch(wish)
         wish.most = wish.replicas
         uid = await applications.create(place, name, spec, made=lambda uid: self._named(wish, uid))
         wish.sure = True
@@ -60,11 +68,20 @@ class Wishes:
         wish.uid = uid
         self.by_uid[uid] = wish
 
+    def _touch(self, wish: Wish) -> None:
+        wish.touched, wish.sure, wish.settled = True, False, False
+        wish.changed = wish.origin.world.loop.time()
+
+    def decided(self) -> None:
+        """A person let what a restored parent knows count for all."""
+        for wish in self.by_uid.values():
+            wish.settled = False
+
     async def change(self, name: str, spec: dict[str, Any]) -> None:
         wish = self.by_name.get(name)
         if wish is None or wish.deleted or not wish.sure or not wish.origin.alive:
             return
-        wish.touched, wish.sure = True, False
+        self._touch(wish)
         wish.most = max(wish.most, sum(each["replicas"] for each in spec["components"]))
         await applications.change(wish.origin, name, spec)
         wish.spec, wish.sure = spec, True
@@ -73,7 +90,7 @@ class Wishes:
         wish = self.by_name.get(name)
         if wish is None or wish.deleted or not wish.sure or not wish.origin.alive:
             return
-        wish.touched, wish.sure = True, False
+        self._touch(wish)
         await applications.delete(wish.origin, name)
         wish.deleted = wish.sure = True
 
@@ -101,5 +118,5 @@ class Wishes:
     def quiet(self) -> None:
         """All is as it should be: from here on only what people do, or a policy, may change it."""
         for wish in self.by_uid.values():
-            wish.touched = False
+            wish.touched = wish.settled = False
             wish.most = wish.replicas
