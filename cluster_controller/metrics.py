@@ -71,6 +71,9 @@ class _Collector(Collector):
         yield GaugeMetricFamily(
             "banyan_refused_replicas", "Replicas from above that the policy of this site refuses.", value=controller.engine.refused
         )
+        yield CounterMetricFamily(
+            "banyan_rebalanced_replicas", "Replicas moved because others carried less.", value=controller.engine.rebalanced
+        )
         rollouts = GaugeMetricFamily("banyan_rollouts", "Rollouts at this controller, by how far they are.", labels=["phase"])
         for phase, number in sorted(controller.engine.rollouts().items()):
             rollouts.add_metric([phase], number)

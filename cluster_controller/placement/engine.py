@@ -20,6 +20,7 @@ from cluster_controller.documents import Documents
 from cluster_controller.placement import records
 from cluster_controller.placement.aggregate import aggregate
 from cluster_controller.placement.allotment import Allotment, needed, of_application, of_work, served
+from cluster_controller.placement.balancing import Balancing, Situation
 from cluster_controller.placement.beside import Beside
 from cluster_controller.placement.capacity import Ledger, add, positive
 from cluster_controller.placement.carried import Carried
@@ -72,6 +73,7 @@ class Explained(NamedTuple):
     waits: Mapping[str, Mapping[str, str]]  # target → component: why its first start waits
     time: str  # when it was taken
     overrides: Mapping[str, Sequence[str]]  # cluster → the overrides that are for it
+    balance: str  # what would be moved to mend the balance, or why nothing; "" where nobody asked for that
 
 
 class Engine:
@@ -114,6 +116,7 @@ class Engine:
         self._replacing = Replacing(silence, now, self._carried_below)
         self._rules = SiteRules(self._documents)
         self._overriding = Overriding(uid, self._subtree, timestamp)
+        self._balancing = Balancing(uid, name=self._subtree.name, now=now, timestamp=timestamp)
         self._rolling = Rolling(
             uid,
             silent=silent,
@@ -254,6 +257,11 @@ class Engine:
         return self._replacing.count
 
     @property
+    def rebalanced(self) -> int:
+        """Replicas that were moved because balance was lost, since the start, for /metrics."""
+        return self._balancing.moves
+
+    @property
     def refused(self) -> int:
         """Replicas that the policy of this site refuses, for /metrics."""
         return self._telling.refusing
@@ -327,9 +335,13 @@ class Engine:
     def _decide(
         self, tx: Tx, allotment: Allotment, seen: Mapping[str, Seen], given: Mapping[str, Mapping[str, Given]]
     ) -> tuple[Placement, float | None]:
-        """The placement, and in how many seconds a taint that is tolerated until then takes something away."""
+        """The placement, and in how many seconds a taint that is tolerated until then, or a move, asks for another."""
         demand, pending = self._demand(tx, allotment), self._pending(tx, allotment, given)
         clusters, again = self._ages.look(demand, self._records(tx, seen), self._now())
+        looked = self._balancing.look(
+            tx, Situation(allotment, demand, clusters, given, seen, lambda stands: place(demand, clusters, stands, pending))
+        )
+        given, again = looked.given, min((each for each in (again, looked.again) if each is not None), default=None)
         rivals = partial(self._contest.rivals, demand.application, demand.priority)
         placement = place(demand, clusters, given, pending, reasons=False, rivals=rivals)
         short = any(placement.unplaced.values()) or placement.preempting
@@ -433,6 +445,17 @@ class Engine:
             waits=self._rolling.waiting(tx, allotment, plan.whole(placement.shares), seen),
             time=self._timestamp(),
             overrides=self._overriding.names(tx, allotment.overrides),
+            balance=self._balancing.says(
+                tx,
+                Situation(
+                    allotment,
+                    demand,
+                    clusters,
+                    plan.given,
+                    seen,
+                    lambda stands: place(demand, clusters, stands, self._pending(tx, allotment, plan.given)),
+                ),
+            ),
         )
 
     def _demand(self, tx: Tx, allotment: Allotment) -> Demand:
@@ -452,6 +475,7 @@ class Engine:
         self._settler.mark_all(self._contest.forget(tx, application))
         self._replacing.forget(tx, application)
         self._rolling.forget(tx, application)
+        self._balancing.forget(application)
         self._rules.forget(tx, application)
         self._telling.forget(application)
         self._alarm.set(application, None)

@@ -176,6 +176,15 @@ class OnUnreachable(Document, frozen=True, kw_only=True):
     after_seconds: Seconds = 0  # of silence until Replace
 
 
+class Rebalance(Document, frozen=True, kw_only=True):
+    """When to move what runs, because others carry less: after a cluster has joined, or is back. Left out, nothing is moved."""
+
+    after_seconds: Seconds = 300  # balance has been lost for so long, and nothing else was under way
+    pause_seconds: Seconds = 60  # between the end of one move and the next
+    max_moves: Annotated[int, Meta(ge=1, le=1000)] = 1  # replicas in one move; so many are missing while it is under way
+    threshold: Annotated[int, Meta(ge=1, le=100_000)] = 1  # it is lost when so many could go from one cluster (or branch) to another
+
+
 class Placement(Document, frozen=True, kw_only=True):
     cluster_selector: LabelSelector | None = None  # only clusters with these labels
     cluster_name: str = ""  # only this cluster
@@ -192,6 +201,7 @@ class Placement(Document, frozen=True, kw_only=True):
     cost: CostWish | None = None  # what its cost counts for, with division by LowestCost
     latency: LatencyWish | None = None  # how far it may be from whom it serves, and what that counts for
     on_unreachable: OnUnreachable = OnUnreachable()  # what becomes of the share of a cluster that fell silent
+    rebalance: Rebalance | None = None  # move what runs when others carry less; left out: never
 
 
 class Wave(Document, frozen=True, kw_only=True):

@@ -50,6 +50,10 @@ def wishes(placement: kinds.Placement, path: str, report: Report) -> None:
                 f"{path}.tolerations[{index}].tolerationSeconds", "counts for NoExecute only; set effect: NoExecute", "FieldValueForbidden"
             )
     _objective(placement, path, report)
+    if placement.rebalance is not None and division.by == "LowestCost":
+        report(f"{path}.rebalance", "means nothing with division: {by: LowestCost}, which never moves what stands", "FieldValueForbidden")
+    if placement.rebalance is not None and placement.strategy == "Duplicated":
+        report(f"{path}.rebalance", "means nothing with strategy Duplicated: every cluster has all replicas", "FieldValueForbidden")
     if placement.strategy == "Duplicated":
         _duplicated(placement, path, report)
 

@@ -55,6 +55,7 @@ def explanation(tx: Tx, explain: Explain, heard: HeardOf, uid: str, supposed: Su
             "reachable": sum(1 for cluster in found.clusters if cluster.reachable),
             "division": found.allotment.placement.division.by if found.allotment.placement.strategy == "Divided" else "",
             "supposed": supposed is not AS_IT_IS,
+            "balance": found.balance,
         },
         "missing": found.allotment.missing,
         "components": [
