@@ -36,6 +36,7 @@ from cluster_controller.rotation import Rotation
 from cluster_controller.store import Key, Store
 from cluster_controller.store import Limits as StoreLimits
 from cluster_controller.tasks import Tasks
+from cluster_controller.tree.astray import Astray
 from cluster_controller.tree.census import Census
 from cluster_controller.tree.child import IdentityHolder, Settings
 from cluster_controller.tree.failover import Policy as Failover
@@ -175,7 +176,10 @@ class Controller:
             now=clock.boottime,
             timestamp=clock.timestamp,
             strays=self.membership.away.heard,
+            astray=lambda: self.membership.away.strays,
         )
+        self.membership.away.returned = self.engine.link_changed
+        self.astray = Astray(store, uid=self.uid, heard=self.membership.away.heard)
         self.distance = ParentDistance(self._parent_rtt, self.census.self_changed)
         self._tasks.keep("distance", self.distance.run)
         self.upward = Upward(
@@ -211,6 +215,7 @@ class Controller:
             self.census,
             self.engine,
             self.upward,
+            self.astray,
             News(store, reporter, name=self.name, tells=not self.identity().is_root),
             self.shelf,
             restored.AfterRestore(store, uid=self.uid, timestamp=clock.timestamp),
@@ -318,6 +323,7 @@ class Controller:
         self.census.link_changed(child, last_heard)
         self.engine.link_changed(child)
         self.upward.link_changed(child)
+        self.astray.link_changed(child)
 
     def report_anew(self) -> None:
         """The parent no longer knows which of this cluster's words are its newest."""

@@ -2,9 +2,9 @@
 
 The child opens the sync stream, and a second one for a large snapshot; the parent answers. A child that was adopted opens it to its
 home parent all the same, by way of the adopter; where home is out of reach, to the nearest ancestor that is not, which keeps what it
-reports and gives it nothing (`tree.away`), and asks now and then whether home is there again. Law 7 at this door: a guest is carried
-and served nothing; requests from people are believed only when the parent's link brought them, and from an adopter's only when an
-ancestor of this cluster's home sent them.
+reports (`tree.away`) and serves it what home would (`placement.lending`), and asks now and then whether home is there again. Law 7 at
+this door: a guest is carried and served nothing; requests from people are believed only when the parent's link brought them, and from
+an adopter's only when an ancestor of this cluster's home sent them.
 
 Invariants: with one peer one session runs at a time, the newest, and it begins when the one before it has ended; sync with a parent
 goes on for as long as its link stands, whatever a session dies of: what can happen is a warning, a defect is logged with its
@@ -20,6 +20,7 @@ from weakref import WeakValueDictionary
 import structlog
 from msgspec import Struct
 
+from cluster_controller import delivered
 from cluster_controller.clock import boottime
 from cluster_controller.errors import BanyanError, Forbidden, Unreachable
 from cluster_controller.store import Store
@@ -129,9 +130,7 @@ class Links:
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by the peer's uid; gone with their last holder
         self._leaving: set[str] = set()  # children that are taken leave of, for as long as their link stands
         self.sessions: dict[str, SyncSession] = {}  # by the peer's uid
-        self.set_back: Callable[[], None] = lambda: (
-            None
-        )  # told when an ancestor holds reports that this store does not know of
+        self.set_back: Callable[[], None] = lambda: None  # told when an ancestor holds reports that this store does not know of
         self.interrupted = 0  # sessions that failed, to be started again
         tunnel.handle(SYNC, self._serve_sync)
         tunnel.handle(SNAPSHOT, self._serve_snapshot)
@@ -231,19 +230,27 @@ class Links:
                 return
 
     async def _stay(self, link: Link, ancestor: str, session: "asyncio.Task[None]") -> None:
-        """Until the session ends; one with another than home gives way to home's as soon as that answers."""
-        home = self._kinship.ancestors()[0]
+        """Until the session ends; one with another than home gives way as soon as home answers, or an ancestor nearer to it."""
         try:
-            while ancestor != home and not session.done():
+            while nearer := self._nearer(ancestor):
                 await asyncio.wait({session}, timeout=LOOK_SECONDS * random.uniform(0.5, 1.0))
-                found = None if session.done() else await self._answered(link, home)
-                if found is not None:
-                    await end_task(session)
-                    ancestor, session = home, found
+                if session.done():
+                    break
+                for other in nearer:
+                    found = await self._answered(link, other)
+                    if found is not None:
+                        await end_task(session)
+                        ancestor, session = other, found
+                        break
             self.above = ancestor
             await asyncio.wait({session})
         finally:
             await end_task(session)
+
+    def _nearer(self, ancestor: str) -> Sequence[str]:
+        """Those to whom sync would rather go, the best first."""
+        known = self._kinship.ancestors()
+        return known[: known.index(ancestor)] if ancestor in known else known[:1]
 
     async def _answered(self, link: Link, ancestor: str) -> "asyncio.Task[None] | None":
         """A session with that ancestor, once it has said its first word; None when it does not."""
@@ -265,13 +272,13 @@ class Links:
         return None
 
     async def _session(self, link: Link, ancestor: str, answers: asyncio.Event) -> None:
-        """One session with an ancestor; with any but the home parent, words go up and nothing comes down."""
+        """One session with an ancestor. What any but the home parent sends lies apart from what that sent (`delivered`)."""
         home = ancestor == self._kinship.ancestors()[0]
         metadata = b"" if link.peer_uid == ancestor and home else self._kinship.arrival()
         session = SyncSession(
             self._store,
             send_space="report",
-            receive_space="desired" if home else "",
+            receive_space="desired" if home else delivered.space_of(ancestor),
             me=self._uid,
             peer=ancestor,
             answered=answers.set,
@@ -281,6 +288,8 @@ class Links:
             stream = None
             self.sessions[ancestor] = session
             try:
+                if not home and ancestor not in delivered.sources(self._store):
+                    await self._store.commit(lambda tx: delivered.learn(tx, ancestor))
                 stream = await link.open(ancestor, SYNC, metadata, lane=Lane.SYNC)
                 self.above = ancestor
                 await session.run(stream, lambda: link.open(ancestor, SNAPSHOT, lane=Lane.BULK))
@@ -361,7 +370,7 @@ class Links:
         stray = carried is not None and not carried.home
         session = SyncSession(
             self._store,
-            send_space="" if stray else f"down/{child}",
+            send_space=f"lend/{child}" if stray else f"down/{child}",
             receive_space=f"stray/{child}" if stray else f"up/{child}",
             me=self._uid,
             peer=child,

@@ -8,7 +8,10 @@ from typing import Literal
 
 from msgspec import Struct
 
+from cluster_controller import delivered
 from cluster_controller.documents import Documents
+from cluster_controller.placement.borrowing import word
+from cluster_controller.placement.moving import within
 from cluster_controller.placement.records import model_digest
 from cluster_controller.resources import kinds
 from cluster_controller.resources.overriding import everything
@@ -46,6 +49,7 @@ class Allotment(Struct, frozen=True, kw_only=True):
     held_by: list[str]  # finalizers of others for which its deletion waits; until then it runs on, as a Deployment's pods do
     key: Key
     version: int  # what a report upwards answers: the id of the last share in the chain; 0 at the origin
+    lent: Sequence[kinds.Lent] = ()  # of this, what clusters below hold directly while nobody here could reach them
 
     @property
     def links(self) -> list[kinds.WorkReference]:
@@ -102,12 +106,17 @@ def of_application(tx: Tx, documents: Documents, stored: Stored, me: str, my_nam
 
 
 def of_work(tx: Tx, documents: Documents, stored: Stored) -> Allotment:
-    """A Work from the parent; its references were delivered with it, keyed by uid."""
-    spec = documents.read(stored, kinds.Work).spec
+    """A Work from the parent, or what an ancestor served in its place; its references were delivered with it, keyed by uid.
+
+    The share that an ancestor gave is not one that the home parent waits for: until that has spoken again it is answered nothing.
+    """
+    home = documents.read(stored, kinds.Work).spec
+    spec = word(tx, documents, stored)
+    served = spec is not home
     references: list[Reference] = []
     missing: list[str] = []
     for link in spec.references:
-        found = tx.get(Key("desired", link.kind, "", link.uid))
+        found = delivered.reference(tx, link.kind, link.uid)
         if found is None:
             missing.append(f"{link.kind} {link.name}")
         else:
@@ -115,7 +124,7 @@ def of_work(tx: Tx, documents: Documents, stored: Stored) -> Allotment:
     return Allotment(
         application=spec.application,
         labels=spec.labels,
-        components=spec.components,
+        components=within(spec, home) if served else spec.components,
         priority=spec.priority,
         preemption_policy=spec.preemption_policy,
         placement=spec.placement,
@@ -129,10 +138,11 @@ def of_work(tx: Tx, documents: Documents, stored: Stored) -> Allotment:
         chain=spec.shares,
         references=references,
         missing=missing,
-        withdrawn=False,
+        withdrawn=served and not spec.components,
         held_by=[],
         key=stored.key,
-        version=spec.shares[-1].id if spec.shares else 0,
+        version=spec.shares[-1].id if spec.shares and not served else 0,
+        lent=spec.lent,
     )
 
 

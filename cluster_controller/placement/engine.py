@@ -16,16 +16,20 @@ from typing import NamedTuple
 import msgspec
 import structlog
 
+from cluster_controller.delivered import is_lent
 from cluster_controller.documents import Documents
 from cluster_controller.placement import records
 from cluster_controller.placement.aggregate import aggregate
 from cluster_controller.placement.allotment import Allotment, needed, of_application, of_work, served
 from cluster_controller.placement.balancing import Balancing, Situation
 from cluster_controller.placement.beside import Beside
+from cluster_controller.placement.borrowing import tidy
 from cluster_controller.placement.capacity import Ledger, add, positive
-from cluster_controller.placement.carried import Carried
+from cluster_controller.placement.carried import STRAY, Carried
 from cluster_controller.placement.contest import Contest, Seen, told, yielding
 from cluster_controller.placement.fleet import Fleet
+from cluster_controller.placement.given import Reading, answer, confirmed, standing
+from cluster_controller.placement.lending import Lending
 from cluster_controller.placement.model import ClusterRecord, Demand, Given, Placement, Request
 from cluster_controller.placement.overrides import Overriding
 from cluster_controller.placement.place import place
@@ -36,7 +40,7 @@ from cluster_controller.placement.ruling import SiteRules
 from cluster_controller.placement.status import only_status, withdraw_application
 from cluster_controller.placement.subtree import Subtree, placing_facts
 from cluster_controller.placement.taints import TaintAges
-from cluster_controller.placement.telling import Decided, Telling, answers
+from cluster_controller.placement.telling import Decided, Telling
 from cluster_controller.placement.uses import Uses
 from cluster_controller.placement.works import Reader, Works
 from cluster_controller.reports import Reporter
@@ -78,7 +82,8 @@ class Explained(NamedTuple):
 
 class Engine:
     """The placement of one controller. ``silent`` names, per direct child out of reach, the broken hop; ``silence`` says for how many
-    seconds one of them was not heard; ``strays``: descendants that are heard by way of adopters (`tree.away`). ``now`` is the boot-time
+    seconds one of them was not heard; ``strays``: descendants that are heard by way of adopters (`tree.away`), ``astray``: those that
+    are not back yet, heard or not. ``now`` is the boot-time
     clock."""
 
     def __init__(
@@ -93,6 +98,7 @@ class Engine:
         now: Callable[[], float],
         timestamp: Callable[[], str],
         strays: Callable[[], Collection[str]] = tuple,
+        astray: Callable[[], Collection[str]] = tuple,
     ) -> None:
         self._store = store
         self._reporter = reporter
@@ -113,7 +119,9 @@ class Engine:
         self._beside = Beside(self._works)
         self._now = now
         self._carried = Carried(store, self._documents, strays)
-        self._replacing = Replacing(silence, now, self._carried_below)
+        self._lending = Lending(uid, self._documents, self._works, heard=strays, kept=astray, way=self._subtree.way, silent=silent)
+        self._replacing = Replacing(silence, now, self._living)
+        self._reading = Reading(uid, self._works, self._refused, silent=silent, living=self._living)
         self._rules = SiteRules(self._documents)
         self._overriding = Overriding(uid, self._subtree, timestamp)
         self._balancing = Balancing(uid, name=self._subtree.name, now=now, timestamp=timestamp)
@@ -149,7 +157,7 @@ class Engine:
         self._settler.mark_all(self._read_works())
 
     def _read_works(self) -> set[str]:
-        applications = self._works.load(self._store)
+        applications = self._works.load(self._store) | self._lending.load(self._store)
         self._ledger.clear()
         self._rules.clear()
         self._settler.mark_all(self._contest.clear())
@@ -172,6 +180,12 @@ class Engine:
                 self._settler.mark_all(application for application, key in self._keys.items() if key.space == "desired")
             elif kind == "Cluster" and space == "own":
                 self._cluster_changed(event)
+            elif is_lent(space):  # of what a Work names, each that was served may be a user
+                self._settler.mark_all(
+                    [event.stored.key.name] if kind == "Work" else [each.key.name for each in self._store.list(space, "Work")]
+                )
+            elif kind == STRAY and space == "desired":
+                self._settler.mark_all(self._works.of_target(event.stored.key.name))
             elif kind in REFERENCED and space in {"own", "desired"}:
                 self._settler.mark_all(self._uses.of(event.stored))
 
@@ -240,12 +254,15 @@ class Engine:
 
     def link_changed(self, child: str) -> None:
         """The link to a direct child came up or was lost: what runs there counts, or does not."""
+        if child not in self._silent():
+            self._carried.came(child)
         self._settler.mark_all(self._works.of_target(child))
-        self._settler.mark_all(self._carried.applications(child))
+        self._settler.mark_all([*self._carried.applications(child), *self._lending.applications(child)])
 
-    def _carried_below(self, tx: Tx, target: str, allotment: Allotment) -> Mapping[str, int]:
+    def _living(self, tx: Tx, target: str, allotment: Allotment) -> Mapping[str, int]:
         names = [component.name for component in allotment.components]
-        return self._carried.ready(tx, self._subtree.name(tx, target), allotment.application.uid, names)
+        below = self._carried.below(tx, self._subtree.name(tx, target), allotment.application.uid)
+        return self._carried.living(tx, target, names, below, self._lending.held(tx, target, allotment.application.uid))
 
     def rollouts(self) -> Mapping[str, int]:
         """How many rollouts are in each phase here, for /metrics."""
@@ -286,6 +303,8 @@ class Engine:
     def settle(self, tx: Tx, application: str) -> None:
         """Write what is missing for one application; nothing when all is well."""
         self.settled += 1
+        tidy(tx, self._documents, application)
+        self._lending.sweep(tx, application)
         allotment = self.allotment(tx, application)
         ceilings = self._works.ceilings(tx, application)
         if allotment is None or allotment.withdrawn:
@@ -295,13 +314,13 @@ class Engine:
         asked, ruled = allotment, self._rules.apply(tx, allotment)
         allotment = ruled.allotment
         yields = self._contest.yields(application) if not allotment.missing else {}
-        given: Mapping[str, Mapping[str, Given]] = yielding(self._given(tx, allotment, ceilings, seen), self._uid, yields)
-        plan = self._replacing.plan(tx, allotment, given, _confirmed(seen))
+        given: Mapping[str, Mapping[str, Given]] = yielding(self._reading.given(tx, allotment, ceilings, seen), self._uid, yields)
+        plan = self._replacing.plan(tx, allotment, given, confirmed(seen))
         rolled = NOTHING
         evicted: float | None = None
         if allotment.missing:
             # What runs, runs on; nothing new is decided with half of what it needs.
-            placement = Placement(shares=_standing(given), unplaced={}, waiting={}, refusals=(), eligible={})
+            placement = Placement(shares=standing(given), unplaced={}, waiting={}, refusals=(), eligible={})
             plan = Plan(given, before=plan.before)
         else:
             placement, evicted = self._decide(tx, allotment, seen, plan.given)
@@ -311,6 +330,8 @@ class Engine:
                 return  # to the version before: that change of the Application is settled next
             rolled = self._overriding.lay(tx, allotment, shares, seen, rolled)
             if self._works.write(tx, allotment, shares, given, plan.renew, rolled=rolled):
+                seen = self._look(tx, application)
+            if self._lending.serve(tx, application, duplicated=allotment.placement.strategy == "Duplicated"):
                 seen = self._look(tx, application)
             self._telling.replaced(tx, allotment, plan, self._replacing.keep(tx, application, plan, placement.shares))
         self._alarm.set(application, min((each for each in (plan.again, rolled.again, evicted) if each is not None), default=None))
@@ -377,7 +398,7 @@ class Engine:
         for target, (work, status) in seen.items():
             asked = Request()
             for component in work.components if work is not None else ():
-                part = _answer(work, status, component.name)
+                part = answer(work, status, component.name)
                 placed = component.replicas - (min(component.replicas, part.unplaced) if part is not None else 0)
                 asked = add(asked, records.request(component.resources), placed)
             replicas += sum(component.replicas for component in work.components) if work is not None else 0
@@ -421,8 +442,8 @@ class Engine:
         seen = {target: each for target, each in self._look(tx, application).items() if target not in supposed.without}
         ruled = self._rules.apply(tx, allotment, write=False)
         allotment = ruled.allotment
-        given = self._given(tx, allotment, self._works.ceilings(tx, application), seen)
-        plan = self._replacing.plan(tx, allotment, given, _confirmed(seen))
+        given = self._reading.given(tx, allotment, self._works.ceilings(tx, application), seen)
+        plan = self._replacing.plan(tx, allotment, given, confirmed(seen))
         demand = self._demand(tx, allotment)
         clusters, _ = self._ages.look(demand, self._records(tx, seen), self._now())
         if supposed.without:
@@ -433,7 +454,7 @@ class Engine:
             (target, component.name): part
             for target, (work, status) in seen.items()
             for component in allotment.components
-            if (part := _answer(work, status, component.name)) is not None
+            if (part := answer(work, status, component.name)) is not None
         }
         return Explained(
             allotment=allotment,
@@ -469,6 +490,7 @@ class Engine:
 
     def _withdraw(self, tx: Tx, application: str, allotment: Allotment | None, ceilings: Mapping[str, Mapping[str, int]]) -> None:
         """Take the Works back. The Application goes when every target in reach has confirmed; the rest is listed at its Cluster."""
+        self._lending.withdraw(tx, application)
         self._works.remove_all(tx, application)
         self._ledger.book(application, {})
         self._refused.drop(application)
@@ -496,36 +518,6 @@ class Engine:
         names = [self._subtree.name(tx, target) for target in waiting]
         withdraw_application(tx, stored, before, waiting=names, left=left, timestamp=self._timestamp())
 
-    def _given(
-        self, tx: Tx, allotment: Allotment, ceilings: Mapping[str, Mapping[str, int]], seen: Mapping[str, Seen]
-    ) -> dict[str, dict[str, Given]]:
-        silent = self._silent()
-        duplicated = allotment.placement.strategy == "Duplicated"
-        given: dict[str, dict[str, Given]] = {}
-        for target, (work, status) in seen.items():
-            shares = {component.name: component.replicas for component in work.components} if work else {}
-            answered = answers(work, status)
-            confirmed = answered or (work is None and status is None)
-            per: dict[str, Given] = {}
-            for component in allotment.components:
-                share = shares.get(component.name, 0)
-                ceiling = share if confirmed else max(share, ceilings.get(target, {}).get(component.name, 0))
-                part = _answer(work, status, component.name)
-                unplaced = min(share, part.unplaced) if part is not None and not duplicated else 0
-                self._refused.answer(allotment.application, target, component.name, part if not duplicated and share else None, share)
-                per[component.name] = Given(
-                    share=share,
-                    ceiling=ceiling,
-                    unplaced=unplaced,
-                    reachable=target not in silent,
-                    refused=bool(self._refused.why(allotment.application, target, component.name)),
-                    counted=_counted(status, component.name, share - unplaced if target == self._uid or part is not None else 0),
-                )
-            given[target] = per
-            if confirmed and target in ceilings:
-                self._works.confirm(tx, allotment.application.uid, target)
-        return given
-
     # --- clusters ---
 
     def _records(self, tx: Tx, seen: Mapping[str, Seen]) -> Fleet:
@@ -536,28 +528,3 @@ class Engine:
             if target == self._uid and work is not None:
                 running[target] = {component.name: component.replicas for component in work.components if component.replicas}
         return self._subtree.records(tx, running)
-
-
-def _confirmed(seen: Mapping[str, Seen]) -> dict[str, dict[str, int]]:
-    """Per target that has taken its newest share into account, the replicas that it says are ready since."""
-    return {
-        target: {component.name: component.confirmed for component in status.components}
-        for target, (work, status) in seen.items()
-        if work is not None and status is not None and status.seen >= work.shares[-1].id
-    }
-
-
-def _answer(work: kinds.WorkSpec | None, status: kinds.WorkStatusStatus | None, component: str) -> kinds.ComponentStatus | None:
-    """What the target says of a component, when it answers the newest share."""
-    if status is None or not answers(work, status):
-        return None
-    return next((item for item in status.components if item.name == component), None)
-
-
-def _counted(status: kinds.WorkStatusStatus | None, component: str, at_least: int) -> int:
-    """Replicas that are seen to run; rows are the worst 20 only, so an answer counts for more."""
-    return max(at_least, sum(row.components.get(component, 0) for row in status.clusters) if status is not None else 0)
-
-
-def _standing(given: Mapping[str, Mapping[str, Given]]) -> dict[str, dict[str, int]]:
-    return {target: {name: item.share for name, item in per.items() if item.share} for target, per in given.items()}

@@ -140,6 +140,11 @@ class Subtree:
         self.known(tx)
         return {name: uid for uid, name in self.names.items()}
 
+    def way(self, tx: Tx, uid: str) -> str:
+        """Through whom a cluster is reached; "" when nobody knows."""
+        self.known(tx)
+        return self.ways.get(uid, "")
+
     def name(self, tx: Tx, target: str) -> str:
         self.known(tx)
         return self.names.get(target, target)

@@ -7,11 +7,12 @@ names the share id that it answers, so an acknowledgement can never be taken for
 """
 
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Protocol
 
 import msgspec
 
+from cluster_controller import delivered
 from cluster_controller.documents import Documents, encode
 from cluster_controller.placement.allotment import Allotment, work_key
 from cluster_controller.placement.model import Given
@@ -24,6 +25,7 @@ from cluster_controller.store import Key, Store, Stored, Tx
 
 DIVIDED = ("components", "placement", "rollout", "apply")  # what a share takes over from what it is a share of
 CARRY_APPLICATION, CARRY_WORK = Carrier(kinds.Application, DIVIDED), Carrier(kinds.Work, DIVIDED)
+CARRY_ALL = Carrier(kinds.Work)
 COUNTER = "placement/share-id"
 WORK_NAMESPACE = uuid.UUID("5bd0f2b0-6a5b-4f5e-9b1d-2f4f4b5f6d01")  # uids of Works are derived: the same Work, the same uid
 
@@ -40,6 +42,7 @@ class Works:
 
     def __init__(self, uid: str) -> None:
         self._uid = uid
+        self.lent: Callable[[Tx, str, str], list[kinds.Lent]] = _nothing_lent  # (target, application): of its share, what others hold
         self._documents = Documents()
         self._targets: dict[str, set[str]] = {}  # application → targets that have, had or answer a Work
         self._users: dict[tuple[str, str, str], set[str]] = {}  # (target, kind, uid) → applications that need it there
@@ -155,6 +158,7 @@ class Works:
             apply=allotment.apply,
             references=links,
             labels=dict(allotment.labels),
+            lent=self.lent(tx, target, application),
             overrides=order.overrides,
             overridden=order.overridden,
             unpatched=dict(order.unpatched),
@@ -163,15 +167,26 @@ class Works:
             now = self._documents.read(stored, kinds.Work).spec
             if not renew and msgspec.structs.replace(spec, shares=[*allotment.chain, now.shares[-1]]) == now:
                 return False
-        share = kinds.Share(allotter=self._uid, id=self._next_share(tx))
+        share = kinds.Share(allotter=self._uid, id=self.next_share(tx))
         work = kinds.Work(
-            metadata=kinds.Metadata(name=application, uid=_work_uid(application, target)),
+            metadata=kinds.Metadata(name=application, uid=work_uid(application, target)),
             spec=msgspec.structs.replace(spec, shares=[*allotment.chain, share]),
         )
         tx.put(key, self._as_written(tx, encode(work), allotment, order), uid=work.metadata.uid)
         self._targets.setdefault(application, set()).add(target)
         self._drop_needs(tx, target, application, keep={(link.kind, link.uid) for link in links})
         return True
+
+    def renew(self, tx: Tx, target: str, application: str, lent: list[kinds.Lent]) -> None:
+        """The same Work under a new share id, with what others hold of it now."""
+        key = work_key(self._space(target), application)
+        stored = tx.get(key)
+        if stored is None:
+            return
+        work = self._documents.read(stored, kinds.Work)
+        share = kinds.Share(allotter=self._uid, id=self.next_share(tx))
+        spec = msgspec.structs.replace(work.spec, shares=[*work.spec.shares[:-1], share], lent=lent)
+        tx.put(key, CARRY_ALL(encode(msgspec.structs.replace(work, spec=spec)), stored.document), uid=stored.uid)
 
     def _as_written(self, tx: Tx, encoded: bytes, allotment: Allotment, order: Order) -> bytes:
         """With what a later version wrote into the Application, or the Work, that this is a share of."""
@@ -239,7 +254,7 @@ class Works:
         prefix, _, target = space.partition("/")
         return target if prefix in {"down", "up"} and target else None
 
-    def _next_share(self, tx: Tx) -> int:
+    def next_share(self, tx: Tx) -> int:
         number = max(int(tx.fact(COUNTER) or b"0") + 1, int(tx.fact(START) or b"0"))
         tx.set_fact(COUNTER, str(number).encode())
         return number
@@ -252,12 +267,16 @@ def _newest(order: Order, allotment: Allotment) -> bool:
     return (order.version or order.revision) == allotment.revision
 
 
+def _nothing_lent(tx: Tx, target: str, application: str) -> list[kinds.Lent]:
+    return []
+
+
 def _source(tx: Tx, link: kinds.WorkReference, namespace: str) -> Stored | None:
     """A document that the newest version does not name: delivered from above, or of the same name here."""
-    delivered = tx.get(Key("desired", link.kind, "", link.uid))
+    found = delivered.reference(tx, link.kind, link.uid)
     own = tx.get(Key("own", link.kind, namespace, link.name))
-    return delivered or (own if own is not None and own.uid == link.uid else None)
+    return found or (own if own is not None and own.uid == link.uid else None)
 
 
-def _work_uid(application: str, target: str) -> str:
+def work_uid(application: str, target: str) -> str:
     return str(uuid.uuid5(WORK_NAMESPACE, f"{application}/{target}"))

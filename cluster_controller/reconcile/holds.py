@@ -7,6 +7,7 @@ Kept by one owner per Model and per Work, so that a change costs what it touches
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
+from cluster_controller import delivered
 from cluster_controller.documents import Documents
 from cluster_controller.errors import InvalidInput
 from cluster_controller.reconcile import resolve
@@ -18,7 +19,7 @@ def referenced(store: Store, spec: kinds.WorkSpec) -> resolve.Found:
     """The documents that a Work refers to: delivered ones by uid, own ones where people wrote them."""
     found: dict[tuple[str, str], bytes] = {}
     for link in spec.references:
-        stored = store.get(Key("desired", link.kind, "", link.uid)) or store.find("own", link.kind, link.uid)
+        stored = delivered.reference(store, link.kind, link.uid) or store.find("own", link.kind, link.uid)
         if stored is not None:
             found[link.kind, link.name] = stored.document
     return found
@@ -48,7 +49,7 @@ class Holds:
             key = event.stored.key
             if key.space == "local" and key.kind == "Work":
                 self._work(key.name)
-            elif key.kind == "Model" and key.space in {"own", "desired"}:
+            elif key.kind == "Model" and (key.space in {"own", "desired"} or delivered.is_lent(key.space)):
                 if key.space == "own":
                     self._model(event.stored.uid)
                 for name in self._users(event.stored.uid):

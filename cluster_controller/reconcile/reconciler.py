@@ -19,6 +19,7 @@ import structlog
 from msgspec import Struct
 
 from cluster_controller.clock import timestamp
+from cluster_controller.delivered import is_lent
 from cluster_controller.documents import Documents, put_changed
 from cluster_controller.errors import BanyanError, InvalidInput
 from cluster_controller.reconcile import observe, resolve
@@ -102,7 +103,7 @@ class Reconciler:
             space, kind = event.stored.key.space, event.stored.key.kind
             if space == "local" and kind == "Work":
                 self._mark(event.stored.key.name)
-            elif kind in {"Model", "ConfigMap", "Secret"} and space in {"own", "desired"}:
+            elif kind in {"Model", "ConfigMap", "Secret"} and (space in {"own", "desired"} or is_lent(space)):
                 self._mark_users(kind, event.stored.uid)
 
     def instances(self) -> Iterator[tuple[str, contract.Instance]]:

@@ -77,6 +77,7 @@ class Away:
         self._links = links
         self._wall = wall
         self._tasks = Tasks("away")
+        self.returned: Callable[[str], None] = lambda uid: None  # a stray is back at home
         self.live: dict[str, str] = {}  # whose words come through an adopter now → the adopter's name
         found = store.fact(FACT)
         self._strays: set[str] = set(msgspec.json.decode(found, type=list[str])) if found else set()
@@ -226,11 +227,16 @@ class Away:
             tx.set_fact(cursor_fact(space_of(uid)), None)
             tx.set_fact(FACT, msgspec.json.encode(sorted(self._strays - {uid})))
 
-        if uid in self.live:
+        if uid in self.live or uid not in self._strays:
             return
-        await self._store.commit(work)
-        self._strays.discard(uid)
+        self._strays.discard(uid)  # before its words go: who hears of that asks whether it is one still
+        try:
+            await self._store.commit(work)
+        except BaseException:
+            self._strays.add(uid)
+            raise
         log.info("stray.back", uid=uid)
+        self.returned(uid)
 
 
 def _is_ready(document: bytes) -> bool:

@@ -146,9 +146,9 @@ class Turnstile:
         return (self._promised + 1.0 - self._tokens) / self._rate
 
 
-def home_ancestors(home: str, path: Sequence[str], live: Sequence[str]) -> tuple[str, ...]:
-    """To whom an adopted child's words go: its home, then those above it that are in reach by way of the adopter, nearest first.
+def home_ancestors(home: str, path: Sequence[str]) -> tuple[str, ...]:
+    """To whom an adopted child's words go: its home, then those above it, nearest first. Whoever is out of reach is passed over.
 
-    ``path``: uids from the root down to the home parent, ``live``: those in reach, as the adopter says.
+    ``path``: uids from the root down to the home parent.
     """
-    return (home, *(uid for uid in reversed(path) if uid != home and uid in live))
+    return (home, *(uid for uid in reversed(path) if uid != home))

@@ -66,9 +66,7 @@ class Kin:
         identity, parent = self._identity(), self._links.parent
         if parent is None or parent.peer_uid == identity.parent_uid:
             return (identity.parent_uid,)
-        path = self._child.path
-        live = path[path.index(self._child.top) :] if self._child.top in path else path
-        return failover.home_ancestors(identity.parent_uid, identity.path[:-1], live)
+        return failover.home_ancestors(identity.parent_uid, identity.path[:-1])
 
     def may_leave(self, source: str, destination: str, service: str) -> bool:
         """May a stream of ``source`` for somebody outside this subtree go up?"""

@@ -17,6 +17,7 @@ from cluster_controller.placement.records import request
 from cluster_controller.reports import Reporter
 from cluster_controller.resources import kinds
 from cluster_controller.store import Key, Store, Stored, Tx
+from cluster_controller.tree.astray import Astray
 from cluster_controller.tree.census import Census
 from cluster_controller.tree.news import News
 from cluster_controller.tree.upward import Upward
@@ -45,6 +46,8 @@ class Site:
         self.parent = parent
         self.children: dict[str, Site] = {}
         self.live: set[str] = set()
+        self.heard: set[str] = set()  # uids of strays whose words come now
+        self.astray: set[str] = set()  # and of all that are not back
         self.cpu_millis = cpu_millis
         self.labels = labels
         self.running: dict[str, dict[str, int]] = {}  # application → component → instances
@@ -73,9 +76,11 @@ class Site:
         silent = self.census.silent
         stamp = "2026-01-01T00:00:00Z"
         self.engine = Engine(
-            self.store, reporter, **who, silent=silent, silence=self.census.silence, now=lambda: self.clock.now, timestamp=lambda: stamp
-        )
+            self.store, reporter, **who, silent=silent, silence=self.census.silence, now=lambda: self.clock.now, timestamp=lambda: stamp,
+            strays=lambda: self.heard, astray=lambda: self.astray,
+        )  # fmt: skip
         self.upward = Upward(self.store, reporter, **who, silent=silent, timestamp=lambda: "2026-01-01T00:00:00Z")
+        self.astrays = Astray(self.store, uid=self.uid, heard=lambda: self.heard)
         self.news = News(self.store, reporter, name=self.name, tells=self.parent is not None)
 
     def facts(self) -> kinds.ClusterFacts:
@@ -99,8 +104,9 @@ class Site:
         self.census.load()
         self.upward.load()
         self.engine.load()
+        self.astrays.load()
         self.news.load()
-        for room in (self.census, self.upward, self.engine, self.news):
+        for room in (self.census, self.upward, self.engine, self.astrays, self.news):
             self.store.subscribe(room.changed)
             self.tasks.append(asyncio.create_task(room.run()))
 
@@ -188,7 +194,10 @@ async def copy(source: Store, source_space: str, target: Store, target_space: st
                 seen.add(key)
                 there = tx.get(key)
                 if there is None or there.document != stored.document:
-                    tx.put(key, stored.document, uid=stored.uid, source=stored.source, start=stored.start, sequence=stored.sequence)
+                    tx.put(
+                        key, stored.document, uid=stored.uid, version=stored.version, source=stored.source, start=stored.start,
+                        sequence=stored.sequence,
+                    )  # fmt: skip
         for kind in target.kinds(target_space):
             for stored in target.list(target_space, kind):
                 if stored.key not in seen:

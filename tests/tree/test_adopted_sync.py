@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from cluster_controller import delivered
 from cluster_controller import links as module
 from cluster_controller.errors import Forbidden
 from cluster_controller.identity import attach, starts
@@ -109,7 +110,7 @@ def test_with_home_in_reach_through_the_tree_everything_is_as_before(tmp_path: P
     run(main())
 
 
-def test_with_home_gone_the_nearest_ancestor_keeps_what_is_said_and_gives_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_home_gone_the_nearest_ancestor_keeps_what_is_said_and_serves_apart_from_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LOOK_SECONDS", 0.2)
     monkeypatch.setattr(module, "PAUSE_SECONDS", 0.1)
 
@@ -125,6 +126,9 @@ def test_with_home_gone_the_nearest_ancestor_keeps_what_is_said_and_gives_nothin
             await until(lambda: heard(top, space_of(edge.uid)) == ["first", "second"])
             assert edge.uid in doors(top).links.heard() and top.membership.away.heard() == {edge.uid}
             assert heard(edge, "desired") == ["task"] and not top.store.list(f"down/{edge.uid}", "WorkStatus")
+            await says(top, "newer", f"lend/{edge.uid}")
+            await until(lambda: heard(edge, delivered.space_of(top.uid)) == ["newer"])
+            assert heard(edge, "desired") == ["task"] and delivered.sources(edge.store) == (top.uid,)
             assert records.member(top.store, edge.uid) is None
 
             report = b'{"spec": {"cluster": "x", "name": "x"}, "status": {"ready": "True"}}'
