@@ -6,12 +6,13 @@ How a request walks through the modules (arrows are imports; nothing imports bac
 
     __main__ ─> worker ─┬─> http      bytes ⇄ Request, Response (asyncio.Protocol, httptools); knows no inference
                         ├─> rest      Request → what to do → Response; the JSON and binary codec is in `rest_codec`
-                        ├─> grpc_door the same over gRPC, imported when the first HTTP/2 client comes; codec in `grpc_codec`
-                        ├─> repository which model serves; verified, warmed up, then swapped in one assignment
-                        ├─> runner    a bounded queue before a few threads
+                        ├─> grpc_door the same over gRPC, imported when the first HTTP/2 client comes: `http2` (pure), `grpc_wire`,
+                        │             `grpc_service`, `grpc_codec`
+                        ├─> repository which models serve; verified, warmed up, then swapped in one assignment
+                        ├─> inference at once, or through the model's `lane`: priorities, deadlines, `batches`, a few threads
                         └─> metrics   Prometheus counters and histograms
     tensors   names, datatypes and shapes of the protocol, and the checks of a request against a model (pure)
-    engine    the only importer of onnxruntime
+    model     what serves, whatever runs it: `engine` (the only importer of onnxruntime) or a `pipeline`
 
 The HTTP hot path is replaceable: anything that turns bytes into `http.Request` and calls an `http.Application` will do.
 """

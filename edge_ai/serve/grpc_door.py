@@ -1,197 +1,293 @@
-"""The gRPC side of the Open Inference Protocol. The only importer of grpc; itself imported when the first HTTP/2 client comes.
+"""The gRPC side of the Open Inference Protocol, on connections of the worker's own port: no second socket, no thread, no foreign server.
 
-grpc.aio cannot be given an accepted connection, so it listens on a Unix socket in a folder that only this user can enter, and
-`pump` carries each HTTP/2 connection there. A worker that no gRPC client ever asks pays neither the memory nor the threads.
+A unary call is answered where its bytes arrive, or from its model's lane; a stream (`ModelStreamInfer`) has a task of its own. Imported
+when the first HTTP/2 client comes, so a worker that no gRPC client ever asks does not pay for protobuf.
+
+Invariants
+- What is received and not yet answered counts against the same budget as HTTP/1.1 bodies; beyond it a call ends with RESOURCE_EXHAUSTED.
+- A client that does not take its answers is not read any more, and dropped after `Limits.stalled_seconds`; one that is silent is asked
+  whether it is there.
+- Draining loses no call: GOAWAY asks the client to open no more, those under way are answered, then the connection is closed.
 """
 
 import asyncio
-import contextlib
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, cast
 
-import grpc
-from grpc import aio
+from google.protobuf.message import DecodeError
 
-from edge_ai.serve import events, grpc_codec, rest
-from edge_ai.serve.errors import LoadFailed, NotReady, RequestError
-from edge_ai.serve.inference import Inference
-from edge_ai.serve.model import LoadedModel
-from edge_ai.serve.proto import open_inference_pb2 as pb
-from edge_ai.serve.repository import Asleep
-from edge_ai.serve.tensors import Array, InferRequest
+from edge_ai.serve import events, grpc_wire, http2
+from edge_ai.serve.errors import BadRequest, Busy, RequestError, TooLarge
+from edge_ai.serve.grpc_service import Context, Service, Unary
+from edge_ai.serve.grpc_wire import Messages, Unimplemented
+from edge_ai.serve.http import HttpServer
+from edge_ai.serve.http2 import Stream
 
-SERVICE = "inference.GRPCInferenceService"
-# Calls at once on one connection. Far above what the queue takes: a client that comes with a burst gets RESOURCE_EXHAUSTED with a
-# sentence, and not the REFUSED_STREAM that HTTP/2 has for those who could not know the limit yet.
-MAX_STREAMS = 4096
-STREAMED = 16  # requests of one stream that are under way, and answers to one of them that the client has not taken
-clock = time.monotonic
-Context = aio.ServicerContext[Any, Any]
-Q = TypeVar("Q")
-A = TypeVar("A")
+SILENT_SECONDS = 60.0  # then it is asked whether it is there
+UNREAD_MESSAGES = 16  # of a stream's, before its window is not opened any further
 
 
-async def serve(path: str, inference: Inference, version: str, body_limit: int) -> "aio.Server":
-    """A started server on the Unix socket ``path``."""
-    server = aio.server(
-        options=[
-            ("grpc.max_receive_message_length", body_limit),
-            ("grpc.max_send_message_length", -1),
-            ("grpc.max_metadata_size", 16 * 1024),
-            ("grpc.max_concurrent_streams", MAX_STREAMS),
-            ("grpc.so_reuseport", 0),
-        ],
-    )
-    server.add_generic_rpc_handlers((_handlers(Servicer(inference, version)),))
-    if server.add_insecure_port(f"unix:{path}") == 0:
-        raise OSError(f"gRPC cannot listen on {path}")
-    await server.start()
-    return server
+class Call(Context):
+    """What a connection keeps of a stream."""
+
+    __slots__ = ("future", "held", "messages", "method", "reserved", "size", "task", "unread")
+
+    def __init__(self, method: "Unary | None", messages: Messages, deadline: float | None) -> None:
+        super().__init__(deadline)
+        self.method = method  # None: it streams
+        self.messages = messages
+        self.held: list[bytes] = []  # of a unary call
+        self.size = 0
+        self.reserved = 0  # of the budget that all connections share
+        self.future: asyncio.Future[Any] | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.unread: asyncio.Queue[tuple[bytes, int] | None] | None = None  # of a stream: messages, and what each used of its window
 
 
-class Servicer:
-    def __init__(self, inference: Inference, version: str) -> None:
-        self._inference = inference
-        self._repository = inference.repository
-        self._version = version
+class GrpcConnection(asyncio.Protocol):
+    """One HTTP/2 client: an asyncio protocol below, `http2.Calls` above."""
 
-    async def server_live(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
-        return pb.ServerLiveResponse(live=True)
+    def __init__(self, server: HttpServer, service: Service, most: int) -> None:
+        """``most``: bytes of a message."""
+        self._server = server
+        self._service = service
+        self._most = most
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._http2 = http2.Connection(self, http2.Limits())
+        self._writable = True
+        self._retiring = False
+        self._heard = self._loop.time()  # from the peer, or that it took what was written
+        self._asked = False
 
-    async def server_ready(self, request: pb.ServerReadyRequest, context: Context) -> pb.ServerReadyResponse:
-        return pb.ServerReadyResponse(ready=self._repository.ready)
+    # --- transport ---------------------------------------------------------------------------------------------------
 
-    async def model_ready(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:
-        self._repository.find(request.name, request.version)
-        return pb.ModelReadyResponse(ready=not self._repository.draining)
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass
 
-    async def server_metadata(self, request: pb.ServerMetadataRequest, context: Context) -> pb.ServerMetadataResponse:
-        return pb.ServerMetadataResponse(name=rest.SERVER_NAME, version=self._version, extensions=rest.EXTENSIONS)
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._http2.lost()
+        self._server.forget(self)
 
-    async def model_metadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:
-        model = self._repository.find(request.name, request.version)
-        versions = list(self._repository.served(request.name).sources)
-        return grpc_codec.encode_metadata(model.name, versions, model.platform, model.inputs, model.outputs)
+    def data_received(self, data: bytes) -> None:
+        self._heard, self._asked = self._loop.time(), False
+        self._http2.feed(data)
+        self._write()
+        if self._http2.failed and self._transport is not None:
+            self._transport.close()
 
-    async def model_infer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
-        model = await self._find(request)
-        asked = self._decode(model, request)
-        if self._inference.quick(model, asked):
-            made: pb.ModelInferResponse = self._inference.at_once("grpc", model, asked, _encoder(model), clock())
-            return made
-        answer: pb.ModelInferResponse = await self._submit(model, asked, context)
-        return answer
+    def eof_received(self) -> bool:
+        return False  # HTTP/2 knows no half of a connection
 
-    async def model_stream_infer(
-        self, requests: AsyncIterator[pb.ModelInferRequest], context: Context
-    ) -> AsyncIterator[pb.ModelStreamInferResponse]:
-        """Answers in the order of the requests, each as soon as it is made, while more of them come. One that fails ends nothing."""
-        begun: asyncio.Queue[asyncio.Queue[pb.ModelStreamInferResponse | None] | None] = asyncio.Queue(STREAMED)
-        reader = asyncio.create_task(self._read(requests, begun, context), name="grpc/stream")
+    def pause_writing(self) -> None:
+        self._writable, self._heard = False, self._loop.time()
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._writable, self._heard = True, self._loop.time()
+        if self._transport is not None:
+            self._transport.resume_reading()
+
+    def _write(self) -> None:
+        if (data := self._http2.take()) and self._transport is not None:
+            self._transport.write(data)
+        if self._retiring and not self._http2.streams and self._transport is not None:
+            self._transport.close()
+
+    # --- life: as `http.HttpServer` asks of its connections -------------------------------------------------------------
+
+    def retire(self) -> None:
+        self._http2.retire()
+        self._write()
+
+    def close_if_idle(self) -> None:
+        """The client had its time to go elsewhere: no more calls, and the end with the last one's answer."""
+        self._http2.end()
+        self._retiring = True
+        self._write()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def expire(self, now: float) -> None:
+        limits, silent = self._server.limits, now - self._heard
+        if self._transport is None:
+            return
+        if not self._writable:
+            if silent > limits.stalled_seconds:
+                self._transport.abort()
+        elif silent > SILENT_SECONDS + limits.receive_seconds:
+            self._transport.abort()
+        elif silent > SILENT_SECONDS and not self._asked:
+            self._asked = True
+            self._http2.ping()
+            self._write()
+
+    # --- calls -------------------------------------------------------------------------------------------------------
+
+    def begin(self, stream: Stream, headers: dict[str, str]) -> None:
+        if headers.get(":method") != "POST" or not headers.get("content-type", "").startswith("application/grpc"):
+            stream.call = None
+            self._http2.respond(stream, http2.literal(":status", "415"))
+            self._http2.finish(stream, b"")
+            return
+        path, encoding = headers.get(":path", ""), headers.get("grpc-encoding", "identity")
+        unary, streams = self._service.unary.get(path), path == self._service.stream_path
         try:
-            while (answers := await begun.get()) is not None:
-                while (answer := await answers.get()) is not None:
-                    yield answer
-            await reader
-        finally:
-            reader.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await reader
-
-    async def _read(self, requests: AsyncIterator[pb.ModelInferRequest], begun: "asyncio.Queue[Any]", context: Context) -> None:
-        """Begins each request as it comes; at most `STREAMED` are under way, then the client is not read any more."""
-        async with asyncio.TaskGroup() as group:
-            async for request in requests:
-                answers: asyncio.Queue[pb.ModelStreamInferResponse | None] = asyncio.Queue(STREAMED)
-                await begun.put(answers)
-                group.create_task(self._answer(request, answers, context), name="grpc/streamed")
-            await begun.put(None)
-
-    async def _answer(self, request: pb.ModelInferRequest, answers: "asyncio.Queue[Any]", context: Context) -> None:
-        try:
-            model = await self._find(request)
-            asked = self._decode(model, request)
-            if model.streams:
-                await self._submit(
-                    model, asked, context, emit=lambda answer: answers.put(pb.ModelStreamInferResponse(infer_response=answer))
-                )
-            else:
-                answer = await self._submit(model, asked, context)
-                await answers.put(pb.ModelStreamInferResponse(infer_response=answer))
+            left = grpc_wire.seconds(headers.get("grpc-timeout", ""))
+            if unary is None and not streams:
+                raise Unimplemented(f"no such method: {path[:200]}")
         except RequestError as error:
-            failed = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
-            await answers.put(pb.ModelStreamInferResponse(error_message=str(error), infer_response=failed))
-        await answers.put(None)
+            self._fail(stream, error)
+            return
+        deadline = None if left is None else self._service.now() + left
+        call = stream.call = Call(unary, Messages(self._most, encoding), deadline)
+        if streams:
+            call.unread = asyncio.Queue()
+            call.task = self._loop.create_task(self._stream(stream, call), name="grpc/stream")
 
-    async def _find(self, request: pb.ModelInferRequest) -> LoadedModel:
+    def data(self, stream: Stream, data: bytes, ended: bool) -> None:
+        call: Call | None = stream.call
+        if call is None:  # refused already
+            self._http2.consumed(stream, len(data))
+            return
         try:
-            return self._repository.find(request.model_name, request.model_version)
-        except Asleep:
-            try:
-                await asyncio.shield(self._repository.wake(request.model_name))
-            except LoadFailed as error:
-                raise NotReady(str(error)) from None
-            return self._repository.find(request.model_name, request.model_version)
-
-    def _decode(self, model: LoadedModel, request: pb.ModelInferRequest) -> InferRequest:
-        try:
-            return grpc_codec.decode_request(request, model.inputs, model.outputs, model.max_batch)
+            if call.method is None:
+                self._data_of_stream(stream, call, data, ended)
+                return
+            self._hold(call, len(data))
+            self._http2.consumed(stream, len(data))
+            for message in call.messages.feed(data):
+                call.held.append(message)
+            if ended:
+                if len(call.held) != 1 or not call.messages.empty:
+                    raise BadRequest("a call has one whole message")
+                self._answer(stream, call, call.method, call.held[0])
         except RequestError as error:
-            self._inference.refused(model, "grpc", error)
-            raise
+            self._fail(stream, error)
 
-    def _submit(self, model: LoadedModel, asked: InferRequest, context: Context, emit: Any = None) -> "asyncio.Future[Any]":
-        left = context.time_remaining()
-        deadline = None if left is None else clock() + left
-        return self._inference.submit(
-            "grpc", model, lambda: asked, _encoder(model), priority=asked.priority, deadline=deadline, emit=emit
-        )  # fmt: skip
+    def gone(self, stream: Stream) -> None:
+        call: Call | None = stream.call
+        if call is None:
+            return
+        self._release(call)
+        if call.future is not None:
+            call.future.cancel()
+        if call.task is not None:
+            call.task.cancel()
 
+    def _hold(self, call: Call, size: int) -> None:
+        """Raises `TooLarge`, `Busy`."""
+        call.size += size
+        if call.size > self._most + 5:
+            raise TooLarge(f"the message has more than the {self._most} bytes that are taken")
+        if not self._server.reserve(size):
+            raise Busy("too many large requests at once; try again")
+        call.reserved += size
 
-def _encoder(model: LoadedModel) -> Callable[[InferRequest, list[Array]], pb.ModelInferResponse]:
-    return lambda asked, values: grpc_codec.encode_response(model.name, model.version, asked, values, model.outputs)
+    def _release(self, call: Call) -> None:
+        self._server.release(call.reserved)
+        call.reserved = 0
 
-
-def _handlers(servicer: Servicer) -> "grpc.GenericRpcHandler[Any, Any]":
-    methods: dict[str, tuple[Callable[[Any, Context], Awaitable[Any]], Any]] = {
-        "ServerLive": (servicer.server_live, pb.ServerLiveRequest),
-        "ServerReady": (servicer.server_ready, pb.ServerReadyRequest),
-        "ModelReady": (servicer.model_ready, pb.ModelReadyRequest),
-        "ServerMetadata": (servicer.server_metadata, pb.ServerMetadataRequest),
-        "ModelMetadata": (servicer.model_metadata, pb.ModelMetadataRequest),
-        "ModelInfer": (servicer.model_infer, pb.ModelInferRequest),
-    }
-    stream = grpc.stream_stream_rpc_method_handler(
-        servicer.model_stream_infer,
-        request_deserializer=pb.ModelInferRequest.FromString,
-        response_serializer=lambda answer: answer.SerializeToString(),
-    )
-    return grpc.method_handlers_generic_handler(
-        SERVICE,
-        {
-            "ModelStreamInfer": stream,
-        }
-        | {
-            name: grpc.unary_unary_rpc_method_handler(
-                _mapped(method), request_deserializer=message.FromString, response_serializer=lambda answer: answer.SerializeToString()
-            )
-            for name, (method, message) in methods.items()
-        },
-    )
-
-
-def _mapped(method: Callable[[Q, Context], Awaitable[A]]) -> Callable[[Q, Context], Awaitable[A]]:
-    """Our errors as gRPC statuses; anything else is a defect, which grpc reports as UNKNOWN and we log."""
-
-    async def call(request: Q, context: Context) -> A:
+    def _answer(self, stream: Stream, call: Call, method: Unary, message: bytes) -> None:
         try:
-            return await method(request, context)
-        except RequestError as error:
-            await context.abort(grpc.StatusCode[error.grpc_code], str(error))
-            raise AssertionError("abort raises") from None
-        except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
+            made = method(message, call)
+        except DecodeError:
+            raise BadRequest("the message is not what this method takes") from None
+        if isinstance(made, bytes):
+            self._done(stream, call, made)
+        else:
+            call.future = made
+            made.add_done_callback(lambda future: self._answered(stream, call, future))
+
+    def _answered(self, stream: Stream, call: Call, future: "asyncio.Future[bytes]") -> None:
+        if future.cancelled():
+            return
+        error = future.exception()
+        if error is None:
+            self._done(stream, call, future.result())
+        else:
+            self._fail(stream, error)
+        self._write()
+
+    def _done(self, stream: Stream, call: Call, answer: bytes) -> None:
+        self._release(call)
+        self._http2.answer(stream, grpc_wire.HEAD, grpc_wire.framed(answer), grpc_wire.OK)
+
+    def _fail(self, stream: Stream, error: BaseException) -> None:
+        """What was begun may have its head already; then the trailers say it."""
+        call: Call | None = stream.call
+        if call is not None:
+            self._release(call)
+            stream.call = None
+        if isinstance(error, RequestError):
+            code, text = error.grpc_code, str(error)
+        else:
             events.error("request.crashed", error=repr(error))
-            raise
+            code, text = "INTERNAL", "the worker failed on this request; its log says why"
+        if not stream.answered:
+            self._http2.respond(stream, grpc_wire.HEAD)
+        self._http2.finish(stream, grpc_wire.trailers(code, text))
 
-    return call
+    # --- streams -----------------------------------------------------------------------------------------------------
+
+    def _data_of_stream(self, stream: Stream, call: Call, data: bytes, ended: bool) -> None:
+        """What it may send ahead is bounded by its window: it is opened again as messages are taken."""
+        assert call.unread is not None
+        size = len(data)
+        for message in call.messages.feed(data):
+            call.unread.put_nowait((message, size))
+            size = 0
+        if size:  # a part of one that is to come; it needs room to become whole
+            self._http2.consumed(stream, size)
+        if ended:
+            if not call.messages.empty:
+                raise BadRequest("the stream ends in the middle of a message")
+            call.unread.put_nowait(None)
+
+    async def _stream(self, stream: Stream, call: Call) -> None:
+        unread = call.unread
+        assert unread is not None
+        drained = asyncio.Event()
+        stream.drained = drained.set
+
+        async def requests() -> Any:
+            while (item := await unread.get()) is not None:
+                message, size = item
+                self._http2.consumed(stream, size)
+                self._write()
+                yield message
+
+        try:
+            async for answer in self._service.stream(requests(), call):
+                if not stream.answered:
+                    self._http2.respond(stream, grpc_wire.HEAD)
+                drained.clear()
+                self._http2.write(stream, grpc_wire.framed(answer))
+                self._write()
+                if stream.pending:
+                    await drained.wait()
+        except (RequestError, DecodeError) as error:
+            self._fail(stream, error if isinstance(error, RequestError) else BadRequest("a message is not what this method takes"))
+        except Exception as error:  # a defect: the client is told, the log has it
+            self._fail(stream, error)
+        else:
+            if not stream.answered:
+                self._http2.respond(stream, grpc_wire.HEAD)
+            self._http2.finish(stream, grpc_wire.OK)
+        self._write()
+
+
+def take_over(server: HttpServer, service: Service, most: int, transport: asyncio.Transport, first: bytes) -> GrpcConnection:
+    """The protocol for a connection whose ``first`` bytes are HTTP/2's; ``most``: bytes of a message."""
+    made = GrpcConnection(server, service, most)
+    made.connection_made(transport)
+    if server.admit(made):
+        if server.draining:
+            made.retire()
+        made.data_received(first)
+    else:
+        transport.close()
+    return made

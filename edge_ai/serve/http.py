@@ -12,7 +12,6 @@ Invariants
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
 from http import HTTPStatus
 from typing import Protocol, cast
 
@@ -79,7 +78,27 @@ class Application(Protocol):
         ...
 
 
-Upgrade = Callable[[asyncio.Transport, bytes], asyncio.Protocol]
+class Client(Protocol):
+    """One connection, as the server of its socket knows it: HTTP/1.1 here, HTTP/2 in `grpc_door`."""
+
+    def retire(self) -> None:
+        """The end is near: ask the client to go elsewhere next time."""
+        ...
+
+    def close_if_idle(self) -> None: ...
+
+    def abort(self) -> None: ...
+
+    def expire(self, now: float) -> None:
+        """Called now and then with the loop's time."""
+        ...
+
+
+class Upgrade(Protocol):
+    """Takes a connection over whose first bytes are HTTP/2's, registered with `HttpServer.admit` before it is told of them."""
+
+    def __call__(self, transport: asyncio.Transport, first: bytes) -> asyncio.Protocol: ...
+
 
 KEPT_HEADERS = frozenset({b"inference-header-content-length", b"content-encoding", b"content-type"})
 _REASONS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: ".encode() for status in HTTPStatus}
@@ -92,7 +111,7 @@ class HttpServer:
         self.application = application
         self.limits = limits
         self.http2 = http2
-        self.connections: set[Connection] = set()
+        self.connections: set[Client] = set()
         self.draining = False
         self._bodies = 0
         self._sweeper: asyncio.TimerHandle | None = None
@@ -106,6 +125,8 @@ class HttpServer:
     async def drain(self, grace_seconds: float) -> None:
         """Returns when the last connection is gone; at the latest after ``grace_seconds``, when what is left is dropped."""
         self.draining = True
+        for connection in list(self.connections):
+            connection.retire()
         loop = asyncio.get_running_loop()
         end_idle = loop.call_later(min(self.limits.idle_drain_seconds, grace_seconds), self._close_idle)
         try:
@@ -120,7 +141,7 @@ class HttpServer:
                 self._sweeper.cancel()
                 self._sweeper = None
 
-    def admit(self, connection: "Connection") -> bool:
+    def admit(self, connection: Client) -> bool:
         if len(self.connections) >= self.limits.connections:
             return False
         self.connections.add(connection)
@@ -129,7 +150,7 @@ class HttpServer:
             self._schedule_sweep()
         return True
 
-    def forget(self, connection: "Connection") -> None:
+    def forget(self, connection: Client) -> None:
         self.connections.discard(connection)
         if not self.connections:
             self._empty.set()
@@ -238,8 +259,8 @@ class Connection(asyncio.Protocol):
             assert self._server.http2 is not None
             assert self._transport is not None
             transport, self._transport = self._transport, None
+            self._server.connections.discard(self)  # its place goes to the one that takes over
             transport.set_protocol(self._server.http2(transport, data))
-            self._server.forget(self)
             return True
         if len(data) < 14 and HTTP2_PREFACE.startswith(data):
             self._first = data
@@ -414,6 +435,9 @@ class Connection(asyncio.Protocol):
             self._transport.write_eof()
 
     # --- time --------------------------------------------------------------------------------------------------------
+
+    def retire(self) -> None:
+        """Its next answer says it (`_answer`)."""
 
     def close_if_idle(self) -> None:
         if self._idle() and self._transport is not None:

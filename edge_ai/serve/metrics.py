@@ -126,6 +126,6 @@ class Metrics(Collector):
                 if model is not None:
                     cap.add_metric(labels, model.cap)
                     size.add_metric(labels, model.size)
-        connections = GaugeMetricFamily("banyan_serve_connections", "Open HTTP/1.1 connections.")
+        connections = GaugeMetricFamily("banyan_serve_connections", "Open connections, HTTP/1.1 and HTTP/2.")
         connections.add_metric((), len(server.connections) if server is not None else 0)
         yield from (ready, cap, size, open_, connections)

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import signal
 import socket
-import tempfile
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -25,15 +24,13 @@ from edge_ai.serve.http import HttpServer, Limits
 from edge_ai.serve.inference import Inference
 from edge_ai.serve.lane import Lane
 from edge_ai.serve.metrics import Metrics
-from edge_ai.serve.pump import End, Inner
 from edge_ai.serve.repository import Repository, Source
 from edge_ai.serve.rest import ControlApp, RestApp
 
 if TYPE_CHECKING:
-    from grpc import aio
+    from edge_ai.serve.grpc_service import Service
 
 BACKLOG = 1024
-MAX_PARENT = 80  # bytes of a folder's path in which a Unix socket's path still has room
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -68,12 +65,8 @@ class Worker:
         self._repository = self._inference.repository = Repository(settings.name, how, self._lane, settings.budget)
         self._public = HttpServer(RestApp(self._inference, self._version, self._expose), settings.limits, self._http2)
         self._control = HttpServer(ControlApp(self._inference, self._version, self._expose), settings.limits)
-        self._grpc: asyncio.Task[aio.Server] | None = None
-        self._pumps: set[asyncio.Task[None]] = set()
-        self._ends: set[End] = set()
-        self._left = asyncio.Event()  # set when an HTTP/2 connection has ended
+        self._service: Service | None = None
         self._stop = asyncio.Event()
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     async def run(self) -> int:
         """Serve until SIGTERM or SIGINT. The exit code: 0, or 3 when the model cannot be loaded."""
@@ -100,8 +93,6 @@ class Worker:
             self._repository.close()
             if self._socket is not None:
                 self._socket.close()
-            if self._folder is not None:
-                self._folder.cleanup()
         events.info("worker.ended")
         return 0
 
@@ -138,56 +129,19 @@ class Worker:
     def _expose(self) -> bytes:
         return self._metrics.expose(self._repository, self._public)
 
-    # --- gRPC --------------------------------------------------------------------------------------------------------
+    def _http2(self, transport: asyncio.Transport, first: bytes) -> asyncio.Protocol:
+        """An HTTP/2 connection came: the protocol that takes it over. What it needs is loaded with the first of them."""
+        from edge_ai.serve import grpc_door, grpc_service
 
-    def _http2(self, transport: asyncio.Transport, first: bytes) -> End:
-        """An HTTP/2 connection came: the protocol that takes it over. The gRPC server starts with the first of them."""
-        outer = End()
-        outer.connection_made(transport)
-        outer.data_received(first)
-        if len(self._ends) >= self._settings.limits.connections:
-            transport.close()
-            return outer
-        self._ends.add(outer)
-        outer.on_closed(lambda: self._forget(outer))
-        task = asyncio.get_running_loop().create_task(self._join(outer), name="worker/pump")
-        self._pumps.add(task)
-        task.add_done_callback(self._pumps.discard)
-        return outer
-
-    def _forget(self, end: End) -> None:
-        self._ends.discard(end)
-        self._left.set()
-
-    async def _join(self, outer: End) -> None:
-        if self._grpc is None:
-            # Beside the control socket, in a folder that its owner clears, even when this worker is killed.
-            control = self._settings.control
-            beside = control.parent if control is not None and len(bytes(control.parent.absolute())) < MAX_PARENT else None
-            self._folder = tempfile.TemporaryDirectory(prefix=".grpc-", dir=beside)
-            self._grpc = asyncio.ensure_future(self._start_grpc(f"{self._folder.name}/grpc"))
-        try:
-            await asyncio.shield(self._grpc)
-            assert self._folder is not None
-            _, inner = await asyncio.get_running_loop().create_unix_connection(Inner, f"{self._folder.name}/grpc")
-        except (OSError, ImportError) as error:
-            events.error("grpc.failed", error=str(error))
-            outer.close()
-            return
-        outer.join(inner)
-        if self._repository.draining:
-            inner.retire()
-
-    async def _start_grpc(self, path: str) -> "aio.Server":
-        module = await asyncio.to_thread(__import__, "edge_ai.serve.grpc_door", fromlist=["serve"])
-        server: aio.Server = await module.serve(path, self._inference, self._version, self._settings.limits.body)
-        events.info("grpc.started")
-        return server
+        if self._service is None:
+            self._service = grpc_service.Service(self._inference, self._version)
+            events.info("grpc.started")
+        return grpc_door.take_over(self._public, self._service, self._settings.limits.body, transport, first)
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
     async def _drain(self, server: asyncio.Server | None) -> None:
-        events.info("worker.draining", connections=len(self._public.connections), grpc=len(self._ends))
+        events.info("worker.draining", connections=len(self._public.connections))
         self._repository.draining = True
         if server is None or self._socket is None:
             await self._control.drain(self._settings.grace)
@@ -195,9 +149,7 @@ class Worker:
         if not self._inherited:
             await self._accept_rest(self._socket)
         server.close()
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._public.drain(self._settings.grace))
-            group.create_task(self._drain_grpc())
+        await self._public.drain(self._settings.grace)
 
     async def _accept_rest(self, listening: socket.socket) -> None:
         """Nobody else holds this socket: who waits in its queue would be reset, so they are let in first."""
@@ -210,20 +162,6 @@ class Worker:
             accepted.setblocking(False)
             with contextlib.suppress(OSError):
                 await loop.connect_accepted_socket(self._public.connection, accepted)
-
-    async def _drain_grpc(self) -> None:
-        """Tell each client to go, and wait until all are gone. Only then does the gRPC server itself stop."""
-        if self._grpc is None:
-            return
-        for outer in self._ends:
-            if isinstance(outer.other, Inner):
-                outer.other.retire()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._settings.grace):
-                while self._ends:
-                    self._left.clear()
-                    await self._left.wait()
-        await (await self._grpc).stop(0)
 
 
 def _version() -> str:

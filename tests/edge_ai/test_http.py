@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_ai.serve.http import HttpServer, Limits, Request, Response
-from edge_ai.serve.pump import End
 
 
 class Echo:
@@ -449,60 +448,3 @@ def test_http2_in_any_pieces_is_handed_over_whole(cuts: list[int]) -> None:
             assert (await posting.answer())[2]["target"] == "/p"
 
     run(scenario)
-
-
-@pytest.mark.parametrize("loop", [asyncio.run, uvloop.run])
-def test_the_pump_carries_bytes_ends_and_backpressure(loop: Callable[[Any], None]) -> None:
-    async def scenario() -> None:
-        received = bytearray()
-        go = asyncio.Event()
-
-        async def inner(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            writer.write(b"greeting, ")  # before the pump has joined both ends
-            await go.wait()
-            while data := await reader.read(65536):
-                received.extend(data)
-            writer.write(b"answer after the end")
-            writer.close()
-            await writer.wait_closed()
-
-        async with asyncio.timeout(30):
-            there = await asyncio.start_server(inner, "127.0.0.1", 0)
-            ended = asyncio.Event()
-            joins: set[asyncio.Task[None]] = set()
-
-            class Outer(End):
-                def connection_made(self, transport: asyncio.BaseTransport) -> None:
-                    super().connection_made(transport)
-                    self.on_closed(ended.set)
-                    joins.add(asyncio.create_task(self.reach()))
-
-                async def reach(self) -> None:
-                    await asyncio.sleep(0.01)  # bytes that come before the inner connection stands must not be lost
-                    _, other = await asyncio.get_running_loop().create_connection(End, "127.0.0.1", there.sockets[0].getsockname()[1])
-                    await asyncio.sleep(0.01)
-                    self.join(other)
-
-            here = await asyncio.get_running_loop().create_server(Outer, "127.0.0.1", 0)
-            reader, writer = await asyncio.open_connection("127.0.0.1", here.sockets[0].getsockname()[1])
-            payload = bytes(range(256)) * 40_000
-            sent = 0
-            with contextlib.suppress(TimeoutError):  # nobody reads inside: the client is held back, far before the end
-                async with asyncio.timeout(0.3):
-                    for start in range(0, 100 * len(payload), 1_000_000):
-                        writer.write(payload[:1_000_000])
-                        await writer.drain()
-                        sent = start + 1_000_000
-            assert 0 < sent < 100 * len(payload)
-            go.set()
-            await writer.drain()
-            writer.write_eof()
-            assert await reader.read() == b"greeting, answer after the end"
-            writer.close()
-            await writer.wait_closed()
-            await ended.wait()
-            assert len(received) >= sent
-            here.close()
-            there.close()
-
-    loop(scenario())
