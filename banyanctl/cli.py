@@ -76,6 +76,7 @@ SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
         (
             Entry("backup", "banyanctl.backup:backup", "Write an encrypted backup of a controller, while it works"),
             Entry("rotate", "banyanctl.rotate:app", "Change the tree's key, or an issuing key, while everything works"),
+            Entry("move", "banyanctl.move:move", "Give a cluster another parent, while it works"),
             Entry("drill", "banyanctl.drill:app", "Play a fault on your own tree, and see what it keeps"),
             Entry("upgrade", "banyanctl.upgrade:app", "Plan an upgrade: which version runs where, in which order to go"),
             Entry("restore", "banyanctl.backup:restore", "Make a controller's data folder from its backup", remote=False),

@@ -28,6 +28,8 @@ from cluster_controller.links import Links
 from cluster_controller.models.blobs import BlobStore
 from cluster_controller.models.library import Library
 from cluster_controller.models.shelf import Shelf
+from cluster_controller.moves.driver import Driver as Moves
+from cluster_controller.moves.part import Part
 from cluster_controller.placement.engine import Engine
 from cluster_controller.reconcile.holds import Holds
 from cluster_controller.reconcile.reconciler import Reconciler
@@ -93,6 +95,7 @@ class Controller:
         self._tasks = Tasks("controller")
         self._dialling = Tasks("dialling")
         self.reconciler = None
+        self._way: Callable[[str], str | None] = lambda uid: None
         self.restart: Callable[[], None] = lambda: None  # begin this process anew; whoever runs the controller sets it
         self.tunnel_port = 0
 
@@ -163,6 +166,7 @@ class Controller:
             path=lambda: self.identity().path,
             adopter=lambda: self.membership.adopter[1] if self.membership.adopter is not None else "",
             carried=lambda: self.membership.away.live,
+            way=lambda uid: self._way(uid),  # noqa: PLW0108  (made later)
         )
         self.membership.silence = self.links.silence
         self.tunnel.handle(BLOB, self._serve_blob)
@@ -210,7 +214,29 @@ class Controller:
             root=self.identity().is_root,
             wall=clock.wall,
         )
+        self.part = Part(
+            store,
+            self.identity,
+            self.membership,
+            self.tunnel,
+            self.links,
+            addresses=self.tunnel_addresses,
+            moved=self.rotation.tell,
+            wall=clock.wall,
+            proxy=config.proxy or None,
+        )
+        self.moves = Moves(
+            store,
+            self.engine,
+            self.tunnel,
+            self.part,
+            me=lambda: (self.uid, self.name),
+            way=self.membership.router.next_hop,
+            wall=clock.wall,
+        )
+        self._way = self.moves.way
         for room in (
+            self.moves,
             self.rotation,
             self.census,
             self.engine,
@@ -250,6 +276,8 @@ class Controller:
             if hasattr(self, "membership"):
                 steps.push_async_callback(self.membership.close)
             steps.push_async_callback(self._tasks.close)
+            if hasattr(self, "part"):
+                steps.push_async_callback(self.part.close)
             if hasattr(self, "links"):
                 steps.push_async_callback(self.links.close)
             if hasattr(self, "tunnel"):

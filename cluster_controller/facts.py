@@ -124,7 +124,7 @@ def cluster_facts(
     by_node = {node.name: requested for node in nodes[:1]}
     return kinds.ClusterFacts(
         version=version,
-        understands=[kinds.OVERRIDES],
+        understands=[kinds.OVERRIDES, kinds.MOVES],
         authority=authority,
         shim=description.kind if description is not None else "",
         component_kinds=list(description.component_kinds) if description is not None else [],

@@ -130,6 +130,9 @@ class Links:
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by the peer's uid; gone with their last holder
         self._leaving: set[str] = set()  # children that are taken leave of, for as long as their link stands
         self.sessions: dict[str, SyncSession] = {}  # by the peer's uid
+        self.withheld: Callable[[str], bool] = lambda child: False  # children that are given nothing yet: what they bring is not counted
+        self.takes_over: Callable[[], bool] = lambda: False  # this cluster has a new parent, whose word replaces that of the one before
+        self._paused = False
         self.set_back: Callable[[], None] = lambda: None  # told when an ancestor holds reports that this store does not know of
         self.interrupted = 0  # sessions that failed, to be started again
         tunnel.handle(SYNC, self._serve_sync)
@@ -141,6 +144,8 @@ class Links:
 
     def up(self, link: Link) -> None:
         if link.is_parent:
+            if self._paused:
+                return
             if self._parent is not None:
                 self._parent.cancel()
             self._parent = self._tasks.keep("sync-parent", lambda: self._sync_parent(link))
@@ -162,6 +167,25 @@ class Links:
             self._here.discard(link.peer_uid)
             if link.peer_uid not in self._carried:
                 self._linked(link.peer_uid, link.last_heard)
+
+    async def pause(self) -> None:
+        """Nothing more goes to the parent or comes from it until `resume`."""
+        self._paused = True
+        if self._parent is not None:
+            await end_task(self._parent)
+            self._parent = None
+        await self._store.commit(lambda tx: None)  # what was under way is on the disk
+
+    def resume(self, link: Link | None = None) -> None:
+        """``link``: that goes on where it was; None: the next to come up."""
+        paused, self._paused = self._paused, False
+        if paused and link is not None and not link.closed:
+            self.up(link)
+
+    def again(self, child: str) -> None:
+        """Begin the session with a child anew: what it is given has changed from the ground."""
+        if (task := self._children.get(child)) is not None:
+            task.cancel()
 
     async def silence(self, child: str) -> None:
         """Take in no more reports of a child that leaves, over the link that it has now.
@@ -279,6 +303,7 @@ class Links:
             self._store,
             send_space="report",
             receive_space="desired" if home else delivered.space_of(ancestor),
+            follow=home and self.takes_over(),
             me=self._uid,
             peer=ancestor,
             answered=answers.set,
@@ -370,7 +395,7 @@ class Links:
         stray = carried is not None and not carried.home
         session = SyncSession(
             self._store,
-            send_space=f"lend/{child}" if stray else f"down/{child}",
+            send_space=f"lend/{child}" if stray else "" if self.withheld(child) else f"down/{child}",
             receive_space=f"stray/{child}" if stray else f"up/{child}",
             me=self._uid,
             peer=child,

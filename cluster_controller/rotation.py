@@ -126,16 +126,17 @@ class Rotation:
                 await asyncio.sleep(SPREAD_SECONDS * int(self._identity().uid[-2:], 36) / 36**2)
                 if not await self._renew() or not rotation.renewed(self._identity()):
                     return False
-                self._tell()
+                self.tell()
             if said.closed:
                 await self._change(rotation.closed)
         return True
 
     async def _change(self, work: Callable[[Identity], Identity]) -> None:
         if await self._identity.change(work):
-            self._tell()
+            self.tell()
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """Who this controller is has changed."""
         log.info("authority.changed", authority=rotation.authority(self._identity()), trusted=len(self._identity().anchors))
         for listener in self.listeners:
             listener()
@@ -155,7 +156,7 @@ class Rotation:
             await self._identity.change_on_disk(lambda folder, identity: rotation.begin(folder, identity, now))
             said = rotation.announcement(self._identity(), format_time(now))
             await self._announce(said, Reason.ROTATION_BEGAN, "a new key of the tree counts beside the present one")
-            self._tell()
+            self.tell()
         return self.state()
 
     async def finish(self, *, force: bool) -> State:
@@ -168,7 +169,7 @@ class Rotation:
                 raise Conflict(_who_would_lose(state))
             await self._identity.change_on_disk(rotation.finish)
             await self._announce(msgspec.structs.replace(said, closed=True), Reason.ROTATION_FINISHED, "the tree's old key counts no more")
-            self._tell()
+            self.tell()
         return self.state()
 
     async def issuing(self) -> str:
@@ -176,7 +177,7 @@ class Rotation:
         async with self._turn:
             if not await self._renew():
                 raise Conflict(f"{self._identity().name} was not renewed: its parent is out of reach, or does not answer; try again")
-            self._tell()
+            self.tell()
         return format_time(self._identity().not_after)
 
     async def _announce(self, said: Announcement, reason: Reason, message: str) -> None:

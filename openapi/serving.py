@@ -37,6 +37,7 @@ from openapi.hooks.application import ApplicationHooks
 from openapi.hooks.dispatch import Hooks
 from openapi.hooks.life import DrillHook, RotateHook
 from openapi.hooks.members import ClusterHooks, SitePolicyHooks, TokenHooks, UserHooks
+from openapi.hooks.moves import MoveHook
 from openapi.services import Blob, Grant, KindHooks, Route, User
 
 log = structlog.get_logger()
@@ -74,6 +75,7 @@ class Services:
                 {
                     "rotate": RotateHook(controller.rotation, controller.store, controller.uid).answer,
                     "drill": DrillHook(controller.drill, controller.store, controller.uid).answer,
+                    "move": MoveHook(controller.moves).answer,
                 },
             ),
             "JoinToken": TokenHooks(controller.membership),

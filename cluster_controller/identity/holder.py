@@ -172,6 +172,19 @@ class Identity:
         """The same cluster with fresh certificates; InvalidInput when they are not its own or of another tree."""
         return Identity(_with_certificates(self.saved, issued, issuing_key), "the renewal's answer", self.lifetimes)
 
+    def under(
+        self, issued: Issued, issuing_key: keys.PrivateKey | None, *, parent_uid: str, parent_name: str, parent_addresses: Sequence[str]
+    ) -> "Identity":
+        """The same cluster under another parent, which gave it these certificates. InvalidInput when they are not by that parent."""
+        saved = _with_certificates(self.saved, issued, issuing_key)
+        saved = msgspec.structs.replace(
+            saved, parent_uid=parent_uid, parent_name=parent_name, parent_addresses=tuple(parent_addresses), token_id=""
+        )
+        fresh = Identity(saved, "the new parent's answer", self.lifetimes)
+        if fresh.peer.home != parent_uid or fresh.uid != self.uid:
+            raise InvalidInput(f"{parent_name} gave certificates that are not for a child of its own")
+        return fresh
+
 
 def _with_certificates(saved: Saved, issued: Issued, issuing_key: keys.PrivateKey | None) -> Saved:
     chain, issuing = _texts(issued.identity), _texts(issued.issuing)

@@ -48,6 +48,7 @@ class Allotment(Struct, frozen=True, kw_only=True):
     withdrawn: bool  # being deleted, and nobody else holds it: nothing shall run
     held_by: list[str]  # finalizers of others for which its deletion waits; until then it runs on, as a Deployment's pods do
     key: Key
+    transfers: list[kinds.Transfer]  # what clusters of this subtree took along, or brought, that were moved
     version: int  # what a report upwards answers: the id of the last share in the chain; 0 at the origin
     lent: Sequence[kinds.Lent] = ()  # of this, what clusters below hold directly while nobody here could reach them
 
@@ -101,6 +102,7 @@ def of_application(tx: Tx, documents: Documents, stored: Stored, me: str, my_nam
         withdrawn=deleting and not others,
         held_by=others if deleting else [],
         key=stored.key,
+        transfers=[],
         version=0,
     )
 
@@ -141,6 +143,7 @@ def of_work(tx: Tx, documents: Documents, stored: Stored) -> Allotment:
         withdrawn=served and not spec.components,
         held_by=[],
         key=stored.key,
+        transfers=spec.transfers,
         version=spec.shares[-1].id if spec.shares and not served else 0,
         lent=spec.lent,
     )

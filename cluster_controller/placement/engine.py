@@ -18,7 +18,7 @@ import structlog
 
 from cluster_controller.delivered import is_lent
 from cluster_controller.documents import Documents
-from cluster_controller.placement import records
+from cluster_controller.placement import records, transferring
 from cluster_controller.placement.aggregate import aggregate
 from cluster_controller.placement.allotment import Allotment, needed, of_application, of_work, served
 from cluster_controller.placement.balancing import Balancing, Situation
@@ -41,6 +41,7 @@ from cluster_controller.placement.status import only_status, withdraw_applicatio
 from cluster_controller.placement.subtree import Subtree, placing_facts
 from cluster_controller.placement.taints import TaintAges
 from cluster_controller.placement.telling import Decided, Telling
+from cluster_controller.placement.transferring import Transferring
 from cluster_controller.placement.uses import Uses
 from cluster_controller.placement.works import Reader, Works
 from cluster_controller.reports import Reporter
@@ -120,7 +121,8 @@ class Engine:
         self._now = now
         self._carried = Carried(store, self._documents, strays)
         self._lending = Lending(uid, self._documents, self._works, heard=strays, kept=astray, way=self._subtree.way, silent=silent)
-        self._replacing = Replacing(silence, now, self._living)
+        self.transferring = Transferring(uid)
+        self._replacing = Replacing(lambda child: silence(child) - self.transferring.grace(child), now, self._living)
         self._reading = Reading(uid, self._works, self._refused, silent=silent, living=self._living)
         self._rules = SiteRules(self._documents)
         self._overriding = Overriding(uid, self._subtree, timestamp)
@@ -287,6 +289,22 @@ class Engine:
         """Look at what has waited long enough; the alarm does so by itself."""
         self._alarm.ring()
 
+    def places(self, view: Store | Tx, application: str) -> bool:
+        """Is it divided here, from above or from here, and not on its way out?"""
+        key = self._keys.get(application)
+        stored = view.get(key) if key is not None else None
+        if stored is None or stored.key.space == "desired":
+            return stored is not None
+        return self._documents.read(stored, kinds.Application).metadata.deletion_timestamp is None
+
+    def transfer(self, tx: Tx, application: str, transfer: kinds.Transfer) -> None:
+        """What a cluster took along to another parent is counted when the application is settled next."""
+        transferring.decide(tx, application, transfer)
+
+    def settle_again(self, target: str, applications: Collection[str] = ()) -> None:
+        """Look at all that concerns a direct child, and at these."""
+        self._settler.mark_all({*self._works.of_target(target), *applications})
+
     # --- settling ---
 
     async def run(self) -> None:
@@ -310,11 +328,16 @@ class Engine:
         if allotment is None or allotment.withdrawn:
             self._withdraw(tx, application, allotment, ceilings)
             return
+        if self.transferring.waits(tx, self._works.targets(application)):
+            return  # a cluster is on its way to another branch; it is settled once that is counted
         seen = self._look(tx, application)
         asked, ruled = allotment, self._rules.apply(tx, allotment)
         allotment = ruled.allotment
         yields = self._contest.yields(application) if not allotment.missing else {}
-        given: Mapping[str, Mapping[str, Given]] = yielding(self._reading.given(tx, allotment, ceilings, seen), self._uid, yields)
+        given: Mapping[str, Mapping[str, Given]] = self._reading.given(tx, allotment, ceilings, seen)
+        shifted = self.transferring.look(tx, allotment, given, self._silent())
+        if not allotment.missing:
+            given = yielding(shifted.given, self._uid, yields)
         plan = self._replacing.plan(tx, allotment, given, confirmed(seen))
         rolled = NOTHING
         evicted: float | None = None
@@ -329,8 +352,9 @@ class Engine:
             if rolled.back:
                 return  # to the version before: that change of the Application is settled next
             rolled = self._overriding.lay(tx, allotment, shares, seen, rolled)
-            if self._works.write(tx, allotment, shares, given, plan.renew, rolled=rolled):
+            if self._works.write(tx, allotment, shares, given, plan.renew, rolled=rolled, shifted=shifted):
                 seen = self._look(tx, application)
+            self.transferring.made(tx, allotment)
             if self._lending.serve(tx, application, duplicated=allotment.placement.strategy == "Duplicated"):
                 seen = self._look(tx, application)
             self._telling.replaced(tx, allotment, plan, self._replacing.keep(tx, application, plan, placement.shares))
@@ -496,6 +520,7 @@ class Engine:
         self._refused.drop(application)
         self._settler.mark_all(self._contest.forget(tx, application))
         self._replacing.forget(tx, application)
+        transferring.forget(tx, application)
         self._rolling.forget(tx, application)
         self._balancing.forget(application)
         self._rules.forget(tx, application)

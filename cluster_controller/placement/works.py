@@ -7,7 +7,7 @@ names the share id that it answers, so an acknowledgement can never be taken for
 """
 
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -16,6 +16,7 @@ from cluster_controller import delivered
 from cluster_controller.documents import Documents, encode
 from cluster_controller.placement.allotment import Allotment, work_key
 from cluster_controller.placement.model import Given
+from cluster_controller.placement.transfer import Shifted, kept
 from cluster_controller.reports import START
 from cluster_controller.resources import kinds
 from cluster_controller.resources.carry import Carrier
@@ -106,6 +107,7 @@ class Works:
         renew: Collection[str] = (),
         *,
         rolled: Rolled = NOTHING,
+        shifted: Shifted | None = None,
     ) -> bool:
         """Make the Works say ``shares``; a target that has nothing keeps a Work of zero replicas until it has answered.
 
@@ -113,6 +115,8 @@ class Works:
         and its whole share. Whether anything was written.
         """
         application = allotment.application.uid
+        if shifted is not None and shifted.after:  # or an answer to its old parent's share could be taken for one to ours
+            tx.set_fact(COUNTER, str(max(shifted.after, int(tx.fact(COUNTER) or b"0"))).encode())
         ceilings = self.ceilings(tx, application)
         before = dict(ceilings)
         changed = False
@@ -125,7 +129,8 @@ class Works:
                 self._remove(tx, target, application)
                 changed = True
                 continue
-            if self._put(tx, target, allotment, order, rollout=rolled.rollout, renew=target in renew):
+            brought = shifted.onward.get(target, []) if shifted is not None else []
+            if self._put(tx, target, allotment, order, rollout=rolled.rollout, renew=target in renew, transfers=brought):
                 changed = True
                 raised = {name: max(wanted.get(name, 0), held.get(name, 0)) for name in {*wanted, *held}}
                 ceilings[target] = {name: count for name, count in raised.items() if count}
@@ -139,7 +144,17 @@ class Works:
 
     # --- one target ---
 
-    def _put(self, tx: Tx, target: str, allotment: Allotment, order: Order, *, rollout: kinds.Rollout | None, renew: bool) -> bool:
+    def _put(
+        self,
+        tx: Tx,
+        target: str,
+        allotment: Allotment,
+        order: Order,
+        *,
+        rollout: kinds.Rollout | None,
+        renew: bool,
+        transfers: Sequence[kinds.Transfer] = (),
+    ) -> bool:
         application = allotment.application.uid
         key = work_key(self._space(target), application)
         stored = tx.get(key)
@@ -159,12 +174,14 @@ class Works:
             references=links,
             labels=dict(allotment.labels),
             lent=self.lent(tx, target, application),
+            transfers=list(transfers),
             overrides=order.overrides,
             overridden=order.overridden,
             unpatched=dict(order.unpatched),
         )
         if stored is not None:
             now = self._documents.read(stored, kinds.Work).spec
+            spec = msgspec.structs.replace(spec, transfers=kept(now.transfers, transfers))
             if not renew and msgspec.structs.replace(spec, shares=[*allotment.chain, now.shares[-1]]) == now:
                 return False
         share = kinds.Share(allotter=self._uid, id=self.next_share(tx))

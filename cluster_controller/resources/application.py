@@ -386,6 +386,17 @@ class Lent(Document, frozen=True, kw_only=True):
     components: dict[str, int] = field(default_factory=dict)  # component → replicas
 
 
+class Transfer(Document, frozen=True, kw_only=True):
+    """Of a share, what a cluster takes along that a person gives another parent (`banyan move`)."""
+
+    move: str  # id
+    cluster: str  # uid
+    out: list[str] = field(default_factory=list)  # uids from below the common ancestor down to it, on the way that it leaves
+    into: list[str] = field(default_factory=list)  # and on its new way
+    components: dict[str, int] = field(default_factory=dict)  # component → replicas
+    after: int = 0  # the newest share that it was given before
+
+
 class WorkSpec(Document, frozen=True, kw_only=True):
     application: ApplicationReference
     cluster: str
@@ -400,10 +411,11 @@ class WorkSpec(Document, frozen=True, kw_only=True):
     apply: ApplyPolicy = ApplyPolicy()
     references: list[WorkReference] = field(default_factory=list)
     labels: Labels = field(default_factory=dict)  # of the Application: what a site's policy may look at
+    lent: list[Lent] = field(default_factory=list)  # of this share, what clusters below hold directly while they cannot be reached
+    transfers: list[Transfer] = field(default_factory=list)  # what clusters below took along, or brought, that were moved; the last few
     overrides: list[Override] = field(default_factory=list)  # for those below; `names` are uids as far as the sender could tell
     overridden: list[str] = field(default_factory=list)  # overrides that these components are the result of
     unpatched: dict[str, str] = field(default_factory=dict)  # component → why its overrides could not be applied: it is as it was before
-    lent: list[Lent] = field(default_factory=list)  # of this share, what clusters below hold directly while they cannot be reached
 
 
 class Work(Resource, frozen=True, kw_only=True):

@@ -51,6 +51,7 @@ from cluster_controller.resources.application import (
     SubtreeApplicationSpec,
     TcpSocket,
     Toleration,
+    Transfer,
     VolumeMount,
     Wave,
     Work,
@@ -243,6 +244,7 @@ DRAIN = "banyan.dev/drain"  # key of the taint of a cluster that is being draine
 # Reasons in a status that pass by themselves: where something else is broken, that is told.
 WAITS = "WaitsForDependency"  # it starts when what it depends on is ready
 UNDER_WAY = frozenset({"Starting", "Progressing", WAITS})
+MOVES = "moves"  # word of `facts.understands`: clusters may be moved to another parent by way of it
 OVERRIDES = "overrides"  # word of `facts.understands`: it applies and passes on the overrides of an Application
 OVERRIDE_FAILED = "OverrideFailed"  # an override cannot be applied there: what ran before runs on
 PINNED = "Pinned"  # well, and kept in another version by the policy of a site
@@ -257,6 +259,7 @@ __all__ = [
     "DRAIN",
     "GROUP",
     "HOURLY_COST",
+    "MOVES",
     "OVERRIDES",
     "OVERRIDE_FAILED",
     "PINNED",
@@ -383,6 +386,7 @@ __all__ = [
     "Taint",
     "TcpSocket",
     "Toleration",
+    "Transfer",
     "User",
     "UserSpec",
     "UserStatus",

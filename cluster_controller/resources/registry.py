@@ -110,6 +110,7 @@ _TYPES = (
             Subresource("conflicts", ("GET", "POST"), role="admin"),
             Subresource("rotate", ("GET", "POST"), role="admin"),
             Subresource("drill", ("GET", "POST"), role="admin"),
+            Subresource("move", ("GET", "POST"), role="admin"),
             Subresource("banyan", ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"), raw=True),
             Subresource("proxy", ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"), raw=True),
         ),

@@ -48,6 +48,8 @@ class Member(Struct, frozen=True, kw_only=True, omit_defaults=True):
     provisional: bool = False  # the name is not yet reserved at every ancestor
     address: str = ""  # where it connected from, for people
     addresses: tuple[str, ...] = ()  # where its own children can reach it
+    coming: str = ""  # the move by which it comes from another parent: it is given nothing until what it brings is counted
+    leaving: str = ""  # the move by which it is about to go to another parent
     adopted_by: str = ""  # uid of the controller by way of which it was heard last; "": it was connected here
 
 
@@ -207,7 +209,8 @@ def judge_peer(
         return Entry.LOOP
     if member is None and not issued_here(peer, me):
         return Entry.NOT_A_CHILD
-    if member is not None and member.state != "member":  # one that waits for approval may hold a certificate made elsewhere
+    expected = member is not None and member.state == "approved" and bool(member.coming)
+    if member is not None and member.state != "member" and not expected:  # one that waits for approval may have a certificate of others
         return Entry.REVOKED if member.state in ("revoked", "replaced") else Entry.NOT_A_CHILD
     if renewal.judge(peer, me.uid, now) is renewal.Dates.EXPIRED:
         return Entry.EXPIRED

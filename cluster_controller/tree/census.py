@@ -33,6 +33,7 @@ class Census:
     whose home is out of reach and whose words come by way of an adopter, into ``stray/CHILD`` (`tree.away`): for what it reports it stands
     in the place of the child that cannot. ``adopter`` names who has taken this cluster itself in, "" when it is at home,
     ``carried`` by whom each of the others is that is heard by way of an adopter: known before its own word arrives.
+    ``way``: by which direct child a cluster is reached, where several speak of it, as those do between which it was moved.
     ``facts`` is what this cluster says of itself now; ``timestamp`` the wall clock for people; ``path`` the uids of those above,
     from the root down to here.
     """
@@ -52,6 +53,7 @@ class Census:
         path: Callable[[], Sequence[str]] = tuple,
         adopter: Callable[[], str] = str,
         carried: Callable[[], Mapping[str, str]] = dict,
+        way: Callable[[str], str | None] = lambda uid: None,
     ) -> None:
         self._store = store
         self._reporter = reporter
@@ -64,6 +66,7 @@ class Census:
         self._timestamp = timestamp
         self._adopter = adopter
         self._carried = carried
+        self._way = way
         self._started = now()
         self._documents = Documents()
         self._settler = Settler(store, self.settle, order=self._order)
@@ -83,7 +86,7 @@ class Census:
                 if kind == "stray":
                     self._strays.add(child)
                 for stored in self._store.list(space, "ClusterStatus"):
-                    self._via[stored.key.name] = child
+                    self._via[stored.key.name] = self._reporter_of(stored.key.name, child)
             elif space.startswith("down/"):
                 self._settler.mark_all(self._overlays.load(self._store.list(space, "ClusterOverlay")))
         if self._strays:
@@ -118,13 +121,18 @@ class Census:
         if self._strays:
             self._choose([uid])
         elif event.kind_of == "put":
-            self._via[uid] = via
+            self._via[uid] = self._reporter_of(uid, via)
         elif self._via.get(uid) == via:  # perhaps another child reports it too: it moved, and both said so in this order
             others = (space for space in self._store.spaces() if space.startswith("up/"))
             other = next((space for space in others if self._store.get(Key(space, "ClusterStatus", "", uid)) is not None), None)
             if other is not None:
                 self._via[uid] = other.removeprefix("up/")
         self._settler.mark(uid)
+
+    def _reporter_of(self, uid: str, via: str) -> str:
+        """Whose word about a cluster counts: that of the child by which it is reached, if that says anything; else ``via``."""
+        way = self._way(uid)
+        return way if way and way != via and self._store.get(Key(f"up/{way}", "ClusterStatus", "", uid)) is not None else via
 
     def _choose(self, clusters: Sequence[str]) -> None:
         """Through whom each of these is known: a stray that is in reach, else a child that is, else whoever said something last."""

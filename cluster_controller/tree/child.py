@@ -15,13 +15,14 @@ import structlog
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from msgspec import Struct
 
-from cluster_controller.errors import BanyanError, InvalidInput, NotFound, ProtocolError
+from cluster_controller.errors import BanyanError, Forbidden, InvalidInput, NotFound, ProtocolError
 from cluster_controller.identity import attach, certificates, holder, renewal, standing, starts
 from cluster_controller.identity.authority import Issued
 from cluster_controller.identity.holder import Identity
 from cluster_controller.store import Store, Tx
 from cluster_controller.tree import records, wire
 from cluster_controller.tree.failover import Policy
+from cluster_controller.tunnel.course import Parent
 from cluster_controller.tunnel.messages import CloseCode, Hello, LinkRole, Refusal, RefusalCode, RenewReply, RenewRequest, Start, Welcome
 from cluster_controller.tunnel.messages import Standing as StandingMessage
 
@@ -229,6 +230,17 @@ class Child:
         log.info("identity.renewed", until=self._identity().not_after.isoformat())
         if self._asked is not None and not self._asked.done():
             self._asked.set_result(None)
+
+    async def moved(self, reply: RenewReply, parent: Parent) -> None:
+        """Take over certificates of another parent, and that parent with them: in one rename, on disk before in use. BanyanError when
+        there are none, or they do not fit."""
+        if reply.refusal is not None:
+            raise Forbidden(f"{parent.name} does not take this cluster in: {reply.refusal.reason}")
+        issued = Issued(identity=wire.ders(reply.certificate_chain), issuing=wire.ders(reply.issuing_chain))
+        key = self._key_of(issued)
+        to = {"parent_uid": parent.uid, "parent_name": parent.name, "parent_addresses": parent.addresses}
+        await self._identity.change(lambda identity: identity.under(issued, key, **to))  # type: ignore[arg-type]
+        log.info("identity.moved", parent=parent.name, until=self._identity().not_after.isoformat())
 
     def _key_of(self, issued: Issued) -> EllipticCurvePrivateKey | None:
         """Which of the keys that were asked for is answered: two requests may be under way, over the link and beside it."""

@@ -175,7 +175,7 @@ class Joins:
                     name=known.name if known else peer.name,
                     identity_request=request.csr,
                     issuing_request=request.issuing_csr if known is None or known.may_have_children else b"",
-                    home=peer.home,
+                    home=self._identity().uid if known is not None and known.coming else peer.home,
                     now=self._wall(),
                 )
             )

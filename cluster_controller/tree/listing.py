@@ -75,6 +75,11 @@ def forget(tx: Tx, member: Member) -> None:
     key = key_of(tx, member.uid)
     if key is not None:
         tx.delete(key)
+    forget_share(tx, member)
+
+
+def forget_share(tx: Tx, member: Member) -> None:
+    """Only what it was to hold as a child, and what it reported as one."""
     for space in (f"down/{member.uid}", f"up/{member.uid}"):
         for stored in tx.scan(space):
             tx.delete(stored.key)

@@ -1,0 +1,86 @@
+"""Remember which transfers an application has seen at this controller, so that each is carried out once, in the commit of the Works.
+
+At the common ancestor a transfer waits as a fact until the application is settled next; below it comes with the Work. A controller that
+was set back to before a move finds the transfer in its Work and carries it out again, as its books are those of before.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import msgspec
+from msgspec import Struct, field
+
+from cluster_controller.placement.allotment import Allotment
+from cluster_controller.placement.model import Given
+from cluster_controller.placement.transfer import Shifted, shift
+from cluster_controller.resources.application import Transfer
+from cluster_controller.store import Store, Tx
+
+
+class Book(Struct, frozen=True, omit_defaults=True):
+    """``waiting``: decided here and not yet carried out; ``done``: ids of those that are."""
+
+    waiting: list[Transfer] = field(default_factory=list)
+    done: list[str] = field(default_factory=list)
+
+
+def fact(application: str) -> str:
+    return f"placement/transfers/{application}"
+
+
+def read(view: Store | Tx, application: str) -> Book:
+    found = view.fact(fact(application))
+    return msgspec.json.decode(found, type=Book) if found else Book()
+
+
+def decide(tx: Tx, application: str, transfer: Transfer) -> None:
+    """At the common ancestor: carried out when the application is settled next."""
+    book = read(tx, application)
+    _write(tx, application, msgspec.structs.replace(book, waiting=[*book.waiting, transfer]))
+
+
+def done(view: Store | Tx, application: str, move: str) -> bool:
+    return move in read(view, application).done
+
+
+def forget(tx: Tx, application: str) -> None:
+    if tx.fact(fact(application)) is not None:
+        tx.set_fact(fact(application), None)
+
+
+def _write(tx: Tx, application: str, book: Book) -> None:
+    tx.set_fact(fact(application), msgspec.json.encode(book) if book.waiting or book.done else None)
+
+
+class Transferring:
+    """``unsettled``: direct children from whose share a cluster is going just now: what they hold is left alone until it is counted."""
+
+    def __init__(self, uid: str) -> None:
+        self._uid = uid
+        self.unsettled: Callable[[Tx], Collection[str]] = lambda tx: ()
+        self.grace: Callable[[str], float] = lambda uid: 0.0  # seconds more for which the silence of a child is nothing unusual
+
+    def waits(self, tx: Tx, targets: Collection[str]) -> bool:
+        unsettled = self.unsettled(tx)
+        return bool(unsettled) and not set(targets).isdisjoint(unsettled)
+
+    def look(self, tx: Tx, allotment: Allotment, given: Mapping[str, Mapping[str, Given]], silent: Collection[str]) -> Shifted:
+        """What targets hold once all transfers are made."""
+        due = _due(read(tx, allotment.application.uid), allotment.transfers)
+        if not due:
+            return Shifted(given)
+        reachable = {uid: uid not in silent for one in due for uid in (*one.out, *one.into)}
+        return shift(given, due, self._uid, duplicated=allotment.placement.strategy == "Duplicated", reachable=reachable)
+
+    def made(self, tx: Tx, allotment: Allotment) -> None:
+        """In the commit of the Works that say so."""
+        application = allotment.application.uid
+        book = read(tx, application)
+        if not _due(book, allotment.transfers):
+            return
+        carried = [one.move for one in allotment.transfers]
+        mine = [one.move for one in book.waiting if one.move not in carried]
+        _write(tx, application, Book(done=[*carried, *mine]))
+
+
+def _due(book: Book, carried: Sequence[Transfer]) -> list[Transfer]:
+    return [one for one in (*carried, *book.waiting) if one.move not in book.done]
