@@ -58,13 +58,15 @@ class Sight:
 
 
 class Health:
-    """Asks in the background. ``changed`` is called when the member goes out of sight, comes back, or fails for another reason."""
+    """Asks in the background. ``changed`` is called when the member goes out of sight, comes back, or fails for another reason; ``looked``
+    after each question."""
 
-    def __init__(self, api: Api, changed: Callable[[], None], failing: Callable[[], str]) -> None:
-        """``failing``: why what is watched is not up to date though the server answers; "" while it is."""
+    def __init__(self, api: Api, changed: Callable[[], None], failing: Callable[[], str], looked: Callable[[], None]) -> None:
+        """``failing``: why nothing of what is watched is up to date though the server answers; "" while anything is."""
         self._api = api
         self._changed = changed
         self._failing = failing
+        self._looked = looked
         self._sight = Sight(clock.boottime(), clock.timestamp())
 
     @property
@@ -83,6 +85,7 @@ class Health:
                 assert self._sight.blind is not None
                 log.warning("member.out_of_sight", server=self._api.url, since=self._sight.blind.since, reason=why)
                 self._changed()
+            self._looked()
 
     async def _ask(self) -> str:
         """ "" when the member answers as itself, else what is wrong."""

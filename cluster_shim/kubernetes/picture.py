@@ -1,16 +1,20 @@
 """What runs in the member, as far as anybody here asks: pods by application and by what keeps them, workloads, nodes, warnings.
 
 Built from informers alone, on the loop, object by object; so it is as true as they are, and stays readable while the API server is
-away (`health` says since when it is not to be taken for the present). What pods do not say of themselves is asked for beside (`hints`,
-`usage`).
+away (`health` says since when it is not to be taken for the present). Where only one kind cannot be read (a right that was taken away,
+an API whose storage is broken), the rest is shown as it is: `hidden` names the kind for each application that it concerns. What pods do
+not say of themselves is asked for beside (`hints`, `usage`).
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple, TypeVar
 
+import structlog
 from msgspec import structs
 
+from cluster_controller import clock
 from cluster_controller.tasks import Tasks
 from cluster_shim import contract
 from cluster_shim.kubernetes import names, narrow, nodes, status
@@ -26,6 +30,10 @@ WORKLOADS = {
     "DaemonSet": "/apis/apps/v1/daemonsets",
     "Job": "/apis/batch/v1/jobs",
 }
+log = structlog.get_logger()
+
+UNREAD_SECONDS = 11.0  # that a kind fails until it counts as one that cannot be read
+LOOK_SECONDS = 1.0  # between looks, at the beginning
 Place = tuple[str, str, str]  # namespace, kind, name
 Label = TypeVar("Label")
 Entry = TypeVar("Entry")
@@ -55,6 +63,7 @@ class Picture:
         self._workload_informers: dict[str, Informer[narrow.Workload]] = {
             kind: Informer(api, path, narrow.Workload, selector=names.APPLICATION_UID) for kind, path in WORKLOADS.items()
         }
+        self._unread: dict[str, str] = {}  # kinds that cannot be read, and why
         self.ledger = nodes.Ledger()
         self._hinter = Hinter(api, self._hinted)
         self._usage = Usage(api, self._node_names, self._is_ours, self._measured)
@@ -84,12 +93,38 @@ class Picture:
         yield from self._workload_informers.values()
 
     async def synced(self) -> None:
-        """Until everything has been listed once."""
-        await asyncio.gather(*(informer.synced.wait() for informer in self.informers()))
+        """Until everything has been listed once, but for kinds of workloads that cannot be."""
+        await asyncio.gather(self.pods.synced.wait(), self.nodes.synced.wait())
+        for kind, informer in self._workload_informers.items():
+            while not informer.synced.is_set() and (self.look() or kind not in self._unread):
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_SECONDS):
+                        await informer.synced.wait()
 
     def failing(self) -> str:
-        """Why what is watched is not up to date; "" while it is."""
-        return next((one.error for one in self.informers() if one.failing_since is not None), "")
+        """Why nothing of what is watched is up to date; "" while anything is."""
+        errors = [one.error for one in self.informers() if one.failing_since is not None]
+        return errors[0] if len(errors) == 2 + len(self._workload_informers) else ""
+
+    def look(self) -> bool:
+        """Whether other kinds than before cannot be read. To be asked every few seconds."""
+        late = clock.boottime() - UNREAD_SECONDS
+        named: dict[str, Informer] = {"Pod": self.pods, "Node": self.nodes, **self._workload_informers}  # type: ignore[type-arg]
+        found = {kind: one.error for kind, one in named.items() if one.failing_since is not None and one.failing_since <= late}
+        for kind in found.keys() - self._unread.keys():
+            log.warning("member.kind_unread", kind=kind, reason=found[kind])
+        was, self._unread = self._unread, found
+        return was != found
+
+    def hidden(self, uid: str) -> tuple[str, str] | None:
+        """The kind that an application is made of and that cannot be read, and why; of one of which nothing is seen, any may be it."""
+        kinds = {kind for _, kind, _ in self._workloads.get(uid, {})} or set(self._workload_informers)
+        return next(((kind, why) for kind, why in self._unread.items() if kind == "Pod" or kind in kinds), None)
+
+    @property
+    def nodes_hidden(self) -> bool:
+        """Nodes cannot be read: what they were is not the present."""
+        return "Node" in self._unread
 
     def hurry(self) -> None:
         """The API server answers again."""

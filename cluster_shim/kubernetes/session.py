@@ -200,6 +200,11 @@ class Session:
         self.seen({*(self._works or ()), *self._leaving})
         self._nodes_dirty = True
 
+    def kinds_changed(self) -> None:
+        """Some kind of object cannot be read, or can be again."""
+        self.seen({*(self._works or ()), *self._leaving})
+        self._nodes_dirty = True
+
     def _begin(self, uid: str, task: _Task) -> None:
         if task.timer is not None:
             task.timer.cancel()
@@ -336,7 +341,7 @@ class Session:
             return None
         self._nodes_dirty = False
         found = self._picture.node_list()
-        if self._blind() is not None:
+        if self._blind() is not None or self._picture.nodes_hidden:
             found = tuple(structs.replace(node, ready=False) for node in found)
         if found == self._told_nodes:
             return None
@@ -348,8 +353,10 @@ class Session:
         pods = self._instances(uid)
         applied = work is not None and self._applied.get(uid) == work.version
         seen = status.observe(uid, work, pods, self._picture.workloads_of(uid), self._troubles.get(uid, {}), applied)
-        blind = self._blind()
-        return seen if blind is None else status.unseen(seen, blind.since, blind.why)
+        blind, hidden = self._blind(), self._picture.hidden(uid)
+        if blind is not None:
+            return status.unseen(seen, blind.since, blind.why)
+        return seen if hidden is None else status.unread(seen, *hidden)
 
     def _instances(self, uid: str) -> dict[str, list[Instance]]:
         """By component. What a pod was said to be is kept until it changes: one change among a thousand pods must not cost a thousand."""

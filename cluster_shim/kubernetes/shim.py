@@ -145,7 +145,7 @@ class KubernetesShim:
         self._files.start(api.url)
         picture = self._picture = Picture(api, self._seen, self._nodes_seen, labels)
         picture.start()
-        self._health = Health(api, self._sight_changed, picture.failing)
+        self._health = Health(api, self._sight_changed, picture.failing, self._look)
         self._tasks.keep("health", self._health.run)
         log.info("member.connected", server=api.url, version=api.version, uid=api.cluster_uid)
 
@@ -175,6 +175,10 @@ class KubernetesShim:
     def _sight_changed(self) -> None:
         if self._session is not None:
             self._session.sight_changed()
+
+    def _look(self) -> None:
+        if self._picture is not None and self._picture.look() and self._session is not None:
+            self._session.kinds_changed()
 
     def _touched(self, uids: Iterable[str]) -> None:
         if self._session is not None:

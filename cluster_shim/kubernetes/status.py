@@ -27,6 +27,7 @@ MAX_LINE = 300
 MAX_MESSAGE = 600
 SAID_ELSEWHERE = frozenset({"BackOff", "FailedScheduling", "Failed", "Preempting"})  # by the pod's own status, and better
 OUT_OF_SIGHT = "ApiServerUnreachable"
+KIND_UNREAD = "KindNotRead"
 OWN_KINDS = ("model", "command", "container")
 
 
@@ -226,13 +227,21 @@ def workload_of(pod: narrow.Pod) -> tuple[str, str, str] | None:
 
 def unseen(seen: ObservedWork, since: str, why: str) -> ObservedWork:
     """The same once the member cannot be seen any more: wanted as before, nothing known to be ready, and nothing said to be dead."""
-    message = f"the member's API server has not been heard since {since}; what ran there runs on, nothing is known of it: {why}"[
-        :MAX_MESSAGE
-    ]
+    message = f"the member's API server has not been heard since {since}; what ran there runs on, nothing is known of it: {why}"
+    return _hidden(seen, OUT_OF_SIGHT, message)
+
+
+def unread(seen: ObservedWork, kind: str, why: str) -> ObservedWork:
+    """The same where the member answers, and only the objects of one kind that it is made of cannot be read."""
+    return _hidden(seen, KIND_UNREAD, f"{kind} of the member cannot be read; what ran there runs on, nothing is known of it: {why}")
+
+
+def _hidden(seen: ObservedWork, reason: str, message: str) -> ObservedWork:
+    message = message[:MAX_MESSAGE]
     return structs.replace(
         seen,
-        components=tuple(structs.replace(item, ready=0, updated=0, reason=OUT_OF_SIGHT, message=message) for item in seen.components),
-        instances=tuple(structs.replace(item, ready=False, reason=OUT_OF_SIGHT, message=message) for item in seen.instances),
+        components=tuple(structs.replace(item, ready=0, updated=0, reason=reason, message=message) for item in seen.components),
+        instances=tuple(structs.replace(item, ready=False, reason=reason, message=message) for item in seen.instances),
     )
 
 

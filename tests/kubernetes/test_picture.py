@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster_controller import clock
 from cluster_shim.kubernetes import names, narrow
 from cluster_shim.kubernetes.api import Access, Api
 from cluster_shim.kubernetes.informer import Change
-from cluster_shim.kubernetes.picture import Picture
+from cluster_shim.kubernetes.picture import UNREAD_SECONDS, WORKLOADS, Picture
 from tests.kubernetes.documents import pod, workload
 from tests.kubernetes.scripted import kubeconfig
 
@@ -168,3 +170,62 @@ def keeper(one: narrow.Pod, there: dict[tuple[str, str], Any]) -> str | None:
     by = next((owner.name for owner in one.metadata.owner_references), "")
     found = there.get(("Workload", by))
     return found.metadata.labels.get(names.APPLICATION_UID) if found is not None else None
+
+
+def silenced(scene: Scene, monkeypatch: pytest.MonkeyPatch, *kinds: str) -> bool:
+    """These kinds fail, and it is late; whether the picture shows another thing by it."""
+    named: dict[str, Any] = {"Pod": scene.picture.pods, "Node": scene.picture.nodes, **scene.picture._workload_informers}
+    for kind, informer in named.items():
+        if kind in kinds:
+            informer._failed(f"no {kind} today")
+        else:
+            informer._well()
+    now = clock.boottime()
+    monkeypatch.setattr(clock, "boottime", lambda: now + UNREAD_SECONDS)
+    return scene.picture.look()
+
+
+def test_a_kind_that_cannot_be_read_hides_what_is_made_of_it_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def play(scene: Scene) -> None:
+        scene.put(job("batch"), pod("p", labels=of("web")))
+        scene.put(msgspec.structs.replace(workload("Deployment"), metadata=msgspec.structs.replace(workload().metadata, labels=of("web"))))
+        picture = scene.picture
+        assert not picture.look() and picture.hidden("web") is None
+        assert silenced(scene, monkeypatch, "Job")
+        assert picture.failing() == "", "the member is in sight"
+        assert picture.hidden("batch") == ("Job", "no Job today") and picture.hidden("web") is None
+        assert picture.hidden("new") == ("Job", "no Job today"), "it may be made of it: nobody can say"
+        assert not picture.nodes_hidden
+        assert not silenced(scene, monkeypatch, "Job"), "told once"
+        assert silenced(scene, monkeypatch, "Pod", "Node")
+        assert picture.hidden("web") == picture.hidden("batch") == ("Pod", "no Pod today") and picture.nodes_hidden
+        assert silenced(scene, monkeypatch)
+        assert picture.hidden("batch") is None and not picture.nodes_hidden
+
+    played(tmp_path, play)
+
+
+def test_only_when_nothing_can_be_read_the_member_is_out_of_sight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def play(scene: Scene) -> None:
+        silenced(scene, monkeypatch, "Pod", "Node", *WORKLOADS)
+        assert scene.picture.failing() == "no Pod today"
+
+    played(tmp_path, play)
+
+
+def test_a_kind_that_cannot_be_read_keeps_nobody_from_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        api = Api(Access(kubeconfig(tmp_path / "kubeconfig", "http://127.0.0.1:1")))
+        scene = Scene(api)
+        try:
+            for informer in scene.picture.informers():
+                if not informer.path.endswith("/jobs"):
+                    informer.synced.set()
+            silenced(scene, monkeypatch, "Job")
+            async with asyncio.timeout(10):
+                await scene.picture.synced()
+        finally:
+            await scene.picture.close()
+            await api.close()
+
+    asyncio.run(main())

@@ -261,6 +261,9 @@ def test_out_of_sight_is_neither_ready_nor_dead() -> None:
     assert (blind.instances[0].phase, blind.instances[0].ready) == (Phase.RUNNING, False)
     assert "2026-11-21T10:00:00Z" in blind.components[0].message
     assert blind.version == WORK.version
+    unread = status.unread(seen, "Job", "no right to list")
+    assert (unread.components[0].ready, unread.components[0].reason) == (0, "KindNotRead")
+    assert "Job of the member cannot be read" in unread.components[0].message and "no right to list" in unread.components[0].message
 
 
 def test_times_that_are_none() -> None:
