@@ -157,6 +157,8 @@ class _Collector(Collector):
         yield CounterMetricFamily("banyan_returns", "Times that this cluster came back to its home parent.", value=membership.returns)
         yield GaugeMetricFamily("banyan_adopted", "1 while another controller carries this cluster.", value=int(bool(membership.adopter)))
         yield GaugeMetricFamily("banyan_guests", "Children of others that are carried here.", value=len(membership.guests.present()))
+        text = "Parts of shares that clusters hold directly from here while their home parent is away."
+        yield GaugeMetricFamily("banyan_lent", text, value=self._controller.engine.lent)
         yield CounterMetricFamily("banyan_guests_adopted", "Times that a child of another was taken in.", value=membership.guests.adopted)
         yield CounterMetricFamily("banyan_guests_refused", "Times that one was not.", value=membership.guests.refused)
 

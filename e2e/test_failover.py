@@ -113,3 +113,53 @@ def test_a_site_that_forbids_it_is_carried_by_nobody(tree: Tree) -> None:
     assert metric(other, "banyan_guests") == 0 and metric(edge, "banyan_failovers_total") == 0
     region.run()
     until("it is back", carried(root, ""))
+
+
+def test_with_home_gone_changes_arrive_by_the_ancestor_and_home_takes_over_what_it_finds(tree: Tree) -> None:
+    root, region, _, edge = planted(tree)
+    for name in ("changes", "stays", "goes"):
+        code, answer = root.ask("POST", APPS, talker(name, clusterName="edge-1"))
+        assert code == 201, answer
+    until("all three run", lambda: all(root.status(name).get("ready") == 1 for name in ("changes", "stays", "goes")))
+    before = instances(edge)
+
+    region.kill()
+    until("edge-1 is carried by region-b, and the root sees it Ready", carried(root, "region-b"))
+    newer = {"spec": {"components": talker("changes")["spec"]["components"]}}
+    newer["spec"]["components"][0]["env"] = [{"name": "LEVEL", "value": "newer"}]
+    code, answer = root.ask("PATCH", f"{APPS}/changes", newer, "application/merge-patch+json")
+    assert code == 200, answer
+    code, answer = root.ask("DELETE", f"{APPS}/goes")
+    assert code == 200, answer
+    until("the deleted one has ended", lambda: instances(edge).keys() == {"changes", "stays"})
+    until("the other is of the new version", lambda: instances(edge)["changes"].isdisjoint(before["changes"]) and updated(root))
+    assert len(instances(edge)["changes"]) == 1 and instances(edge)["stays"] == before["stays"]
+    after = instances(edge)
+
+    region.run()
+    until("edge-1 is home again", carried(root, ""))
+    until("its home has taken over", lambda: not any(lent(site) for site in (root, edge)))
+    until("all is well", lambda: updated(root) and root.status("stays").get("ready") == 1 and root.status("changes")["phase"] == "Running")
+    assert instances(edge) == after, "nothing was restarted, nothing came back"
+    assert metric(root, "banyan_lent") == 0
+
+
+def instances(site: Site) -> dict[str, set[str]]:
+    """Application → uids of what runs of it."""
+    found: dict[str, set[str]] = {}
+    for pod in site.get("/api/v1/pods")["items"]:
+        found.setdefault(pod["metadata"]["labels"]["banyan.dev/application"], set()).add(pod["metadata"]["uid"])
+    return found
+
+
+def updated(root: Site) -> bool:
+    status = root.status("changes")
+    return bool(status.get("updated") == 1 and status.get("ready") == 1)
+
+
+def lent(site: Site) -> float:
+    """Objects that an ancestor gave, or this site was given by one, in the place of a home that is away."""
+    code, text = site.ask("GET", "/metrics")
+    assert code == 200
+    lines = (text.decode() if isinstance(text, bytes) else str(text)).splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith('banyan_store_objects{space="len'))

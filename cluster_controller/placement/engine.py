@@ -281,6 +281,11 @@ class Engine:
         return self._balancing.moves
 
     @property
+    def lent(self) -> int:
+        """Parts of shares that strays hold directly while their home is away, for /metrics."""
+        return self._lending.count
+
+    @property
     def refused(self) -> int:
         """Replicas that the policy of this site refuses, for /metrics."""
         return self._telling.refusing
