@@ -77,6 +77,7 @@ class Explained(NamedTuple):
     replaced: Mapping[str, Mapping[str, int]]  # target → component: of its share, what others hold while it is out of reach
     waits: Mapping[str, Mapping[str, str]]  # target → component: why its first start waits
     time: str  # when it was taken
+    lower: Mapping[tuple[str, int], Sequence[str]]  # (cluster, priority): which others run there, of those that might give way
     overrides: Mapping[str, Sequence[str]]  # cluster → the overrides that are for it
     balance: str  # what would be moved to mend the balance, or why nothing; "" where nobody asked for that
 
@@ -124,7 +125,8 @@ class Engine:
         self.transferring = Transferring(uid)
         self._replacing = Replacing(lambda child: silence(child) - self.transferring.grace(child), now, self._living)
         self._reading = Reading(uid, self._works, self._refused, silent=silent, living=self._living)
-        self._rules = SiteRules(self._documents)
+        self._contest = Contest(uid, name, self._works, self._subtree.capacity)
+        self._rules = SiteRules(self._documents, self._contest.order)
         self._overriding = Overriding(uid, self._subtree, timestamp)
         self._balancing = Balancing(uid, name=self._subtree.name, now=now, timestamp=timestamp)
         self._rolling = Rolling(
@@ -139,7 +141,6 @@ class Engine:
         self._telling = Telling(
             reporter, self._subtree, self._refused, self._documents, uid=uid, silent=silent, timestamp=timestamp, carried=self._carried
         )
-        self._contest = Contest(uid, name, self._works, self._subtree.capacity)
         self._settler = Settler(store, self.settle, self._contest.order)
         self._alarm = Alarm(self._settler.mark, now)
         self._ran = False
@@ -373,7 +374,7 @@ class Engine:
         else:
             self._unplaced.discard(application)
         gave, again = self._contest.settled(tx, allotment, placement, left, seen)
-        self._settler.mark_all(again)
+        self._settler.mark_all(again | self._rules.marked())
         self._telling.preempted(tx, allotment, gave, yields)
         placement = told(placement, gave)
         decided = Decided(
@@ -423,14 +424,14 @@ class Engine:
     def _book(self, view: Reader, application: str, seen: Mapping[str, Seen]) -> None:
         """Keep account of what was given, but for what a target said that it has no place for."""
         parts = {}
-        replicas = 0
+        holds: dict[str, int] = {}
         for target, (work, status) in seen.items():
             asked = Request()
             for component in work.components if work is not None else ():
                 part = answer(work, status, component.name)
                 placed = component.replicas - (min(component.replicas, part.unplaced) if part is not None else 0)
                 asked = add(asked, records.request(component.resources), placed)
-            replicas += sum(component.replicas for component in work.components) if work is not None else 0
+                holds[component.name] = holds.get(component.name, 0) + component.replicas
             parts[target] = asked
         self._ledger.book(application, parts)
         work, status = seen.get(self._uid, NOTHING_SEEN)
@@ -440,7 +441,7 @@ class Engine:
             whole = Request()
             for asked in parts.values():
                 whole = add(whole, asked)
-            if self._rules.book(application, whole, replicas):
+            if self._rules.book(application, whole, holds):
                 self._settler.mark_all(self._unplaced)  # there is room below a cap of the site
 
     def _look(self, tx: Reader, application: str) -> dict[str, Seen]:
@@ -494,6 +495,7 @@ class Engine:
             replaced={target: plan.replaced(target) for target in given},
             waits=self._rolling.waiting(tx, allotment, plan.whole(placement.shares), seen),
             time=self._timestamp(),
+            lower=self._lower(tx, placement),
             overrides=self._overriding.names(tx, allotment.overrides),
             balance=self._balancing.says(
                 tx,
@@ -507,6 +509,18 @@ class Engine:
                 ),
             ),
         )
+
+    def _lower(self, tx: Tx, placement: Placement) -> dict[tuple[str, int], list[str]]:
+        """Who runs where something has to give way, by what this controller gave."""
+        found: dict[tuple[str, int], list[str]] = {}
+        for each in placement.preempting:
+            priorities = {resident.priority for resident, _ in each.yields if not resident.name}
+            for other in self._works.of_target(self._subtree.ways.get(each.cluster, "")) if priorities else ():
+                for work, status in self._look(tx, other).values():
+                    rows = status.clusters if status is not None else ()
+                    if work is not None and work.priority in priorities and any(row.cluster == each.cluster for row in rows):
+                        found.setdefault((each.cluster, work.priority), []).append(f"{work.application.namespace}/{work.application.name}")
+        return {key: sorted(set(names)) for key, names in found.items()}
 
     def _demand(self, tx: Tx, allotment: Allotment) -> Demand:
         models = served(self._documents, allotment)

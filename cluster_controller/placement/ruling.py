@@ -4,14 +4,16 @@
 store, written in the commit in which the pin first holds.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import msgspec
 from msgspec import Struct
 
 from cluster_controller.documents import Documents
 from cluster_controller.placement.allotment import Allotment
+from cluster_controller.placement.capacity import add
 from cluster_controller.placement.model import Placement, Refusal, Request
+from cluster_controller.placement.records import request
 from cluster_controller.placement.site import Pinned, Ruling, Taken, means, rule
 from cluster_controller.resources import kinds, policy
 from cluster_controller.store import Key, Tx
@@ -41,10 +43,15 @@ class Ruled(Struct, frozen=True):
 
 
 class SiteRules:
-    def __init__(self, documents: Documents) -> None:
+    """``order`` says who comes first where a cap does not leave enough for all: the smaller; its first part is the priority, negated."""
+
+    def __init__(self, documents: Documents, order: Callable[[str], tuple[int, int]] = lambda application: (0, 0)) -> None:
         self._documents = documents
+        self._order = order
         self._taken: dict[str, Taken] = {}  # application from above → what it has here
-        self._sum = Taken()
+        self._holds: dict[str, Mapping[str, int]] = {}  # and of which components
+        self._wants: dict[str, Taken] = {}  # → what it would have if those of a lower priority gave way
+        self._marked: set[str] = set()
 
     def apply(self, tx: Tx, allotment: Allotment, *, write: bool = True) -> Ruled:
         """``write`` False: only look. What was written here is nobody's business but this site's, and passes."""
@@ -52,26 +59,72 @@ class SiteRules:
         if spec is None or not (spec.veto or spec.pins or spec.caps != policy.Caps()):
             return Ruled(allotment, Ruling(allotment.components))
         application = allotment.application
-        mine = self._taken.get(application.uid, Taken())
         pinned = self._pinned(tx, spec, allotment, write)
-        ruling = rule(spec, application, allotment.labels, allotment.components, others=self._sum.plus(mine, -1), pinned=pinned)
+        beside, before, lower = self._others(application.uid)
+        ruling = rule(
+            spec,
+            application,
+            allotment.labels,
+            allotment.components,
+            others=beside.plus(lower),
+            pinned=pinned,
+            before=before,
+            holds=self._holds.get(application.uid, {}),
+        )
+        if lower.replicas and write:
+            self._want(application.uid, rule(spec, application, allotment.labels, allotment.components, others=beside, pinned=pinned))
+        elif write:
+            self._wants.pop(application.uid, None)
         return Ruled(msgspec.structs.replace(allotment, components=ruling.components), ruling)
 
-    def book(self, application: str, asked: Request, replicas: int) -> bool:
-        """All that an application from above was given; whether that is less than before."""
+    def _others(self, application: str) -> tuple[Taken, Taken, Taken]:
+        """What others have: those that do not give way to this one; of those who are before it; and those that give way."""
+        mine = self._order(application)
+        beside, before, lower = Taken(), Taken(), Taken()
+        for other in {*self._taken, *self._wants} - {application}:
+            theirs, has = self._order(other), self._taken.get(other, Taken())
+            if theirs[0] < mine[0]:
+                has = has.at_least(self._wants.get(other, Taken()))
+            if theirs[0] > mine[0]:
+                lower = lower.plus(has)
+                continue
+            beside = beside.plus(has)
+            if theirs < mine:
+                before = before.plus(has)
+        return beside, before, lower
+
+    def _want(self, application: str, possible: Ruling) -> None:
+        wanted = Taken()
+        for component in possible.components:
+            wanted = wanted.plus(Taken(add(Request(), request(component.resources), component.replicas), component.replicas))
+        if self._wants.get(application) != wanted:
+            self._wants[application] = wanted
+            mine = self._order(application)[0]
+            self._marked.update(other for other in self._taken if self._order(other)[0] > mine)
+
+    def marked(self) -> set[str]:
+        """Who has to be settled, for others of a higher priority want what a cap leaves."""
+        marked, self._marked = self._marked, set()
+        return marked
+
+    def book(self, application: str, asked: Request, holds: Mapping[str, int]) -> bool:
+        """All that an application from above was given, with the replicas per component; whether that is less than before."""
         before = self._taken.pop(application, Taken())
-        after = Taken(asked, replicas)
-        if replicas:
+        after = Taken(asked, sum(holds.values()))
+        self._holds.pop(application, None)
+        if after.replicas:
             self._taken[application] = after
-        self._sum = self._sum.plus(before, -1).plus(after)
+            self._holds[application] = dict(holds)
         return after.replicas < before.replicas
 
     def clear(self) -> None:
         self._taken.clear()
-        self._sum = Taken()
+        self._holds.clear()
+        self._wants.clear()
 
     def forget(self, tx: Tx, application: str) -> None:
-        self.book(application, Request(), 0)
+        self.book(application, Request(), {})
+        self._wants.pop(application, None)
         tx.set_fact(_fact(application), None)
 
     def _policy(self, tx: Tx) -> kinds.SitePolicySpec | None:

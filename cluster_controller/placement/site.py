@@ -31,8 +31,21 @@ class Taken(Struct, frozen=True):
     def plus(self, other: "Taken", times: int = 1) -> "Taken":
         return Taken(add(self.asked, other.asked, times), self.replicas + times * other.replicas)
 
+    def at_least(self, other: "Taken") -> "Taken":
+        """Of each the larger."""
+        names = {*self.asked.accelerators, *other.asked.accelerators}
+        return Taken(
+            Request(
+                max(self.asked.cpu_millis, other.asked.cpu_millis),
+                max(self.asked.memory_bytes, other.asked.memory_bytes),
+                {name: max(self.asked.accelerators.get(name, 0), other.asked.accelerators.get(name, 0)) for name in names},
+            ),
+            max(self.replicas, other.replicas),
+        )
+
 
 NOTHING_TAKEN = Taken()
+NOTHING_HELD: Mapping[str, int] = {}
 
 
 class Pinned(Struct, frozen=True):
@@ -123,27 +136,38 @@ def rule(
     *,
     others: Taken = NOTHING_TAKEN,
     pinned: Pinned | None = None,
+    before: Taken = NOTHING_TAKEN,
+    holds: Mapping[str, int] = NOTHING_HELD,
 ) -> Ruling:
-    """``others``: what other Applications from above have here. ``pinned``: what stays, where a pin means this one."""
-    ruled: list[kinds.Component] = []
+    """``others``: what other Applications from above have here, ``before``: those of them that are before this one when there is not
+    enough for all. What it ``holds`` it keeps as far as those leave room; beyond, it gets what all others leave. ``pinned``: what stays,
+    where a pin means this one."""
     refused: dict[str, tuple[int, str]] = {}
     kept: dict[str, str] = {}
-    taken = others
-    before = {component.name: component for component in pinned.components} if pinned is not None else None
+    pins = {component.name: component for component in pinned.components} if pinned is not None else None
+    runs: list[tuple[kinds.Component, str | None]] = []
     for asked in components:
         component = asked
-        if before is not None:
-            component, why = _keep(asked, before.get(asked.name), pinned)
+        if pins is not None:
+            component, why = _keep(asked, pins.get(asked.name), pinned)
             if why:
                 kept[asked.name] = why
-        reason = veto(spec, application, labels, component)
-        fits, cap = (0, "") if reason is not None else _fits(spec.caps, component, taken)
-        allowed = min(component.replicas, fits)
-        if allowed < asked.replicas:
-            refused[asked.name] = asked.replicas - allowed, reason or cap or kept.get(asked.name, "")
-        taken = taken.plus(Taken(add(Request(), request(component.resources), allowed), allowed))
-        ruled.append(msgspec.structs.replace(component, replicas=allowed))
-    return Ruling(ruled, refused, kept)
+        runs.append((component, veto(spec, application, labels, component)))
+    allowed = {component.name: 0 for component, _ in runs}
+    mine = NOTHING_TAKEN
+    caps = dict.fromkeys(allowed, "")
+    for round_, beside in ((holds, before), (None, others)):
+        for component, reason in runs:
+            if reason is None:
+                fits, caps[component.name] = _fits(spec.caps, component, beside.plus(mine))
+                most = component.replicas if round_ is None else min(component.replicas, round_.get(component.name, 0))
+                more = min(most - allowed[component.name], fits)
+                allowed[component.name] += more
+                mine = mine.plus(Taken(add(Request(), request(component.resources), more), more))
+    for asked, (component, reason) in zip(components, runs, strict=True):
+        if allowed[component.name] < asked.replicas:
+            refused[asked.name] = asked.replicas - allowed[component.name], reason or caps[component.name] or kept.get(asked.name, "")
+    return Ruling([msgspec.structs.replace(component, replicas=allowed[component.name]) for component, _ in runs], refused, kept)
 
 
 def _keep(asked: kinds.Component, before: kinds.Component | None, pinned: Pinned | None) -> tuple[kinds.Component, str]:

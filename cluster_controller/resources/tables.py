@@ -154,6 +154,7 @@ def _application(document: Json, context: Context) -> list[Any]:
         _number(status, "clusterCount"), _age(document, context),
         _joined([f"{_text(each, 'name')}:{_text(each, 'version') or 'latest'}" for each in models]),
         _joined([_text(each, "name") for each in rows]), _joined(sorted(set(filter(None, reasons)))),
+        _number(document, "spec", "priority"),
     ]  # fmt: skip
 
 
@@ -331,6 +332,7 @@ _APPLICATION = (
     _wide("Models", "Models that it serves."),
     _wide("Where", "Clusters that run it, worst first."),
     _wide("Reason", "Why instances are missing."),
+    _wide("Priority", "Where room is short, what has a lower one gives way.", "integer"),
 )
 
 _DEFAULT = Table((_NAME, _AGE), _default)

@@ -11,7 +11,7 @@ from cluster_controller.errors import NotFound
 from cluster_controller.placement import records
 from cluster_controller.placement.engine import AS_IT_IS, Explained, Supposed
 from cluster_controller.placement.filters import UNBOUNDED, fit, node_refusal
-from cluster_controller.placement.model import ClusterRecord, ComponentDemand, Given, NodeRecord, Refusal
+from cluster_controller.placement.model import ClusterRecord, ComponentDemand, Given, NodeRecord, Preempting, Refusal
 from cluster_controller.resources import kinds
 from cluster_controller.resources.tables import short_duration
 from cluster_controller.store import Tx
@@ -64,6 +64,24 @@ def explanation(tx: Tx, explain: Explain, heard: HeardOf, uid: str, supposed: Su
                 "replicas": component.replicas,
                 "unplaced": found.placement.unplaced.get(component.name, 0),
                 "waiting": found.placement.waiting.get(component.name, 0),
+                "priority": found.allotment.priority,
+                "preempting": [
+                    {
+                        "cluster": each.cluster,
+                        "replicas": each.replicas,
+                        "yields": [
+                            {
+                                "application": resident.name,
+                                "component": resident.component,
+                                "priority": resident.priority,
+                                "replicas": count,
+                            }
+                            for resident, count in each.yields
+                        ],
+                    }
+                    for each in found.placement.preempting
+                    if each.component == component.name
+                ],
                 "notes": _notes(found, component),
             }
             for component in found.allotment.components
@@ -114,6 +132,12 @@ def _notes(found: Explained, component: kinds.Component) -> list[str]:
         notes.append("takes no socket: one replica per site, and an upgrade stops it before it starts the new one")
     if found.allotment.held_by:
         notes.append(f"deletion waits for {', '.join(found.allotment.held_by)}; until then it runs on")
+    names = {cluster.uid: cluster.name for cluster in found.clusters}
+    notes += [
+        f"{each.replicas} get room on {names.get(each.cluster, each.cluster)} when others give way: {_yielding(found, each)}"
+        for each in found.placement.preempting
+        if each.component == component.name
+    ]
     notes += [
         f"{item.message}: {item.remedy}" for item in found.placement.refusals if not item.cluster and item.component == component.name
     ]
@@ -122,6 +146,16 @@ def _notes(found: Explained, component: kinds.Component) -> list[str]:
         for (_, name), answer in found.answers.items()
         if name == component.name and answer.reason not in UNREMARKABLE and not answer.unplaced
     )
+
+
+def _yielding(found: Explained, each: Preempting) -> str:
+    """Who gives way; of a cluster below, whoever runs there and is known here to have so low a priority."""
+    words = []
+    for resident, count in each.yields:
+        known = [resident.name] if resident.name else list(found.lower.get((each.cluster, resident.priority), ()))
+        whose = f" of {_list(known)}" if known else ""
+        words.append(f"{count}{whose} (priority {resident.priority})")
+    return ", ".join(words) or "what gives way already"
 
 
 def _entry(found: Explained, cluster: ClusterRecord, component: str, refusal: Refusal | None, heard: HeardOf) -> dict[str, Any]:

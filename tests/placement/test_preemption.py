@@ -11,6 +11,7 @@ import pytest
 from cluster_controller.placement.engine import Supposed
 from cluster_controller.resources import kinds
 from cluster_controller.store import Tx
+from openapi.hooks.explain import explanation
 
 from .tree import Site, Tree, application, component, delete_application, put_application
 
@@ -234,6 +235,11 @@ def test_what_if_says_who_would_give_way(tmp_path: Path) -> None:
             assert (each.cluster, each.replicas) == (edge.uid, 1)
             [(resident, count)] = each.yields
             assert (resident.priority, resident.name, count) == (0, known, 1)
+            if site is root:
+                told = await site.store.commit(
+                    lambda tx, supposed=supposed: explanation(tx, root.engine.explain, lambda uid: None, high, supposed)  # type: ignore[misc]
+                )
+                assert told["components"][0]["notes"] == ["1 get room on edge-1 when others give way: 1 of default/low (priority 0)"]
         assert tree.total(high) == 0, "nothing was changed"
         await tree.close()
 

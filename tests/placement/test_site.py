@@ -1,6 +1,7 @@
 """A site's policy: what it refuses, caps and pins of what comes from above, and how those above see it."""
 
 import asyncio
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,44 @@ def test_a_cap_bounds_all_that_comes_from_above_together(tmp_path: Path) -> None
         await tree.close()
 
     asyncio.run(play())
+
+
+def test_below_a_cap_the_highest_priority_has_its_part_and_of_equals_who_came_first(tmp_path: Path) -> None:
+    async def play() -> None:
+        tree = await grow(tmp_path)
+        root, region = tree.sites["root"], tree.sites["region-a"]
+        await decide(region, caps={"replicas": 5})
+        old = await put_application(root, "old", 2)
+        await tree.quiet()
+        new = await put_application(root, "new", 3)
+        await tree.quiet()
+        assert (tree.total(old), tree.total(new)) == (2, 3)
+        equal = await put_application(root, "equal", 2)
+        await tree.quiet()
+        assert (tree.total(old), tree.total(new), tree.total(equal)) == (2, 3, 0), "an equal one takes nothing from anybody"
+        await decide(region, caps={"replicas": 4})
+        await tree.quiet()
+        assert (tree.total(old), tree.total(new), tree.total(equal)) == (2, 2, 0)
+        high = await put_application(root, "high", 3, spec={"priority": 5})
+        tree.watch = lambda: check_cap(tree, (old, new, equal, high), 4)
+        await tree.quiet()
+        assert tree.total(high) == 3
+        assert (tree.total(old), tree.total(new), tree.total(equal)) == (1, 0, 0)
+        await tree.crash("region-a")
+        await tree.quiet()
+        assert (tree.total(high), tree.total(old), tree.total(new)) == (3, 1, 0), "the account is taken anew"
+        await decide(region, caps={"replicas": 2})
+        tree.watch = lambda: None
+        await tree.quiet()
+        assert (tree.total(high), tree.total(old), tree.total(new)) == (2, 0, 0)
+        await tree.close()
+
+    asyncio.run(play())
+
+
+def check_cap(tree: Tree, uids: Iterable[str], most: int) -> None:
+    """Over what the site was given to run; what ends may still run a moment longer."""
+    assert sum(tree.assigned(tree.sites["region-a"], uid) for uid in uids) <= most
 
 
 def test_a_pinned_application_keeps_its_version_here_and_takes_the_new_one_elsewhere(tmp_path: Path) -> None:
