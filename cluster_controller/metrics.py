@@ -96,6 +96,7 @@ class _Collector(Collector):
         store = self._controller.store
         yield GaugeMetricFamily("banyan_store_revision", "Newest revision on the disk.", value=store.revision)
         yield GaugeMetricFamily("banyan_store_writable", "1 while the disk takes commits, else 0.", value=int(store.trouble is None))
+        yield GaugeMetricFamily("banyan_store_journal_bytes", "Of changes kept for watchers and peers.", value=store.journal_bytes)
         objects = GaugeMetricFamily("banyan_store_objects", "Objects by space.", labels=["space"])
         for space in store.spaces():
             objects.add_metric([space], store.size(space))

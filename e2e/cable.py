@@ -8,6 +8,7 @@ import fcntl
 import heapq
 import os
 import select
+import socket
 import struct
 import threading
 import time
@@ -28,6 +29,8 @@ class Cable:
         self.largest = LARGEST
         self.vanished = 0
         """Packets that were too large."""
+        self.payload = 0
+        """Bytes of TCP payload that the upper end has sent, those that were sent again included."""
         self._ends = tuple(_tun(space, device) for space, device in (upper, lower))
         self._way: list[tuple[float, int, int, bytes]] = []  # due, number, end, packet
         self._count = 0
@@ -55,6 +58,8 @@ class Cable:
                 self._take(os.read(end, LARGEST), other[end])
 
     def _take(self, packet: bytes, end: int) -> None:
+        if end == self._ends[1]:
+            self.payload += _payload(packet)
         if len(packet) > self.largest:
             self.vanished += 1
         elif len(self._way) < QUEUE:
@@ -68,6 +73,14 @@ def _tun(space: Namespace, device: str) -> int:
         descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
         fcntl.ioctl(descriptor, TUNSETIFF, struct.pack("16sH14x", device.encode(), IFF_TUN | IFF_NO_PI))
     return descriptor
+
+
+def _payload(packet: bytes) -> int:
+    """Bytes that TCP carries in a packet (RFC 791, RFC 9293); 0 for any other packet."""
+    header = (packet[0] & 0xF) * 4
+    if packet[0] >> 4 != 4 or packet[9] != socket.IPPROTO_TCP:
+        return 0
+    return len(packet) - header - (packet[header + 12] >> 4) * 4
 
 
 def _put(end: int, packet: bytes) -> None:

@@ -180,6 +180,7 @@ def test_logs_and_usage_reach_the_one_who_asks(tree: Tree) -> None:
         assert value(edge, f"banyan_link_received_{what}_total", peer="region-a") > 0
         assert value(edge, f"banyan_link_sent_{what}_total", peer="region-a") > 0
     assert value(edge, "banyan_store_objects") > 0
+    assert value(edge, "banyan_store_journal_bytes") > 0
     assert value(root, "banyan_placements_total") >= 2
     assert value(root, "banyan_tasks") > 5
     until("usage is measured", lambda: value(edge, "banyan_instance_cpu_cores", application="busy") > 0.1)

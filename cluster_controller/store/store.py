@@ -159,6 +159,11 @@ class Store:
         """The revision of the newest change of a space; 0 when it never changed."""
         return self._journal.last(space)
 
+    @property
+    def journal_bytes(self) -> int:
+        """What the journal keeps for watchers and peers, bounded by `Limits.journal_bytes`."""
+        return self._journal.bytes
+
     def capture(self) -> Capture:
         """All of the committed state, by reference, for a backup: what lives, the journal, and the states before its entries."""
         changes = {stored.revision: Change(stored, False) for space in self.spaces() for stored in self.scan(space)}

@@ -1,9 +1,11 @@
 """One tree per module of faults: each test leaves it as exact as it found it."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from e2e.faults.cargo import MEBIBYTE, Cargo
 from e2e.faults.exact import Before, until_exact
 from e2e.faults.ground import Ground, grounded
 
@@ -21,6 +23,14 @@ def before(ground: Ground) -> Before:
     begun = Before(ground)
     until_exact(begun)
     return Before(ground)
+
+
+@pytest.fixture
+def cargo(request: pytest.FixtureRequest, ground: Ground, before: Before, long: bool, tmp_path: Path) -> Iterator[Cargo]:
+    """A model to be sent right before the fault: of a module's `CARGO` MiB, else of 48; with --long of a gibibyte. `before` comes first."""
+    cargo = Cargo(ground, tmp_path, getattr(request.module, "CARGO", 1024 if long else 48) * MEBIBYTE)
+    yield cargo
+    cargo.end()
 
 
 @pytest.fixture

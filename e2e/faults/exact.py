@@ -204,8 +204,11 @@ def _miscounted(ground: Ground) -> Iterable[str]:
 
 
 def until_exact(before: Before, seconds: float = WAIT_SECONDS) -> None:
-    """Wait until everything is exact; fails with what is not. Nothing healthy was stopped on the way, nothing was started in vain."""
+    """Wait until everything is exact; fails with what is not. Nothing healthy was stopped on the way, nothing was started in vain; a model
+    that was on its way has come whole."""
     ground = before.ground
+    if ground.cargo is not None:
+        seconds += ground.cargo.let_go()
     said: list[str] = []
 
     def exact() -> bool:
@@ -220,3 +223,5 @@ def until_exact(before: Before, seconds: float = WAIT_SECONDS) -> None:
         raise
     assert before.killed() == []
     assert before.surplus() == []
+    if ground.cargo is not None:
+        ground.cargo.check()

@@ -9,13 +9,16 @@ import functools
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster_controller.identity import load
 from e2e.cable import Cable
 from e2e.netns import Fabric, Link, Namespace, weaving
 from e2e.placed import PlacedSite
 from e2e.support import APPS, Tree, application, growing, until
+
+if TYPE_CHECKING:
+    from e2e.faults.cargo import Cargo
 
 SITE_BIND = "127.0.1.1"  # the loopback of each machine is its own
 CAPACITY = "cpu=16,memory=16Gi"
@@ -51,6 +54,8 @@ class Ground:
         """By the name of the site at the lower end."""
         self.cable: Cable
         """Between root and region."""
+        self.cargo: Cargo | None = None
+        """A model that is on its way."""
         self.starts = tree.folder / "starts"
         self.starts.touch()
         self.root = self.machine("root")

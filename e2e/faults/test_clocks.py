@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from e2e.faults.cargo import Cargo
 from e2e.faults.exact import Before, until_exact
 from e2e.faults.ground import LOCAL, STEADY, Ground, grounded, phases
 from e2e.faults.preloaded import Clocks
@@ -27,9 +28,12 @@ def ground(clocks: Clocks, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 @pytest.mark.parametrize("ahead", [YEAR, -YEAR], ids=["ahead", "behind"])
-def test_a_clock_jumps_by_a_year_and_a_controller_starts_with_it(ground: Ground, before: Before, clocks: Clocks, ahead: int) -> None:
+def test_a_clock_jumps_by_a_year_and_a_controller_starts_with_it(
+    ground: Ground, before: Before, cargo: Cargo, clocks: Clocks, ahead: int
+) -> None:
     """The edge's under a running controller, the region's while it is off; both work on, and start anew."""
     edge = ground.edges[0]
+    cargo.send()
     clocks.set(edge.name, ahead)
     ground.change(ground.root, STEADY, replicas=6)
     ground.until_runs(ground.root, STEADY, 6)
@@ -47,8 +51,9 @@ def test_a_clock_jumps_by_a_year_and_a_controller_starts_with_it(ground: Ground,
     until_exact(before.less(STEADY, LOCAL))
 
 
-def test_certificates_expire_while_a_region_is_cut_off(ground: Ground, before: Before, clocks: Clocks) -> None:
+def test_certificates_expire_while_a_region_is_cut_off(ground: Ground, before: Before, cargo: Cargo, clocks: Clocks) -> None:
     """Everybody's clock is past every certificate of a cluster when the link is back: renewed by the same keys, and linked."""
+    cargo.send()
     ground.links["region-a"].cut()
     until("the root misses the region", lambda: phases(ground.root)["region-a"] != "Ready")
     for site in ground.machines:

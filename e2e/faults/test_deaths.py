@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from banyanctl.demo import processes
+from e2e.faults.cargo import Cargo
 from e2e.faults.exact import Before, instances, until_exact
 from e2e.faults.ground import LOCAL, STEADY, Ground, Machine, events, phases
 from e2e.support import until
@@ -36,8 +37,9 @@ def pid_of(site: Machine) -> int:
 
 
 @pytest.mark.parametrize("who", ["root", "region-a", "edge-1"])
-def test_a_controller_is_killed_and_started_at_once(ground: Ground, before: Before, who: str) -> None:
+def test_a_controller_is_killed_and_started_at_once(ground: Ground, before: Before, cargo: Cargo, who: str) -> None:
     site = next(one for one in ground.machines if one.name == who)
+    cargo.send()
     begun = time.time()
     site.kill()
     site.run()
@@ -50,8 +52,9 @@ def test_a_controller_is_killed_and_started_at_once(ground: Ground, before: Befo
                 print(f"\n{peer.name} linked {linked[-1] - served:.2f} s after {who} was there again")
 
 
-def test_a_parent_is_killed_and_comes_back_late(ground: Ground, before: Before) -> None:
+def test_a_parent_is_killed_and_comes_back_late(ground: Ground, before: Before, cargo: Cargo) -> None:
     """What is wanted changes above and below meanwhile."""
+    cargo.send()
     ground.region.kill()
     until("the root misses it", lambda: phases(ground.root)["region-a"] != "Ready")
     ground.change(ground.root, STEADY, replicas=6)
@@ -61,8 +64,9 @@ def test_a_parent_is_killed_and_comes_back_late(ground: Ground, before: Before) 
     until_exact(before.less(STEADY))
 
 
-def test_a_parent_freezes(ground: Ground, before: Before) -> None:
+def test_a_parent_freezes(ground: Ground, before: Before, cargo: Cargo) -> None:
     """Half open: its connections stand until somebody's patience ends. What it had not done it does afterwards, once."""
+    cargo.send()
     with frozen(pid_of(ground.region)):
         until("the root misses it", lambda: phases(ground.root)["region-a"] != "Ready")
         until("its edges miss it", lambda: all(site.log(10_000).count("link.lost") for site in ground.edges))
@@ -72,7 +76,8 @@ def test_a_parent_freezes(ground: Ground, before: Before) -> None:
     until_exact(before.less(STEADY))
 
 
-def test_the_root_freezes_for_a_moment_shorter_than_anybodys_patience(ground: Ground, before: Before) -> None:
+def test_the_root_freezes_for_a_moment_shorter_than_anybodys_patience(ground: Ground, before: Before, cargo: Cargo) -> None:
+    cargo.send()
     with frozen(pid_of(ground.root)):
         time.sleep(1.0)
         ground.change(ground.region, LOCAL, replicas=3)
@@ -81,8 +86,9 @@ def test_the_root_freezes_for_a_moment_shorter_than_anybodys_patience(ground: Gr
     until_exact(before.less(LOCAL))
 
 
-def test_all_controllers_die_at_once_and_start_in_any_order(ground: Ground, before: Before, long: bool) -> None:
+def test_all_controllers_die_at_once_and_start_in_any_order(ground: Ground, before: Before, cargo: Cargo, long: bool) -> None:
     """What runs does not notice; the root comes last, and before it the branch is complete."""
+    cargo.send()
     order = [ground.region, *ground.edges]
     for turn in range(6 if long else 1):
         for site in ground.machines:
@@ -112,9 +118,10 @@ def supervisor(site: Machine) -> int:
     return pid
 
 
-def test_a_supervisor_is_killed(ground: Ground, before: Before) -> None:
+def test_a_supervisor_is_killed(ground: Ground, before: Before, cargo: Cargo) -> None:
     """A new one adopts what runs."""
     edge = ground.edges[0]
+    cargo.send()
     was = supervisor(edge)
     os.kill(was, signal.SIGKILL)
     ground.change(ground.root, STEADY, replicas=6)
@@ -124,9 +131,10 @@ def test_a_supervisor_is_killed(ground: Ground, before: Before) -> None:
     until_exact(before.less(STEADY))
 
 
-def test_a_supervisor_hangs(ground: Ground, before: Before) -> None:
+def test_a_supervisor_hangs(ground: Ground, before: Before, cargo: Cargo) -> None:
     """The other cluster goes on; what it was told meanwhile it does afterwards, once."""
     edge, other = ground.edges
+    cargo.send()
     with frozen(supervisor(edge)):
         ground.create(ground.root, "meanwhile", 1, clusterName=other.name)
         ground.until_runs(ground.root, "meanwhile", 1)

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from e2e.faults.cargo import Cargo
 from e2e.faults.exact import Before, instances, until_exact
 from e2e.faults.ground import Ground, grounded, phases
 from e2e.support import APPS, until
 
 pytestmark = [pytest.mark.needs("root"), pytest.mark.exact]
 
-DISK = 48  # MiB for each machine's data
+CARGO = 16  # MiB of a model on its way
+DISK = 160  # MiB for each machine's data: five such models and what there is beside
 FULL = (503, 507)
 
 
@@ -50,9 +52,10 @@ def fill(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("who", ["root", "region-a", "edge-1"])
-def test_a_disk_is_full(ground: Ground, before: Before, who: str) -> None:
+def test_a_disk_is_full(ground: Ground, before: Before, cargo: Cargo, who: str) -> None:
     """What runs runs on, what cannot be kept is refused or waits, and nobody acknowledges what he does not hold."""
     site = next(one for one in ground.machines if one.name == who)
+    cargo.send()
     ballast = fill(site.folder)
     wanted = []
     for number in range(40):
@@ -73,9 +76,10 @@ def test_a_disk_is_full(ground: Ground, before: Before, who: str) -> None:
     until_exact(before.less(*wanted))
 
 
-def test_the_roots_disk_is_lost_and_an_older_backup_takes_its_place(ground: Ground, before: Before, tmp_path: Path) -> None:
+def test_the_roots_disk_is_lost_and_an_older_backup_takes_its_place(ground: Ground, before: Before, cargo: Cargo, tmp_path: Path) -> None:
     """Nothing in the field is taken back; what the root does not know is shown until a person decides: here for the field."""
     root = ground.root
+    cargo.send()
     passphrase = tmp_path / "passphrase"
     passphrase.write_text("correct horse battery staple\n")
     root.banyan("backup", str(tmp_path / "root.backup"), "--passphrase-file", str(passphrase))
@@ -94,9 +98,10 @@ def test_the_roots_disk_is_lost_and_an_older_backup_takes_its_place(ground: Grou
     until_exact(before.less("newer"))
 
 
-def test_a_copied_data_folder_is_held_and_both_are_told(ground: Ground, before: Before) -> None:
+def test_a_copied_data_folder_is_held_and_both_are_told(ground: Ground, before: Before, cargo: Cargo) -> None:
     """What the first one runs is not touched by the second. Once the second is gone the first starts anew, and is believed again."""
     edge = ground.edges[0]
+    cargo.send()
     copy = ground.fabric.namespace("copy")
     twin = ground.machine("twin", copy)
     ground.lay(twin)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from e2e.faults.cargo import Cargo
 from e2e.faults.exact import Before, instances, until_exact
 from e2e.faults.ground import LOCAL, Ground, grounded, phases
 from e2e.faults.preloaded import Power
@@ -13,6 +14,7 @@ pytestmark = [pytest.mark.needs("root"), pytest.mark.needs("cc"), pytest.mark.ex
 
 CONFIGMAPS = "/api/v1/namespaces/default/configmaps"
 SEED, LUCKY = 5, 0.3
+CARGO = 16  # MiB of a model on its way: each sector of it is played again
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +28,9 @@ def ground(power: Power, tmp_path_factory: pytest.TempPathFactory) -> Iterator[G
         yield ground
 
 
-def test_everybody_loses_power_with_writes_under_way(ground: Ground, before: Before, power: Power, long: bool) -> None:
+def test_everybody_loses_power_with_writes_under_way(ground: Ground, before: Before, cargo: Cargo, power: Power, long: bool) -> None:
     """The region and its edges are complete before the root is there again."""
+    cargo.send()
     for turn in range(5 if long else 1):
         acknowledged: dict[str, set[str]] = {}
         for site in (ground.root, ground.region):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from e2e.faults.cargo import Cargo
 from e2e.faults.exact import Before, instances, until_exact
 from e2e.faults.ground import LOCAL, STEADY, Ground, Machine, phases
 from e2e.support import API, APPS, until
@@ -16,11 +17,12 @@ def running(ground: Ground, name: str) -> int:
     return sum(one.application == name for site in ground.machines for one in instances(site))
 
 
-def test_a_region_is_cut_off_and_lives_on(ground: Ground, before: Before) -> None:
+def test_a_region_is_cut_off_and_lives_on(ground: Ground, before: Before, cargo: Cargo) -> None:
     root, region = ground.root, ground.region
     dead, alive = ground.edges
     ground.create(root, "twins", 4, clusterSelector={"matchLabels": {"tier": "edge"}}, onUnreachable=REPLACE)
     ground.until_runs(root, "twins", 4)
+    cargo.send()
     ground.links["region-a"].cut()
     until("the root misses the region", lambda: phases(root)["region-a"] != "Ready")
     # A leaf dies; the region replaces what may be replaced, and keeps what may not.
@@ -70,8 +72,9 @@ def both(root: Machine, region: Machine) -> tuple[int, int]:
     return root.status(SAME)["ready"], region.status(SAME)["ready"]
 
 
-def test_a_site_joins_while_the_root_is_gone(ground: Ground, before: Before) -> None:
+def test_a_site_joins_while_the_root_is_gone(ground: Ground, before: Before, cargo: Cargo) -> None:
     """Provisional, and complete at once; the root learns of it."""
+    cargo.send()
     ground.root.kill()
     newcomer = ground.machine("edge-4")
     ground.add(newcomer)
