@@ -3,6 +3,8 @@
 They are named as in the Application, so of the same origin and namespace; every level finds them among what it places itself. Where one
 runs is what its targets reported last, and what they were given and have not reported: of a target with many clusters, the worst 20
 rows. Whoever names an application is placed again when that one is reported.
+
+Keeping apart holds both ways, as in Kubernetes: what comes later does not land beside one that stays away from it.
 """
 
 from collections.abc import Iterable
@@ -23,6 +25,7 @@ class Beside:
         self._names: dict[str, Name] = {}
         self._watched: dict[Name, set[str]] = {}  # name → applications that name it
         self._watches: dict[str, set[Name]] = {}  # and back
+        self._avoiding: dict[Name, dict[str, list[kinds.ApplicationTerm]]] = {}  # name → applications that stay away from it, and how
 
     def learn(self, application: str, name: Name, placement: kinds.Placement | None) -> None:
         """``placement`` None: the application is gone."""
@@ -30,6 +33,8 @@ class Beside:
             self._watched[watched].discard(application)
             if not self._watched[watched]:
                 del self._watched[watched]
+            if self._avoiding.get(watched, {}).pop(application, None) is not None and not self._avoiding[watched]:
+                del self._avoiding[watched]
         self._uids.pop(self._names.pop(application, ("", "", "")), None)
         if placement is None:
             return
@@ -40,13 +45,16 @@ class Beside:
             self._watched.setdefault(watched, set()).add(application)
         if named:
             self._watches[application] = named
+        for term in placement.anti_affinity.applications:
+            self._avoiding.setdefault((*name[:2], term.name), {}).setdefault(application, []).append(term)
 
     def gone(self, application: str) -> None:
         self.learn(application, ("", "", ""), None)
 
     def watchers(self, application: str) -> Iterable[str]:
-        """Applications that name this one."""
-        return self._watched.get(self._names.get(application, ("", "", "")), ())
+        """Applications that name this one, and those from which it stays away: they may come where it was."""
+        avoided = (self._uids.get(name, "") for name in self._watches.get(application, ()) if application in self._avoiding.get(name, ()))
+        return {*self._watched.get(self._names.get(application, ("", "", "")), ()), *filter(None, avoided)}
 
     def neighbours(self, tx: Reader, application: str, placement: kinds.Placement, origin: bool) -> tuple[Neighbour, ...]:
         """Below the ``origin`` one that nobody here has runs elsewhere: whoever gave the share has seen to it that it is near."""
@@ -55,7 +63,7 @@ class Beside:
             return ()
         terms = [(term, False) for term in placement.affinity.applications if origin or (*name[:2], term.name) in self._uids]
         terms += [(term, True) for term in placement.anti_affinity.applications]
-        return tuple(
+        named = [
             Neighbour(
                 name=term.name,
                 where=self._where(tx, self._uids.get((*name[:2], term.name), "")),
@@ -64,7 +72,21 @@ class Beside:
                 weight=term.weight,
             )
             for term, apart in terms
-        )
+        ]
+        avoiding = [
+            Neighbour(
+                name=self._names[other][2],
+                where=self._where(tx, other),
+                apart=True,
+                topology=term.topology_key,
+                weight=term.weight,
+                theirs=True,
+            )
+            for other, kept in sorted(self._avoiding.get(name, {}).items())
+            if other != application
+            for term in kept
+        ]
+        return tuple(named + avoiding)
 
     def _where(self, tx: Reader, application: str) -> frozenset[str]:
         found: set[str] = set()

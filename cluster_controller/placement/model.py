@@ -53,7 +53,8 @@ class Neighbour(Struct, frozen=True, kw_only=True):
     """Another application that this one wants beside it, or away from it.
 
     ``where`` holds the uids of the clusters that run it, by what this controller knows. ``topology`` is the label whose equal values
-    are one place; empty: each cluster is a place of its own. ``weight`` 0: a demand; else a wish of that weight.
+    are one place; empty: each cluster is a place of its own. ``weight`` 0: a demand; else a wish of that weight. ``theirs``: it is the
+    other one that stays away from this.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Neighbour(Struct, frozen=True, kw_only=True):
     apart: bool = False
     topology: str = ""
     weight: int = 0
+    theirs: bool = False
 
 
 class Spread(Struct, frozen=True):

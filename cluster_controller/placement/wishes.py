@@ -29,6 +29,8 @@ def refuse_wishes(demand: Demand, component: ComponentDemand, cluster: ClusterRe
 def _neighbour(each: Neighbour, cluster: ClusterRecord) -> tuple[str, str, str]:
     """The filter, a sentence and a remedy."""
     place = f"{each.topology}={cluster.labels.get(each.topology, '')}" if each.topology else "there"
+    if each.theirs:
+        return "AntiAffinity", f"has application {each.name} {place}, which stays apart from this one", f"move one, or change {each.name}"
     if each.apart:
         return "AntiAffinity", f"has application {each.name} {place}, and the two stay apart", "move one, or change placement.antiAffinity"
     if not each.where:

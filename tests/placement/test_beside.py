@@ -6,7 +6,7 @@ from pathlib import Path
 from cluster_controller.placement.model import Neighbour, Spread
 from cluster_controller.placement.place import place
 from tests.placement.test_place import cluster, demand, reason
-from tests.placement.tree import Tree, put_application
+from tests.placement.tree import Tree, application, delete_application, put_application
 
 
 def test_what_must_be_beside_or_apart_is_a_filter_and_what_runs_stays() -> None:
@@ -59,3 +59,49 @@ def test_one_waits_for_the_other_and_a_third_keeps_away(tmp_path: Path) -> None:
             await tree.close()
 
     asyncio.run(main())
+
+
+def test_what_comes_later_does_not_land_beside_one_that_stays_away_from_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        tree = Tree(tmp_path)
+        root = await tree.add("root")
+        await tree.add("region", "root")
+        await tree.add("edge-1", "region", 300, {"zone": "1"})
+        await tree.add("edge-2", "region", 300, {"zone": "2"})
+        try:
+            await tree.quiet()
+
+            def where(uid: str) -> list[str]:
+                return [name for name, site in tree.sites.items() if site.running.get(uid, {}).get("serve")]
+
+            shy = {"antiAffinity": {"applications": [{"name": "noisy"}]}}
+            hermit = await put_application(root, "hermit", 1, **shy)
+            await tree.quiet()
+            [there] = where(hermit)
+            noisy = await put_application(root, "noisy", 2)
+            await tree.quiet()
+            assert where(noisy) == [name for name in ("edge-1", "edge-2") if name != there]
+            other = await put_application(root, "other", 1, clusterNames=[there])
+            late = await put_application(root, "loud", 1, clusterNames=[there])
+            await put_application(root, "hermit", 1, antiAffinity={"applications": [{"name": "noisy"}, {"name": "late"}]})
+            await tree.quiet()
+            assert (where(other), where(late)) == ([there], [there]), "it is about that one only"
+            barred = await put_application(root, "late", 1, clusterNames=[there])
+            await tree.quiet()
+            assert where(barred) == []
+            said = application(root, "late").status.components[0].message  # type: ignore[union-attr]
+            assert "has application hermit there, which stays apart from this one" in said
+            await delete_application(root, "hermit")
+            await tree.quiet()
+            assert where(barred) == [there], "it waited for that"
+        finally:
+            await tree.close()
+
+    asyncio.run(main())
+
+
+def test_keeping_apart_is_a_wish_of_both_where_it_has_a_weight() -> None:
+    clusters = [cluster("a"), cluster("b")]
+    theirs = Neighbour(name="hermit", where=frozenset({"a"}), apart=True, theirs=True, weight=7)
+    assert place(demand(1, neighbours=(theirs,)), clusters, {}).shares == {"b": {"serve": 1}}
+    assert place(demand(1, neighbours=(theirs,)), clusters[:1], {}).shares == {"a": {"serve": 1}}
