@@ -72,6 +72,8 @@ def _explained(answer: Mapping[str, Any], nodes: bool) -> None:
         division = f", divided by {decision['division']}" if decision.get("division") else ""
         reach = f"{decision.get('reachable')} of {decision.get('clusters')} clusters in reach"
         print(f"{words} at {decision.get('time')}, generation {decision.get('generation')}, {reach}{division}")
+        if decision.get("balance"):
+            print(f"balance: {decision['balance']}")
     for component in answer.get("components") or []:
         line = f"{component['name']}: {component['replicas']} wanted"
         line += f", {component['unplaced']} that no cluster takes" if component.get("unplaced") else ""
@@ -79,6 +81,9 @@ def _explained(answer: Mapping[str, Any], nodes: bool) -> None:
         print(line)
         for text in component.get("notes") or []:
             print(f"  {text}")
+    for row in answer.get("clusters") or []:
+        if row.get("overrides"):
+            print(f"{row['cluster']}: overrides: {', '.join(row['overrides'])}")
     for missing in answer.get("missing") or []:
         print(f"missing: {missing}")
     parts = [(row["cluster"], part) for row in answer.get("clusters") or [] for part in row.get("components") or []]

@@ -121,6 +121,9 @@ def _show(document: Mapping[str, Any], *, wide: bool) -> None:
     waves = f"wave {rollout['wave']} of {rollout['waves']}" if rollout else "no waves"
     print(f"{phase}: {waves}, {rollout.get('updated', 0)} of {rollout.get('clusters', 0)} clusters" if rollout else f"{phase}: {waves}")
     print(f"  {message}")
+    for level in rollout.get("below") or []:
+        at, all_ = level.get("wave", 0), level.get("waves", 0)
+        print(f"  {'/'.join(level['path'])}: {level['phase']}, wave {at} of {all_}, {level['updated']} of {level['clusters']} clusters")
     if wide:
         rows = [
             ("/".join(row.get("path") or []) or row.get("name", ""), row.get("ready", 0), row.get("desired", 0), row.get("reason", ""),

@@ -117,6 +117,7 @@ def _application(told: story.Story, ages: Mapping[str, str]) -> None:
     rollout = state.get("rollout")
     if rollout:
         print(f"rollout: {rollout['phase']}, {rollout.get('message', '')}")
+        _waves(told.origin, rollout)
     print()
     rows = [
         (
@@ -137,6 +138,7 @@ def _application(told: story.Story, ages: Mapping[str, str]) -> None:
             " → ".join(each.get("path") or []),
             f"{each.get('ready', 0)}/{each.get('desired', 0)}",
             each.get("port", ""),
+            ", ".join(each.get("overrides") or []),
             each.get("reason", ""),
             each.get("message", "") + (f", heard {ages[each['cluster']]} ago" if _is_silent(each, ages) else ""),
         )
@@ -144,7 +146,9 @@ def _application(told: story.Story, ages: Mapping[str, str]) -> None:
     ]
     if places:
         print()
-        output.table(("cluster", "way", "ready", "site port", "reason", "message"), places)
+        heads = ("cluster", "way", "ready", "site port", "overrides", "reason", "message")
+        kept = [index for index, head in enumerate(heads) if head != "overrides" or any(row[index] for row in places)]
+        output.table([heads[index] for index in kept], [[row[index] for index in kept] for row in places])
     if (count := state.get("clusterCount", 0)) > len(places):
         output.note(f"the {len(places)} that need attention most, of {count} clusters")
     if told.place.below:
@@ -158,6 +162,23 @@ def _application(told: story.Story, ages: Mapping[str, str]) -> None:
         )
     if left := state.get("withdrawing"):
         output.note(f"withdrawing; not yet confirmed by: {', '.join(left)}")
+
+
+def _waves(here: str, rollout: Mapping[str, Any]) -> None:
+    """Each level by itself: a branch has waves of its own."""
+    levels = rollout.get("below") or []
+    if not levels:
+        return
+    rows = [
+        (
+            "/".join(level.get("path") or []) or here,
+            level.get("phase", ""),
+            f"{level.get('wave', 0)} of {level.get('waves', 0)}",
+            f"{level.get('updated', 0)} of {level.get('clusters', 0)}",
+        )
+        for level in [rollout, *levels]
+    ]
+    output.table(("level", "rollout", "wave", "clusters updated"), rows)
 
 
 def _written(told: story.Story) -> str:

@@ -34,6 +34,7 @@ from cluster_controller.placement.engine import Engine
 from cluster_controller.reconcile.holds import Holds
 from cluster_controller.reconcile.reconciler import Reconciler
 from cluster_controller.resources import kinds, quantity
+from cluster_controller.rollout.measuring import Measuring
 from cluster_controller.rotation import Rotation
 from cluster_controller.store import Key, Store
 from cluster_controller.store import Limits as StoreLimits
@@ -199,6 +200,9 @@ class Controller:
             self.reconciler = Reconciler(store, self.shim, self.library, uid=self.uid, name=self.name, nodes_changed=self._nodes_changed)
             store.subscribe(self.reconciler.changed)
             self._tasks.keep("reconcile", self.reconciler.run)
+            self.measuring = Measuring(self.shim.open, self.reconciler.running, self.engine.look_at, clock.boottime)
+            self.engine.measured_by(self.measuring.judge, self.measuring.forget)
+            self._tasks.keep("measuring", self.measuring.run)
         self.shelf = Shelf(store, blobs)
         self.rotation = Rotation(store, self.identity, renew=self._renew, changed=self.census.self_changed, wall=clock.wall)
         self.drill = Drill(

@@ -3,7 +3,8 @@
 Started by the tests as an Application's command with nothing but the standard library. ``/`` tells pid, environment, working
 folder and how often it was started (a line per start in ``data/starts``, where a volume may lie); ``/file/PATH`` a file's text;
 ``/echo`` the body that was sent, as it comes; ``/bytes/N`` so many bytes; ``/sick`` makes ``/health`` fail from then on;
-``/exit/N`` ends the process.
+``/exit/N`` ends the process. ``/work`` is a request that counts, of which the part ``FAILS`` (in the environment) is answered 500;
+``/metrics`` says how many there were.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ from pathlib import Path
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 CHUNK = 65536
 sick = asyncio.Event()
+worked = {200: 0, 500: 0}
 
 
 def started() -> int:
@@ -75,6 +77,11 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pat
         body = b"x" * int(path.removeprefix("/bytes/"))
     elif path == "/sick":
         sick.set()
+    elif path == "/work":
+        code = 500 if worked[500] < float(os.environ.get("FAILS", "0")) * (worked[200] + worked[500] + 1) else 200
+        worked[code] += 1
+    elif path == "/metrics":
+        body = b"".join(b'work_total{code="%d"} %d\n' % each for each in worked.items())
     elif path == "/health":
         code = 500 if sick.is_set() else 200
     elif path.startswith("/exit/"):

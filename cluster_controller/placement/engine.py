@@ -46,7 +46,7 @@ from cluster_controller.placement.uses import Uses
 from cluster_controller.placement.works import Reader, Works
 from cluster_controller.reports import Reporter
 from cluster_controller.resources import kinds
-from cluster_controller.rollout.keeping import NOTHING, Rolling
+from cluster_controller.rollout.keeping import NOTHING, Gates, Rolling
 from cluster_controller.settling import Alarm, Settler
 from cluster_controller.store import Event, Key, Store, Stored, Tx
 
@@ -266,6 +266,14 @@ class Engine:
         names = [component.name for component in allotment.components]
         below = self._carried.below(tx, self._subtree.name(tx, target), allotment.application.uid)
         return self._carried.living(tx, target, names, below, self._lending.held(tx, target, allotment.application.uid))
+
+    def measured_by(self, gates: Gates, ungated: Callable[[str], None]) -> None:
+        """Who reads the metrics of what runs on the own cluster, where there is one."""
+        self._rolling.gates, self._rolling.ungated = gates, ungated
+
+    def look_at(self, application: str) -> None:
+        """Something about it is known that no document says."""
+        self._settler.mark(application)
 
     def rollouts(self) -> Mapping[str, int]:
         """How many rollouts are in each phase here, for /metrics."""

@@ -114,6 +114,12 @@ class Reconciler:
             for instance in seen.instances:
                 yield name, instance
 
+    def running(self) -> Iterator[tuple[str, contract.Instance]]:
+        """(application's uid, instance) of all that runs here."""
+        for uid, seen in self._seen.items():
+            for instance in seen.instances:
+                yield uid, instance
+
     def accelerators_held(self) -> dict[tuple[str, str], int]:
         """By node and kind, how many the instances hold that run here, for /metrics."""
         held: dict[tuple[str, str], int] = {}

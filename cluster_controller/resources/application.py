@@ -214,6 +214,29 @@ class Wave(Document, frozen=True, kw_only=True):
     manual: bool = False  # the next wave waits until somebody says `banyan rollout resume`
 
 
+class Series(Document, frozen=True, kw_only=True):
+    """Series of an Application's own metrics."""
+
+    metric: str  # its name, as /metrics has it; of a histogram without _bucket
+    labels: dict[str, str] = field(default_factory=dict)  # that it must have; * stands for anything, as in 5*
+
+
+class Gate(Document, frozen=True, kw_only=True):
+    """A measure by which a version has to be well. Either errors and requests, or latency."""
+
+    name: str = ""  # by which messages speak of it
+    component: str = ""  # whose metrics are read; empty: the first one's
+    path: str = "/metrics"  # where its instances expose them
+    errors: Series | None = None  # counters of what failed
+    requests: Series | None = None  # counters of everything; the figure is how large a part of it failed
+    latency: Series | None = None  # a histogram of seconds; the figure is its quantile
+    quantile: Annotated[float, Meta(gt=0, lt=1)] = 0.99  # of latency
+    max: Annotated[float, Meta(ge=0)]  # what the figure may be at most: 0.05 is 5 %, or seconds
+    window_seconds: Annotated[int, Meta(ge=1, le=86_400)] = 60  # it has been well for so long, on each cluster, before a wave is done
+    min_count: Annotated[int, Meta(ge=1, le=1_000_000_000)] = 20  # requests without which nothing can be said
+    on_missing: Literal["Wait", "Pass"] = "Wait"  # when there were fewer in the window: wait for more, or go on without
+
+
 class Rollout(Document, frozen=True, kw_only=True):
     """How a new version goes out, at each level of the tree: among a controller's direct children and its own cluster."""
 
@@ -223,6 +246,7 @@ class Rollout(Document, frozen=True, kw_only=True):
     progress_deadline_seconds: PositiveSeconds = 600  # in which a wave must make progress towards ready; then the rollout has failed
     rollback: Literal["Never", "Automatic"] = "Never"  # Automatic: where it was written, a failed rollout goes back to the version before
     paused: bool = False  # no further cluster is changed
+    gates: list[Gate] = field(default_factory=list)  # measures, besides readiness, by which each cluster judges a new version
 
 
 class OverrideClusters(Document, frozen=True, kw_only=True):
@@ -304,6 +328,18 @@ class Revision(Document, frozen=True, kw_only=True):
     healthy: bool = False  # it was once ready on every cluster in reach: undo goes back to such a one
 
 
+class RolloutLevel(Document, frozen=True, kw_only=True):
+    """How far a version has come at one controller further down."""
+
+    path: list[str]  # names from the reporter down to it
+    phase: str = ""  # as in RolloutStatus
+    wave: int = 0  # the one that is under way, from 1
+    waves: int = 0  # how many there are
+    updated: int = 0  # clusters that were given this version
+    clusters: int = 0  # of so many
+    message: str = ""  # a sentence for people
+
+
 class RolloutStatus(Document, frozen=True, kw_only=True):
     """How far a version has come. Clusters are the direct children of who reports, and its own cluster."""
 
@@ -316,6 +352,7 @@ class RolloutStatus(Document, frozen=True, kw_only=True):
     skipped: list[str] = field(default_factory=list)  # out of reach: they follow when they are back; at most 20
     reason: str = ""  # a word for programs
     message: str = ""  # a sentence for people
+    below: list[RolloutLevel] = field(default_factory=list)  # the same of the controllers below; the 20 that are least far
 
 
 class ApplicationStatus(Document, frozen=True, kw_only=True):

@@ -1,5 +1,6 @@
 """What a rollout and an order of starts must also mean: waves that say whom they take, and nobody who waits for himself."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -9,6 +10,8 @@ from cluster_controller.resources.names import label_problem
 from cluster_controller.resources.selectors import from_struct
 
 MOST_WAVES = 50
+MOST_GATES = 10
+METRIC = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 MOST_DEPENDED = 20
 
 
@@ -29,6 +32,28 @@ def waves(rollout: kinds.Rollout, path: str, report: Report) -> None:
             from_struct(wave.cluster_selector, f"{where}.clusterSelector")
         except InvalidInput as error:
             report(error.field or f"{where}.clusterSelector", str(error))
+
+
+def gates(rollout: kinds.Rollout, path: str, components: Sequence[str], report: Report) -> None:
+    if len(rollout.gates) > MOST_GATES:
+        report(f"{path}.gates", f"has {len(rollout.gates)} gates; at most {MOST_GATES}", "FieldValueTooMany")
+    report.unique(f"{path}.gates", [gate.name for gate in rollout.gates if gate.name])
+    for index, gate in enumerate(rollout.gates[:MOST_GATES]):
+        where = f"{path}.gates[{index}]"
+        report.exactly_one(where, {"latency": gate.latency, "errors and requests": gate.errors or gate.requests})
+        if (gate.errors is None) != (gate.requests is None):
+            missing = "errors" if gate.errors is None else "requests"
+            report(f"{where}.{missing}", "is required: the figure is errors divided by requests", "FieldValueRequired")
+        if gate.component and gate.component not in components:
+            have = ", ".join(components)[:200]
+            report(f"{where}.component", f"{gate.component[:80]!r} is no component of this application; it has {have}")
+        if not gate.path.startswith("/") or any(char <= " " or char >= "\x7f" for char in gate.path):
+            report(f"{where}.path", "begins with a slash and has no blank")
+        if gate.latency is None and gate.max > 1:
+            report(f"{where}.max", "is a part of all requests: 0.05 is 5 %")
+        for name, series in (("errors", gate.errors), ("requests", gate.requests), ("latency", gate.latency)):
+            if series is not None and METRIC.fullmatch(series.metric) is None:
+                report(f"{where}.{name}.metric", f"{series.metric[:80]!r} is no name of a metric")
 
 
 def starts(app: kinds.Application, report: Report) -> None:

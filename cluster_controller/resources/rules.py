@@ -22,7 +22,7 @@ from cluster_controller.resources.names import (
 )
 from cluster_controller.resources.overriding import overrides
 from cluster_controller.resources.placing_rules import hourly_cost_problem, wishes
-from cluster_controller.resources.rollout_rules import starts, waves
+from cluster_controller.resources.rollout_rules import gates, starts, waves
 from cluster_controller.resources.selectors import check_key, check_value, from_struct
 from cluster_controller.resources.shape import Problem
 
@@ -80,6 +80,7 @@ def application(app: kinds.Application, previous: kinds.Application | None, repo
     _placement(app.spec.placement, "spec.placement", report)
     if app.spec.rollout is not None:
         waves(app.spec.rollout, "spec.rollout", report)
+        gates(app.spec.rollout, "spec.rollout", [component.name for component in components], report)
     starts(app, report)
     overrides(app, component_problems, report)
 

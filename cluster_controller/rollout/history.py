@@ -5,8 +5,6 @@ How a version goes out (`spec.rollout`) is no part of it: changing that is no ne
 """
 
 import itertools
-import itertools
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 

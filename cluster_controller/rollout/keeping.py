@@ -13,9 +13,14 @@ import msgspec
 from cluster_controller.events import record
 from cluster_controller.resources import kinds
 from cluster_controller.rollout import depends, history, waves
+from cluster_controller.rollout.gates import Judged
 from cluster_controller.rollout.revision import Order, Version, base_of, of_work, order, rolled_back, with_shares
 from cluster_controller.store import Key, Store, Stored, Tx
 
+GATE = "GateFailed"  # a measure of the rollout is beyond what is allowed
+GATE_UNKNOWN = "GateUnknown"  # there was nothing to measure
+MOST_LEVELS = 20
+LEVEL_WORDS = 200  # characters of what one level says
 CRASH_LOOP = "CrashLoopBackOff"  # as shims call it: it ended soon after each of its last starts
 Shares = Mapping[str, Mapping[str, int]]  # target → component → replicas
 
@@ -89,6 +94,13 @@ class Rolled(NamedTuple):
 NOTHING = Rolled()
 
 
+Gates = Callable[[str, str, Sequence[kinds.Gate], Sequence[str]], Judged]  # application, version, gates, components
+
+
+def _no_metrics(application: str, revision: str, rules: Sequence[kinds.Gate], components: Sequence[str]) -> Judged:
+    return Judged("Unknown", None, "this controller has no cluster of its own whose metrics it could read")
+
+
 def _same_for_all(tx: Tx, revision: str, overrides: Sequence[kinds.Override], target: str) -> str:
     return revision
 
@@ -109,6 +121,8 @@ class Rolling:
         revision: Callable[[Tx, str, Sequence[kinds.Override], str], str] = _same_for_all,
     ) -> None:
         self._revision = revision
+        self.gates: Gates = _no_metrics
+        self.ungated: Callable[[str], None] = lambda application: None  # nobody asks any more
         self._uid = uid
         self._silent = silent
         self._labels = labels
@@ -137,6 +151,7 @@ class Rolling:
     def forget(self, tx: Tx, application: str) -> None:
         self._watches.pop(application, None)
         self._phases.pop(application, None)
+        self.ungated(application)
         if tx.fact(_fact(application)) is not None:
             tx.set_fact(_fact(application), None)
 
@@ -164,7 +179,8 @@ class Rolling:
                 return Rolled(back=True)
         due = step.due | unconcerned
         orders = {target: self._order(task, now, target, scene, due=target in due) for target in scene.targets()}
-        return Rolled(orders, scene.waits, step.passed_on, step.status, step.again)
+        status = msgspec.structs.replace(step.status, below=self._below(tx, scene))
+        return Rolled(orders, scene.waits, step.passed_on, status, step.again)
 
     def _order(self, task: Task, state: waves.State, target: str, scene: Scene, *, due: bool) -> Order:
         share, extra = scene.share(target), self._extra(target, state)
@@ -182,6 +198,25 @@ class Rolling:
         if before.current.references != newest.references:
             return msgspec.structs.replace(before, current=msgspec.structs.replace(before.current, references=newest.references))
         return before
+
+    def _gated(self, tx: Tx, task: Task, rollout: kinds.Rollout, work: kinds.WorkSpec | None) -> tuple[waves.Verdict, str, str]:
+        """What the own cluster's metrics say of a version that is ready; asked only while it is on its way."""
+        state = state_of(tx, task.application.uid)
+        told = of_work(work)
+        same = state is not None and state.current.revision == task.revision
+        if work is None or told != self._revision(tx, task.revision, task.overrides, self._uid):
+            return "done", "", ""  # of the version before: nobody asks how that does
+        if same and state is not None and (state.phase == "Complete" or state.at_once):
+            self.ungated(task.application.uid)
+            return "done", "", ""
+        if not same:
+            return "judging", "", "its metrics are read next"
+        judged = self.gates(task.application.uid, told, rollout.gates, [component.name for component in task.components])
+        if judged.verdict == "Healthy":
+            return "done", "", judged.message
+        if judged.verdict == "Unhealthy":
+            return "failed", GATE, judged.message
+        return "judging", GATE_UNKNOWN if judged.verdict == "Unknown" else "", judged.message
 
     def _unconcerned(self, tx: Tx, state: waves.State, members: Sequence[waves.Member]) -> frozenset[str]:
         """Who has the same in this version as in the one before, since only overrides for others have changed: nobody waits for them."""
@@ -204,6 +239,8 @@ class Rolling:
             if not runs and not any(scene.share(target).values()):
                 continue
             verdict, reason, message = judge(work, status, own=target == self._uid)
+            if target == self._uid and verdict == "done" and rollout.gates:
+                verdict, reason, message = self._gated(tx, task, rollout, work)
             waits = scene.waits.get(target)
             if waits and verdict in {"done", "going"}:  # whom it waits for is judged where that runs
                 verdict, message = "judging", "; ".join(f"{name} {why}" for name, why in waits.items())
@@ -223,6 +260,30 @@ class Rolling:
         """The version of the whole that a target was told."""
         told = of_work(work)
         return task.revision if told == self._revision(tx, task.revision, task.overrides, target) else told
+
+    def _below(self, tx: Tx, scene: Scene) -> list[kinds.RolloutLevel]:
+        """What children that divide on say of their waves, those first that are least far."""
+        found: list[kinds.RolloutLevel] = []
+        for target in scene.targets():
+            status = scene.status(target)
+            told = status.rollout if status is not None else None
+            if target == self._uid or told is None or told.revision != of_work(scene.work(target)):
+                continue
+            name = self._name(tx, target)
+            found.append(
+                kinds.RolloutLevel(
+                    path=[name],
+                    phase=told.phase,
+                    wave=told.wave,
+                    waves=told.waves,
+                    updated=told.updated,
+                    clusters=told.clusters,
+                    message=told.message[:LEVEL_WORDS],
+                )
+            )
+            found += [msgspec.structs.replace(level, path=[name, *level.path]) for level in told.below]
+        found.sort(key=lambda level: (level.phase == "Complete", level.path))
+        return found[:MOST_LEVELS]
 
     def _extra(self, target: str, state: waves.State) -> list[kinds.WorkReference]:
         """What those below a child still need of the version before, while its own waves are under way."""

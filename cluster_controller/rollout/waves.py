@@ -117,7 +117,7 @@ def begin(state: State | None, newest: Version, former: Version | None, *, first
 
 def step(state: State, watch: Watch, rollout: Rollout, members: Sequence[Member], *, resume: str, now: float, wanted: bool) -> Step:
     """One look. ``wanted``: replicas are asked for, so that nobody having any is no success."""
-    plan = msgspec.structs.replace(rollout, waves=[], wave=0, pause_seconds=0) if state.at_once else rollout
+    plan = msgspec.structs.replace(rollout, waves=[], wave=0, pause_seconds=0, gates=[]) if state.at_once else rollout
     waves = assign(plan, members, state.current.revision)
     asked = state.asked
     if state.phase == "Failed" and resume != asked:

@@ -27,6 +27,9 @@ def test_the_first_version_starts_everywhere_at_once_and_the_next_goes_wave_by_w
         assert runs(tree) == ["v2", "v1", "v1"]
         assert (status(root).ready, status(root).updated, status(root).phase) == (3, 1, "Progressing")
         assert rollout(root).message.startswith("wave 1 of 1: waits for region (wave 1 of 3 is well")
+        levels = {"/".join(each.path): (each.phase, each.wave, each.waves, each.updated) for each in rollout(root).below}
+        assert levels["region"] == ("Progressing", 1, 3, 1)
+        assert levels["region/edge-1"] == ("Complete", 1, 1, 1)
         await tree.wait(10)
         await tree.quiet()
         assert runs(tree) == ["v2", "v2", "v1"]
