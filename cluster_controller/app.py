@@ -29,6 +29,7 @@ from cluster_controller.models.blobs import BlobStore
 from cluster_controller.models.library import Library
 from cluster_controller.models.shelf import Shelf
 from cluster_controller.moves.driver import Driver as Moves
+from cluster_controller.moves.lineage import Lineage
 from cluster_controller.moves.part import Part
 from cluster_controller.placement.engine import Engine
 from cluster_controller.reconcile.holds import Holds
@@ -239,8 +240,11 @@ class Controller:
             wall=clock.wall,
         )
         self._way = self.moves.way
+        lineage = Lineage(store, self.identity, renew=self._renew)
+        self.rotation.listeners.append(lineage.again)
         for room in (
             self.moves,
+            lineage,
             self.rotation,
             self.census,
             self.engine,

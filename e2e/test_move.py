@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from cluster_controller.identity import load
 from e2e.support import APPS, Asker, Site, Tree, model_application, program, publish, talker, until
 
 EVERY_EDGE = {"clusterSelector": {"matchLabels": {"tier": "edge"}}}
@@ -73,3 +74,61 @@ def instances(site: Site, application: str = "") -> list[str]:
         for status in pod["status"].get("containerStatuses", [])
         if not application or application in pod["metadata"]["name"]
     ]
+
+
+def test_a_region_moves_with_all_below_it_while_controllers_die(tree: Tree) -> None:
+    """The region that goes, its new parent and the one that decides are killed in the midst; in the end it is under exactly one parent."""
+    root = tree.root()
+    a, b = tree.region("region-a", root), tree.region("region-b", root)
+    inner = tree.region("inner", a)
+    edge = tree.edge("edge-1", inner)
+    until("all are Ready", lambda: [item["phase"] for item in root.clusters().values()] == ["Ready"] * 5)
+    assert root.ask("POST", APPS, program("divided", placement=EVERY_EDGE, replicas=3, expose={"port": 8600}))[0] == 201
+    assert inner.ask("POST", APPS, talker("of-inner"))[0] == 201
+    until("all are ready", lambda: ready(root) == {"divided": 3} and ready(inner) == {"of-inner": 1})
+    stays = set(instances(edge))
+
+    refusals = {
+        ("inner", "edge-1"): "stands below inner",
+        ("inner", "region-a"): "is the parent of inner already",
+        ("inner", "nobody"): '"nobody" not found',
+        ("region-a", "edge-1"): "stands below region-a",
+        ("edge-1", "inner"): "is the parent of edge-1 already",
+    }
+    for (name, parent), reason in refusals.items():
+        refused = root.banyan("move", name, "--parent", parent, "--yes", check=False)
+        assert refused.returncode != 0 and reason in refused.stderr, (name, parent, refused.stderr)
+    leaf = tree.edge("edge-2", b)
+    until("the leaf is there", lambda: root.clusters().get("edge-2", {}).get("phase") == "Ready")
+    refused = root.banyan("move", "inner", "--parent", "edge-2", "--yes", check=False)
+    assert (refused.returncode != 0 and "may not take children" in refused.stderr) or "listens for no children" in refused.stderr
+
+    root.banyan("move", "inner", "--parent", "region-b", "--yes", "--no-wait")
+    for site in (inner, root, b):
+        site.kill()
+    again = [site.run() for site in (b, root, inner)]
+    assert len(again) == 3
+
+    def ended() -> str:
+        move = json.loads(root.banyan("move", "inner", "--status", "-o", "json").stdout)
+        return "" if move["active"] else str(move["phase"])
+
+    phase = until("the move has ended", ended)
+    if phase == "Undone":  # it was cut short before the region had gone
+        assert "inner" in a.clusters()
+        done = root.banyan("move", "inner", "--parent", "region-b", "--yes", "-o", "json")
+        assert json.loads(done.stdout)["phase"] == "Done"
+    until("it is there with all below it", lambda: root.clusters()["edge-1"]["path"] == ["region-b", "inner", "edge-1"])
+    until("its old parent has forgotten both", lambda: not {"inner", "edge-1"} & set(a.clusters()))
+    until("everything is ready", lambda: ready(root) == {"divided": 3} and ready(inner) == {"of-inner": 1})
+    assert stays <= set(instances(edge))
+    assert not instances(leaf, "divided")
+    assert root.ask("POST", APPS, talker("after", **at("edge-1")))[0] == 201
+    until("what is new arrives", lambda: root.status("after").get("ready") == 1)
+    path = [site.clusters()[site.name]["uid"] for site in (root, b, inner, edge)]
+    until("the certificates below say the new way", lambda: issuers(edge) == path[:-1])
+
+
+def issuers(site: Site) -> list[str]:
+    """uids of the controllers by which a cluster's certificate was issued, from the root down."""
+    return list(load(site.folder / "identity").path[:-1])

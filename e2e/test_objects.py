@@ -193,7 +193,7 @@ CHANGES = (
     "token revoke", "user create", "user revoke", "cluster remove", "cluster revoke", "cluster keep", "cluster cordon",
     "cluster uncordon", "cluster drain", "backup", "restore", "rollout pause", "rollout resume", "rollout undo", "rotate tree-key",
     "rotate issuing", "rotate finish", "drill cut", "drill restart",
-    "drill status",  # of a drill: e2e/test_drill.py
+    "move", "drill status",  # of a drill: e2e/test_drill.py
 )  # fmt: skip
 
 

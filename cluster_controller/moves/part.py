@@ -196,7 +196,7 @@ class Part:
         known = records.member(self._store, question.cluster)
         if known is not None and known.state == "revoked":
             return f"{name} was revoked at {self._name}; it joins with a fresh data folder and a new token"
-        if known is not None and known.coming not in ("", question.move):
+        if known is not None and known.state == "member" and known.coming not in ("", question.move):
             return f"another move of {name} to {self._name} is under way"
         owner = self._membership.names.taken(self._store).get(name, question.cluster)
         return "" if owner == question.cluster else f"the name {name} belongs to another cluster below {self._name}"
@@ -346,6 +346,8 @@ class Part:
             if last is not None and last.move == question.move and last.off:
                 return Stayed(reason=last.reason)
             refused = self._will_not(question)
+            if not refused and last is not None and last.move != question.move and self.takes_over():
+                refused = f"{self._name} has not heard yet from {self._identity().saved.parent_name}, to which it was moved last; try again"
             if question.dry_run:
                 return No(reason=refused) if refused else Yes()
             if not refused:

@@ -51,9 +51,8 @@ def shift(given: Shares, due: Sequence[Transfer], me: str, *, duplicated: bool, 
         moved = _moved(result.get(leaves, {}), transfer) if leaves else transfer.components
         if leaves:
             whole = leaves == transfer.cluster
-            result[leaves] = {
-                name: _less(item, transfer.components.get(name, 0), whole, duplicated) for name, item in result.get(leaves, {}).items()
-            }
+            for name, item in result.get(leaves, {}).items():
+                result[leaves][name] = _less(item, transfer.components.get(name, 0), whole, duplicated)
             _pass_on(onward, leaves, transfer)
         if enters:
             per = result.setdefault(enters, {})
