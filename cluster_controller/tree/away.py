@@ -30,7 +30,6 @@ from cluster_controller.tunnel.messages import CloseCode, Held
 
 log = structlog.get_logger()
 
-FACT = "membership/strays"
 MAX_STRAYS = 10_000
 MAX_BYTES = 32 * 1024
 MAX_NAME = 253
@@ -79,8 +78,7 @@ class Away:
         self._tasks = Tasks("away")
         self.returned: Callable[[str], None] = lambda uid: None  # a stray is back at home
         self.live: dict[str, str] = {}  # whose words come through an adopter now → the adopter's name
-        found = store.fact(FACT)
-        self._strays: set[str] = set(msgspec.json.decode(found, type=list[str])) if found else set()
+        self._strays: set[str] = set(records.strays(store))
 
     async def close(self) -> None:
         await self._tasks.close()
@@ -209,7 +207,7 @@ class Away:
 
     async def _keep(self) -> None:
         held = msgspec.json.encode(sorted(self._strays))
-        await self._store.commit(lambda tx: tx.set_fact(FACT, held))
+        await self._store.commit(lambda tx: tx.set_fact(records.FACT_STRAYS, held))
 
     def changed(self, events: Sequence[Event]) -> None:
         """A stray that its home reports as Ready again is one no longer."""
@@ -225,7 +223,7 @@ class Away:
             for stored in list(self._store.scan(space_of(uid))):
                 tx.delete(stored.key)
             tx.set_fact(cursor_fact(space_of(uid)), None)
-            tx.set_fact(FACT, msgspec.json.encode(sorted(self._strays - {uid})))
+            tx.set_fact(records.FACT_STRAYS, msgspec.json.encode(sorted(self._strays - {uid})))
 
         if uid in self.live or uid not in self._strays:
             return

@@ -46,7 +46,7 @@ class Barring:
         """Did a revocation arrive or go?"""
         found = any(
             event.stored.key.kind == "Revocation"
-            and (event.stored.key.space in (records.OWN, records.DESIRED) or event.stored.key.space.startswith("up/"))
+            and (event.stored.key.space in (records.OWN, records.DESIRED) or event.stored.key.space.startswith(("up/", "stray/")))
             for event in events
         )
         if found:

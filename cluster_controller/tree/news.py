@@ -45,7 +45,7 @@ class News:
                 self._mark(key)
 
     def _heeds(self, space: str) -> bool:
-        return space.startswith("up/") or (self._tells and space == "own")
+        return space.startswith(("up/", "stray/")) or (self._tells and space == "own")
 
     def _mark(self, key: Key) -> None:
         self._settler.mark("\0".join((key.space, key.namespace, key.name)))
@@ -83,6 +83,8 @@ class News:
 
     def _pass_on(self, tx: Tx, key: Key, stored: Stored | None) -> None:
         here, told = Key("own", KIND, *key[2:]), Key("report", KIND, *key[2:])
+        if stored is None and key.space.startswith("stray/"):
+            return  # its home has reported the stray: it speaks for these, or room is made for others
         if stored is None:
             tx.delete(here)
             tx.delete(told)

@@ -33,6 +33,7 @@ MAX_HOPS = 16
 VIA = "banyan.dev/via"
 FACT_START = "membership/starts"
 FACT_ATTACH = "membership/attach"
+FACT_STRAYS = "membership/strays"
 FACT_STANDING = "membership/standing"
 
 
@@ -207,11 +208,18 @@ def put_revocation(tx: Writer, space: str, revocation: Revocation) -> None:
 
 
 def revocations(view: View, children: Iterable[str]) -> list[Revocation]:
-    """All that count here: our own, those from above, and those that children report of what stands below them."""
+    """All that count here: our own, those from above, and those that children, and strays, report of what stands below them."""
     found = [_revocation(stored) for space in (OWN, DESIRED) for stored in view.list(space, "Revocation")]
-    for child in children:
-        found += [_revocation(stored, child) for stored in view.list(f"up/{child}", "Revocation")[:MAX_REVOCATIONS]]
+    below = [(child, f"up/{child}") for child in children] + [(stray, f"stray/{stray}") for stray in strays(view)]
+    for child, space in below:
+        found += [_revocation(stored, child) for stored in view.list(space, "Revocation")[:MAX_REVOCATIONS]]
     return found
+
+
+def strays(view: View) -> tuple[str, ...]:
+    """Descendants that are no children, of which something is kept in ``stray/UID`` (`tree.away`)."""
+    found = view.fact(FACT_STRAYS)
+    return msgspec.json.decode(found, type=tuple[str, ...]) if found else ()
 
 
 def _revocation(stored: Stored, child: str = "") -> Revocation:

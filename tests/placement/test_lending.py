@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from cluster_controller import delivered
+from cluster_controller import delivered, events
 from cluster_controller.placement.lending import lend_space
 from cluster_controller.resources import kinds
 from cluster_controller.store import Key
@@ -393,5 +393,26 @@ def test_whatever_happens_in_whatever_order_counts_are_exact_in_the_end(tmp_path
         await tree.quiet()
         assert tree.total(uid) == wanted and not lent(tree)
         assert programs(tree, uid) <= {f"v{version}" if version else "true"}
+
+    play(tmp_path, main)
+
+
+def test_what_a_stray_tells_of_its_own_applications_is_told_above_and_stays_when_it_is_back(tmp_path: Path) -> None:
+    async def main(tree: Kin, root: Site, uid: str) -> None:
+        edge = tree.sites["edge-1"]
+        own = await put_application(edge, "mine", 1)
+        await lose(tree)
+        about = kinds.ObjectReference(api_version=kinds.API_VERSION, kind="Application", namespace="default", name="mine", uid=own)
+        told = {"kind": "Normal", "reason": "Tested", "message": "told", "component": "test", "timestamp": "2026-01-01T00:00:00Z"}
+        await edge.store.commit(lambda tx: events.record(tx, about=about, **told))  # type: ignore[arg-type]
+        await tree.quiet()
+
+        def heard() -> list[str]:
+            found = (msgspec.json.decode(stored.document, type=kinds.Event) for stored in root.store.list("own", "Event"))
+            return [each.involved_object.name for each in found if each.reason == "Tested"]
+
+        assert heard() == ["mine.edge-1"]
+        await mend(tree)
+        assert heard() == ["mine.edge-1"]
 
     play(tmp_path, main)

@@ -12,6 +12,7 @@ from cluster_controller import delivered
 from cluster_controller import links as module
 from cluster_controller.errors import Forbidden
 from cluster_controller.identity import attach, starts
+from cluster_controller.identity.revocation import Revocation
 from cluster_controller.links import SYNC, Links
 from cluster_controller.store import Key
 from cluster_controller.tree import away, records
@@ -110,7 +111,7 @@ def test_with_home_in_reach_through_the_tree_everything_is_as_before(tmp_path: P
     run(main())
 
 
-def test_with_home_gone_the_nearest_ancestor_keeps_what_is_said_and_serves_apart_from_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_home_gone_the_nearest_ancestor_keeps_what_is_said_and_serves_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LOOK_SECONDS", 0.2)
     monkeypatch.setattr(module, "PAUSE_SECONDS", 0.1)
 
@@ -139,6 +140,23 @@ def test_with_home_gone_the_nearest_ancestor_keeps_what_is_said_and_serves_apart
             await until(lambda: not top.membership.away.heard())
             await top.store.commit(lambda tx: tx.put(key, report + b" ", uid=edge.uid))
             await until(lambda: not top.membership.away.strays and not heard(top, space_of(edge.uid)))
+
+    run(main())
+
+
+def test_a_revocation_by_a_cluster_whose_home_is_gone_counts_above(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with grown(tmp_path) as sites:
+            a, edge, top = sites["a"], sites["edge"], sites["root"]
+            await a.hang_up()
+            await a.tunnel.close()
+            await until(lambda: top.membership.away.heard() == {edge.uid})
+            stolen = Revocation("cluster", "leaf", "leaf", "stolen", "2026-01-01T00:00:00Z")
+            await edge.store.commit(lambda tx: records.put_revocation(tx, "report", stolen))
+            await until(lambda: "leaf" in top.membership.barring.revoked())
+            (found,) = top.membership.barring.revoked()["leaf"]
+            assert found.via == (edge.uid,) and found.reason == "stolen"  # it bars only what stands below the cluster that said it
+            await until(lambda: top.store.list("report", "Revocation"))  # and goes on up
 
     run(main())
 

@@ -1,5 +1,6 @@
 """Adoption over real links: controllers with identity, store, membership and tunnel, and parents that go and come back."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,14 +11,17 @@ import pytest
 from cluster_controller.store import Key
 from cluster_controller.tree import guests, records
 from cluster_controller.tree.failover import HOME, SIBLING, UNCLE, Policy
+from cluster_controller.tunnel import CloseCode, Stream, StreamReset, Welcome
 from cluster_controller.tunnel.messages import RefusalCode
 from tests.tree.site import ANYBODY, Clock, Site, join, member, root, run, running, until
 
 
 @contextlib.asynccontextmanager
-async def two_regions(folder: Path, policy: Policy = ANYBODY, *, lender: Policy = ANYBODY) -> AsyncIterator[tuple[Site, Site, Site, Site]]:
+async def two_regions(
+    folder: Path, policy: Policy = ANYBODY, *, lender: Policy = ANYBODY, clock: Clock | None = None
+) -> AsyncIterator[tuple[Site, Site, Site, Site]]:
     """root, region-a, region-b, and edge-1 under region-a, which knows region-b as an alternate."""
-    clock = Clock()
+    clock = clock or Clock()
     async with root(folder / "root", clock) as top:
         async with member(top, folder / "a", "region-a") as a, member(top, folder / "b", "region-b", policy=lender) as b:
             async with member(a, folder / "edge", "edge-1", policy=policy) as edge:
@@ -70,6 +74,54 @@ def test_a_child_whose_parent_is_gone_is_carried_by_its_uncle_and_comes_home(tmp
             await until(lambda: top.membership.router.next_hop(edge.uid) == a.uid)
             await until(lambda: not b.membership.guests.present())
             assert edge.membership.returns == 1
+
+    run(main())
+
+
+def test_a_child_whose_certificate_expires_while_its_home_is_gone_is_carried_on_and_renewed_at_home(tmp_path: Path) -> None:
+    """Its home alone judges the dates, when it is back."""
+
+    async def main() -> None:
+        clock = Clock()
+        async with two_regions(tmp_path, clock=clock) as (_, a, _b, edge):
+            port = a.port
+            await stop_listening(a)
+            await until(lambda: at(edge) == "region-b")
+            clock.advance(days=1000)
+            assert edge.identity().not_after < clock()
+            edge.tunnel.parent.close(CloseCode.GOING_AWAY, "cut")  # type: ignore[union-attr]
+            await until(lambda: at(edge) == "")
+            await until(lambda: at(edge) == "region-b")  # it comes in again, with the expired certificate
+            await a.come_back(port)
+            await until(lambda: at(edge) == "region-a" and edge.uid in a.tunnel.links)
+            assert edge.identity().not_after > clock() and edge.identity().peer.home == a.uid
+
+    run(main())
+
+
+def test_a_newer_start_takes_the_guests_place_at_once_and_its_old_link_ends_with_the_reason(tmp_path: Path) -> None:
+    """No waiting until TCP has noticed that the old connection is dead."""
+
+    async def main() -> None:
+        async with two_regions(tmp_path) as (_, a, b, edge):
+            await stop_listening(a)
+            await until(lambda: at(edge) == "region-b" and edge.uid in b.tunnel.links)
+            old = b.tunnel.links[edge.uid]
+
+            async def hold(stream: Stream) -> None:
+                await stream.read()
+
+            edge.tunnel.handle("held", hold)
+            stream = await b.tunnel.open(edge.uid, "held")
+            await edge.membership.child.begin()  # begun anew, as after a crash: its half-open link stands still
+            hello = await edge.membership.child.hello(b.uid)
+            assert old.peer is not None
+            assert isinstance(await b.membership.welcome(hello, old.peer), Welcome)
+            assert old.closed
+            async with asyncio.timeout(10):
+                with pytest.raises(StreamReset, match="anew"):
+                    while await stream.read():
+                        pass
 
     run(main())
 

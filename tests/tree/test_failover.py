@@ -141,3 +141,33 @@ def test_a_crowd_is_let_in_at_the_rate_and_nobody_waits_for_long(crowd: int, rat
 def test_words_go_to_home_and_then_to_those_above_it() -> None:
     assert home_ancestors("home", ("root", "grand", "home")) == ("home", "grand", "root")
     assert home_ancestors("home", ("root",)) == ("home", "root")
+
+
+@given(st.lists(st.integers(0, 30), min_size=3, max_size=14), st.data())
+def test_whoever_moves_at_once_and_to_whom_nobody_ends_up_below_itself(choices: list[int], data: st.DataObject) -> None:
+    """All that have lost their parent are taken in by somebody who may, all at the same moment: still a tree, or pieces of it."""
+    parents = [-1, *(choice % (index + 1) for index, choice in enumerate(choices))]
+    cut = data.draw(st.sets(st.integers(1, len(parents) - 1)))  # whose link to its parent is lost
+
+    def path(one: int) -> list[int]:
+        return [*path(parents[one]), one] if one else [0]
+
+    def live(one: int) -> list[int]:
+        return [*live(parents[one]), one] if one and one not in cut else [one]
+
+    after = [-1 if one in cut else parent for one, parent in enumerate(parents)]
+    for child in cut:
+        lenders = [one for one in range(len(parents)) if one != child and not refused(child, path(child)[:-1], path(one), live(one))]
+        if lenders:
+            after[child] = data.draw(st.sampled_from(lenders))
+    for start in range(len(parents)):
+        seen, one = set(), start
+        while one >= 0:
+            assert one not in seen, f"{one} stands below itself: {after}"
+            seen.add(one)
+            one = after[one]
+
+
+def refused(child: int, ancestors: list[int], path: list[int], live: list[int]) -> bool:
+    lender = Lender(name="lender", path=tuple(map(str, path)), live=tuple(map(str, live)), guests=0, policy=Policy())
+    return judge(str(child), "child", tuple(map(str, ancestors)), lender) is not None
