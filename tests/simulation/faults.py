@@ -215,7 +215,7 @@ class Faults:
         """The disk is lost, and a backup from the last quiet point takes its place."""
         if place.backup is None:
             return None
-        self._invariants.before_restoring()
+        self._invariants.before_restoring(place)
         place.kill()
         place.disk.rewind(place.backup)
         self._invariants.restored(place)

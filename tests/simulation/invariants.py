@@ -4,6 +4,7 @@ Some look at every commit and every change of a site as it happens, some now and
 that was broken has been mended and has had time to heal. A checker says what is wrong; it never mends anything.
 """
 
+import itertools
 from collections.abc import Iterator
 
 import msgspec
@@ -65,7 +66,7 @@ class Invariants:
         self._state: object = None  # what is broken, and how
         self._state_since = 0.0
         self._troubled: set[str] = set()  # places whose ways, disks or shims are bad, and not quite broken
-        self._whole_since = 0.0  # since when nothing is broken
+        self._steady_since = 0.0  # since when there are none of them
         self._calm_from = 0.0  # everything is in reach, and has been for long enough that everybody knows
         self._settled: dict[str, int] = {}  # application → replicas that were ready at the last quiet point
         for place in world.places.values():
@@ -83,13 +84,19 @@ class Invariants:
             self.violations.append(violation)
             self.world.note("!", f"{invariant}: {what}")
 
-    def before_restoring(self) -> None:
-        """What runs as it is wanted, in a tree that is whole, must not be stopped because somebody forgets about it."""
+    def before_restoring(self, place: Place) -> None:
+        """What runs as it is wanted, where nothing is broken, must not be stopped because ``place`` forgets about it."""
         self.sample()
-        whole = self.world.loop.time() - max(self._whole_since, self._state_since) > WHOLE_SECONDS
+        now = self.world.loop.time()
+        near = [*place.path(), *place.subtree()]
+        since = [self._up.get(each.name, now) for each in near]
+        for above, below in itertools.product((each.name for each in place.path()), (each.name for each in place.subtree())):
+            since.append(now if (above, below) in self.reach.unheard else self.reach.changed.get((above, below), 0.0))
+        if now - max(since) < WHOLE_SECONDS or self._troubled.intersection(each.name for each in near):
+            return
         for wish in self.wishes.living():
-            long_ago = self.world.loop.time() - wish.changed > WHOLE_SECONDS
-            wish.settled = whole and long_ago and wish.sure and wish.divided and self.totals.get(wish.uid, 0) == wish.replicas
+            if wish.divided and not wish.replaces and wish.sure and now - wish.changed > WHOLE_SECONDS:
+                wish.settled = {each.name for each in place.subtree() if each.site.running(wish.uid) == each.site.ready(wish.uid) > 0}
 
     def restored(self, place: Place) -> None:
         """Its disk is as it was at the last quiet point."""
@@ -218,7 +225,7 @@ class Invariants:
         """Nothing healthy is stopped but by a change that a person or a policy asked for."""
         wish = self.wishes.by_uid.get(instance.app)
         self.world.note(site.name, f"stops {instance.id} of {instance.app}: {why}")
-        if not instance.ready or wish is None or (wish.touched and not wish.settled) or site.name in self.rewound:
+        if not instance.ready or wish is None or (wish.touched and site.name not in wish.settled) or site.name in self.rewound:
             return
         if wish.replaces:
             left = self.totals.get(wish.uid, 0) - 1
@@ -249,8 +256,8 @@ class Invariants:
         if state != self._state:
             self._state, self._state_since = state, now
         self._troubled = worse | full | slow
-        if self.reach.broken or self._troubled or len(self._up) < len(self.world.places) or self.rewound:
-            self._whole_since = now
+        if self._troubled:
+            self._steady_since = now
         if self.reach.broken or any(not each.machine.powered for each in self.world.places.values()):
             self._calm_from = now + 3 * self.world.heartbeat + SLACK_SECONDS
 
@@ -291,24 +298,36 @@ class Invariants:
                 self.violated("what is silent is replaced", f"{wish.name}: {there} of {wish.replicas} run in reach after {lasted:.0f} s")
 
     def the_surplus_is_retired(self) -> None:
-        """With Replace, what runs twice is gone a minute after all is in reach again."""
+        """With Replace, no more runs on clusters that are in reach than is wanted, a minute after they are."""
         now = self.world.loop.time()
+        if self.rewound:
+            return
         for wish in self.wishes.living():
-            lasted = now - max(self._whole_since, wish.changed)
-            if wish.replaces and wish.sure and lasted > SURPLUS_SECONDS + 2 * self.world.heartbeat:
-                total = self.totals.get(wish.uid, 0)
-                if total > wish.replicas:
-                    self.violated("surplus", f"{wish.name}: {total} run, {wish.replicas} are wanted, all in reach for {lasted:.0f} s")
+            origin = wish.origin
+            if not wish.replaces or not wish.sure or not awake(origin):
+                continue
+            heard = [each for each in origin.subtree() if (origin.name, each.name) not in self.reach.unheard]
+            total = sum(each.site.running(wish.uid) for each in heard)
+            if total <= wish.replicas or self._troubled.intersection(each.name for each in origin.subtree()):
+                continue
+            since = [wish.changed, *(self.reach.changed.get((origin.name, each.name), 0.0) for each in heard)]
+            lasted = now - max([*since, *(self._up.get(each.name, now) for each in heard), self._steady_since])
+            if lasted > SURPLUS_SECONDS + 2 * self.world.heartbeat:
+                where = {each.name: n for each in heard if (n := each.site.running(wish.uid))}
+                what = f"{wish.name}: {total} run, {wish.replicas} are wanted, for {lasted:.0f} s in reach: {where}"
+                self.violated("surplus", what)
 
     def nothing_stale_reads_ready(self) -> None:
         """A cluster that has not been heard for longer than its lease is not shown as Ready."""
         now, heartbeat, places = self.world.loop.time(), self.world.heartbeat, self.world.places
         for (name, below), unheard in self.reach.unheard.items():
             place, other = places[name], places[below]
-            up = self._up.get(name)
-            allowed = 3 * heartbeat + SLACK_SECONDS + HOP_SECONDS * (len(other.path()) - len(place.path()))
+            path = other.path()
+            above = path[path.index(place) : -1]  # who restarted has to find out for itself who is still there
+            up = max(self._up.get(each.name, now) for each in above if each is place or awake(each))
+            allowed = 3 * heartbeat + SLACK_SECONDS + HOP_SECONDS * len(above)
             since = max(unheard, self.reach.broken_since(other))  # what broke further down is told first
-            if up is None or now - up < 3 * heartbeat + SLACK_SECONDS or now - since <= allowed:
+            if now - up < 3 * heartbeat + SLACK_SECONDS or now - since <= allowed:
                 continue
             assert place.controller is not None
             stored = place.controller.store.find("own", "Cluster", other.uid)

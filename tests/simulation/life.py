@@ -73,8 +73,8 @@ class Life:
     def end(self) -> None:
         """At once, in the midst of whatever it does: nothing of it runs any more, and nothing that it still says is heard."""
         self.dead = True
+        running, self._tasks = self.tasks(), []  # held until they are unwound, also those that have yet to take their first step
         self.deferred.clear()
-        running, self._tasks = self.tasks(), []
         crashes = tasks.crashes.copy()
         for task in running:
             task._log_destroy_pending = False  # type: ignore[attr-defined]

@@ -128,11 +128,40 @@ def draw(seed: int, *, clusters: int = CLUSTERS, rounds: int = ROUNDS, round_sec
         length = round_seconds * (1.0 - CALM_SHARE)
         for _ in range(rng.randint(3, 12) + (6 if number == 0 else 0)):
             steps.append(_draw_write(rng, begin + rng.uniform(0.0, length), tree, names))
+        steps.extend(_draw_trials(rng, number, begin, length, tree, names))
         for _ in range(rng.randint(2, 9) * (5 if large else 1)):
             at = begin + rng.uniform(0.0, length)
             steps.append(_draw_fault(rng, at, tree))
     steps.sort(key=lambda step: step.at)
     return Plan(seed=seed, tree=tree, steps=tuple(steps), rounds=rounds, round_seconds=round_seconds)
+
+
+def _draw_trials(rng: Random, number: int, begin: float, length: float, tree: dict[str, str], names: list[str]) -> list[Step]:
+    """What chance alone would bring about too seldom: several things at once, or one for long enough."""
+    found: list[Step] = []
+    inner = sorted(set(tree.values()) - {"", "root"})
+    leaves = sorted(set(tree) - set(tree.values()))
+    if number == 0:  # somebody always has something that is replaced
+        names.append(f"app-{len(names)}")
+        unreachable = {"action": "Replace", "afterSeconds": rng.choice((5, 10))}
+        spec = applications.spec(rng.randint(5, 12), cpu="100m", on_unreachable=unreachable)
+        found.append(Step(begin + 1.0, "create", rng.choice(("root", *inner)), args={"name": names[-1], "spec": spec}))
+    trial = rng.choice(("silence", "silence", "full disk", "full disk", "backup", "backup"))
+    if trial == "silence":
+        kind = rng.choice(("power", "kill", "cut"))
+        seconds = rng.uniform(0.3, 0.45) * length
+        at = begin + rng.uniform(0.1, 0.5) * length
+        found.append(Step(at, kind, rng.choice((rng.choice(leaves), rng.choice(inner))), seconds))
+    elif trial == "full disk":
+        place, at = rng.choice(("root", *inner)), begin + rng.uniform(0.1, 0.6) * length
+        below = rng.choice([name for name, parent in tree.items() if parent == place])
+        found.append(Step(at, "disk-full", place, rng.uniform(40.0, 80.0)))
+        found.append(Step(at + rng.uniform(1.0, 30.0), rng.choice(("cut", "kill", "instance-crash")), below, 120.0))
+        found.append(_draw_write(rng, at - 0.5, tree, names))
+    elif number > 0:
+        at = begin + rng.uniform(0.4, 0.9) * length
+        found.append(Step(at, "restore", rng.choice(inner), rng.uniform(2.0, 20.0)))
+    return found
 
 
 def _draw_write(rng: Random, at: float, tree: dict[str, str], names: list[str]) -> Step:

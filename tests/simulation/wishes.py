@@ -23,7 +23,7 @@ class Wish(Struct, eq=False):
     deleted: bool = False
     sure: bool = True  # what stands here is on the origin's disk
     touched: bool = True  # by a person, since the last quiet point
-    settled: bool = False  # it ran as it was wanted when a disk was set back, and nobody has decided anything since
+    settled: set[str] = set()  # sites where it ran as it was wanted when a disk above was set back, and nobody has decided since
     changed: float = 0.0  # when a person last changed it
     most: int = 0  # replicas that were wanted at any time since the last quiet point
 
@@ -69,13 +69,13 @@ class Wishes:
         self.by_uid[uid] = wish
 
     def _touch(self, wish: Wish) -> None:
-        wish.touched, wish.sure, wish.settled = True, False, False
+        wish.touched, wish.sure, wish.settled = True, False, set()
         wish.changed = wish.origin.world.loop.time()
 
     def decided(self) -> None:
         """A person let what a restored parent knows count for all."""
         for wish in self.by_uid.values():
-            wish.settled = False
+            wish.touched, wish.settled = True, set()
 
     async def change(self, name: str, spec: dict[str, Any]) -> None:
         wish = self.by_name.get(name)
@@ -118,5 +118,5 @@ class Wishes:
     def quiet(self) -> None:
         """All is as it should be: from here on only what people do, or a policy, may change it."""
         for wish in self.by_uid.values():
-            wish.touched = wish.settled = False
+            wish.touched, wish.settled = False, set()
             wish.most = wish.replicas
