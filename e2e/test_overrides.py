@@ -112,7 +112,8 @@ def test_an_override_changes_one_site_alone_and_the_other_is_not_restarted(tree:
     assert "special" in told
     document = root.get(f"{APPS}/shop")
     assert document["spec"]["overrides"] == [special], "what was written is what is read"
-    code, answer = root.ask("PATCH", f"{APPS}/shop", {"spec": {"overrides": [special | {"merge": {"replicas": 2}}]}})
+    document["spec"]["overrides"] = [special | {"merge": {"replicas": 2}}]
+    code, answer = root.ask("PUT", f"{APPS}/shop", document)
     assert code == 422, answer
     assert answer["details"]["causes"][0]["field"] == "spec.overrides[0].merge"
     put(root, "1")
