@@ -1,8 +1,8 @@
 """A closed loop of connections that ask one thing again and again, cheap enough not to be what is measured.
 
 Requests are made once; an answer is read as far as it takes to know that it is whole and good. One process, no event loop library:
-`python -m benchmarks.serve_client WIRE HOST:PORT REQUEST CONNECTIONS SECONDS` prints a `Tally` as JSON. WIRE is `rest` or `grpc`, REQUEST a
-file made by `rest_request` or `grpc_request`.
+`python -m benchmarks.serve_client WIRE HOST:PORT REQUEST CONNECTIONS SECONDS` prints a `Tally` as JSON. WIRE is `rest`, `json` or `grpc`,
+REQUEST a file made by `rest_request` and the like.
 """
 
 import select
@@ -34,30 +34,32 @@ class Tally(Struct, kw_only=True):
         return self.answers / self.seconds
 
 
-def rest_request(address: str, model: str, array: np.ndarray[Any, Any], name: str = "x", path: str = "") -> bytes:
+def rest_request(address: str, model: str, array: np.ndarray[Any, Any]) -> bytes:
+    """With the protocol's binary tensor extension."""
     raw = array.tobytes()
-    head = msgspec.json.encode(
-        {
-            "inputs": [{"name": name, "shape": array.shape, "datatype": "FP32", "parameters": {"binary_data_size": len(raw)}}],
-            "parameters": {"binary_data_output": True},
-        }
-    )
+    item = {"name": "x", "shape": array.shape, "datatype": "FP32", "parameters": {"binary_data_size": len(raw)}}
+    head = msgspec.json.encode({"inputs": [item], "parameters": {"binary_data_output": True}})
+    return _post(address, model, head + raw, f"Inference-Header-Content-Length: {len(head)}", "application/octet-stream")
+
+
+def json_request(address: str, model: str, array: np.ndarray[Any, Any]) -> bytes:
+    item = {"name": "x", "shape": array.shape, "datatype": "FP32", "data": array.ravel().tolist()}
+    return _post(address, model, msgspec.json.encode({"inputs": [item]}), "Accept: */*", "application/json")
+
+
+def _post(address: str, model: str, body: bytes, header: str, content: str) -> bytes:
     lines = (
-        f"POST {path or f'/v2/models/{model}/infer'} HTTP/1.1",
-        f"Host: {address}",
-        "Content-Type: application/octet-stream",
-        f"Inference-Header-Content-Length: {len(head)}",
-        f"Content-Length: {len(head) + len(raw)}",
-    )
-    return "\r\n".join((*lines, "", "")).encode() + head + raw
+        f"POST /v2/models/{model}/infer HTTP/1.1", f"Host: {address}", f"Content-Type: {content}", header, f"Content-Length: {len(body)}",
+    )  # fmt: skip
+    return "\r\n".join((*lines, "", "")).encode() + body
 
 
-def grpc_request(address: str, model: str, array: np.ndarray[Any, Any], name: str = "x") -> bytes:
+def grpc_request(address: str, model: str, array: np.ndarray[Any, Any]) -> bytes:
     """The message alone, with gRPC's five bytes before it."""
     from edge_ai.serve.proto import open_inference_pb2 as pb
 
     message = pb.ModelInferRequest(model_name=model, raw_input_contents=[array.tobytes()])
-    message.inputs.add(name=name, datatype="FP32", shape=array.shape)
+    message.inputs.add(name="x", datatype="FP32", shape=array.shape)
     body = message.SerializeToString()
     return struct.pack(">BI", 0, len(body)) + body
 
@@ -160,7 +162,8 @@ def _text(value: str) -> bytes:
     return bytes((len(raw),)) + raw
 
 
-WIRES = {"rest": Rest, "grpc": Grpc}
+REQUESTS = {"rest": rest_request, "json": json_request, "grpc": grpc_request}
+WIRES = {"rest": Rest, "json": Rest, "grpc": Grpc}
 
 
 def run(wire: str, address: str, request: bytes, connections: int, seconds: float) -> Tally:

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
 
 CHANNELS = 32
 SIDE = 64
@@ -18,6 +16,9 @@ WIDTH = 1024
 
 def make(name: str, folder: Path) -> Path:
     """``folder``/model.onnx. Raises KeyError for a name that is none of `SHAPES`."""
+    import onnx  # what only asks needs none of it
+    from onnx import TensorProto, helper
+
     nodes, weights = {"small": _small, "medium": lambda: _convolutions(6), "large": lambda: _convolutions(44), "dense": _dense}[name]()
     shape = SHAPES[name]
     info = helper.make_tensor_value_info
@@ -39,12 +40,16 @@ def request(name: str, seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 def _small() -> tuple[list[Any], list[Any]]:
+    from onnx import helper, numpy_helper
+
     weights = [numpy_helper.from_array(np.float32(3), "a"), numpy_helper.from_array(np.float32(1), "b")]
     return [helper.make_node("Mul", ["x", "a"], ["t"]), helper.make_node("Add", ["t", "b"], ["y"])], weights
 
 
 def _convolutions(count: int) -> tuple[list[Any], list[Any]]:
     """A grey picture, halved in size by the first of ``count`` convolutions; the mean of each channel comes out."""
+    from onnx import helper, numpy_helper
+
     chooser = np.random.default_rng(7)
     nodes, weights = [], []
     for step in range(count):
@@ -58,6 +63,8 @@ def _convolutions(count: int) -> tuple[list[Any], list[Any]]:
 
 
 def _dense() -> tuple[list[Any], list[Any]]:
+    from onnx import helper, numpy_helper
+
     chooser = np.random.default_rng(7)
     weights = [numpy_helper.from_array((chooser.random((WIDTH, WIDTH), np.float32) - 0.5) / 16, f"w{step}") for step in range(2)]
     nodes = [helper.make_node("MatMul", ["x", "w0"], ["t"]), helper.make_node("MatMul", ["t", "w1"], ["y"])]

@@ -47,6 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         max_batch=options.max_batch,
         budget=options.memory_budget * MIB if options.memory_budget else None,
         python_steps=options.python_steps,
+        batching=not options.no_batching,
         logged=options.log_one_of,
         grace=options.grace_seconds,
         limits=Limits(body=options.max_request_bytes, bodies=4 * options.max_request_bytes, idle_drain_seconds=options.idle_drain_seconds),
@@ -106,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         help="of all models together; the least used ones are put to sleep (default: none)",
     )
     add("--python-steps", action="store_true", help="run Python code that a pipeline in a model folder brings")
+    add("--no-batching", action="store_true", help="never run requests that wait as one, also where that pays")
     add("--log-one-of", type=int, default=1000, metavar="N", help="log one of so many requests, 0 for none (default 1000)")
     add("--max-request-bytes", type=_positive, default=Limits().body, help="largest request body (default 16 MiB)")
     add("--grace-seconds", type=float, default=25.0, help="longest wait for requests in flight at the end (default 25)")

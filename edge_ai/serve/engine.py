@@ -76,11 +76,13 @@ class Onnx:
 
 
 class How(NamedTuple):
-    """How models are loaded here. ``threads``: inside one run. ``python``: whether steps in Python may be run."""
+    """How models are loaded here. ``threads``: inside one run. ``python``: whether steps in Python may be run. ``batching``: whether
+    requests that wait may be run as one, where that pays."""
 
     threads: int = 1
     max_batch: int = 64
     python: bool = False
+    batching: bool = True
 
 
 def load(name: str, version: str, folder: Path, digests: Mapping[str, str], how: How) -> LoadedModel:
@@ -98,6 +100,7 @@ def load(name: str, version: str, folder: Path, digests: Mapping[str, str], how:
         executor = Onnx(model_file(folder), how.threads)
     files = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     model = LoadedModel(name, version, executor, how.max_batch, max(files, _private_bytes() - before))
+    model.batching = how.batching
     model.warm_up()
     return model
 

@@ -47,6 +47,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     max_batch: int = 64
     budget: int | None = None  # for all models together
     python_steps: bool = False
+    batching: bool = True
     logged: int = 1000  # each so many requests, one is logged
     grace: float = 25.0
     limits: Limits = Limits()
@@ -61,7 +62,7 @@ class Worker:
         self._version = _version()
         self._metrics = Metrics()
         self._inference = Inference(self._metrics, settings.logged)
-        how = How(settings.threads, settings.max_batch, settings.python_steps)
+        how = How(settings.threads, settings.max_batch, settings.python_steps, settings.batching)
         self._repository = self._inference.repository = Repository(settings.name, how, self._lane, settings.budget)
         self._public = HttpServer(RestApp(self._inference, self._version, self._expose), settings.limits, self._http2)
         self._control = HttpServer(ControlApp(self._inference, self._version, self._expose), settings.limits)
