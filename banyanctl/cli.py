@@ -8,6 +8,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -222,6 +223,13 @@ class Root(TyperGroup):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(ENTRIES)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """Typer's own hint knows only commands that are loaded."""
+        if args and args[0] not in ENTRIES and not args[0].startswith("-"):
+            close = get_close_matches(args[0], ENTRIES, 1)
+            ctx.fail(f"No such command {args[0]!r}." + (f" Did you mean {close[0]!r}?" if close else ""))
+        return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         entry = ENTRIES.get(cmd_name)

@@ -1,6 +1,7 @@
 """Names that people type for kinds (`app`, `applications`, `application/emotion`), and the paths that they stand for."""
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 from banyanctl.client import resource_path
 from cluster_controller.errors import InvalidInput
@@ -13,8 +14,10 @@ def find(word: str) -> ResourceType:
     for each in REGISTRY.values():
         if wanted in (each.plural, each.singular, each.kind.lower(), *each.short_names):
             return each
-    known = ", ".join(sorted(each.plural for each in REGISTRY.values()))
-    raise InvalidInput(f"there is no kind {word!r}; there are: {known}")
+    known = sorted(each.plural for each in REGISTRY.values())
+    close = get_close_matches(wanted, [*known, *(each.singular for each in REGISTRY.values())], 1, 0.75)
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise InvalidInput(f"there is no kind {word!r}; {hint}there are: {', '.join(known)}")
 
 
 def of_document(document: dict[str, object], where: str) -> ResourceType:
@@ -22,7 +25,8 @@ def of_document(document: dict[str, object], where: str) -> ResourceType:
     kind, version = str(document["kind"]), str(document["apiVersion"])
     found = REGISTRY.get(kind)
     if found is None or found.api_version != version:
-        hint = f"; did you mean apiVersion: {found.api_version}" if found else ""
+        close = get_close_matches(kind, REGISTRY, 1)
+        hint = f"; did you mean apiVersion: {found.api_version}" if found else f"; did you mean {close[0]}?" if close else ""
         raise InvalidInput(f"{where}: there is no kind {kind} in {version}{hint}", "kind")
     return found
 

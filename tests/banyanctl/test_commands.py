@@ -433,7 +433,9 @@ def test_delete_waits_until_it_is_gone(banyan: Banyan, api: Api) -> None:
 
 
 def test_wrong_words_are_answered_with_the_right_ones(banyan: Banyan) -> None:
-    assert "No such command 'tre'" in banyan("tre", code=2).stderr
+    assert "No such command 'tre'. Did you mean 'tree'?" in banyan("tre", code=2).stderr
+    assert "No such command 'xyzzy'.\n" in banyan("xyzzy", code=2).stderr
+    assert "did you mean applications?" in banyan("get", "aplications", code=2).stderr
     assert "Missing argument" in banyan("history", code=2).stderr
     assert "No such option" in banyan("tree", "--colour", code=2).stderr
 
