@@ -194,6 +194,9 @@ class Membership(Decisions):
         identity = self._identity()
         if identity.is_root:
             raise Forbidden(f"{identity.name} is the root of its tree; there is nobody to leave")
+        if self.adopter is not None:
+            home, by = identity.saved.parent_name, self.adopter[1]
+            raise Unreachable(f"{home} is out of reach, and {by}, which carries {identity.name} meanwhile, cannot forget it for {home}")
         if not self.forgotten:
             await self._question(Leave())
 

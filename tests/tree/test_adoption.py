@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from cluster_controller.errors import Unreachable
 from cluster_controller.store import Key
 from cluster_controller.tree import guests, records
 from cluster_controller.tree.failover import HOME, SIBLING, UNCLE, Policy
@@ -122,6 +123,22 @@ def test_a_newer_start_takes_the_guests_place_at_once_and_its_old_link_ends_with
                 with pytest.raises(StreamReset, match="anew"):
                     while await stream.read():
                         pass
+
+    run(main())
+
+
+def test_who_is_carried_cannot_leave_until_its_home_is_back_and_is_told_so(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with two_regions(tmp_path) as (_, a, _b, edge):
+            port = a.port
+            await stop_listening(a)
+            await until(lambda: at(edge) == "region-b")
+            with pytest.raises(Unreachable, match="region-a is out of reach, and region-b, which carries edge-1"):
+                await edge.membership.leave()
+            await a.come_back(port)
+            await until(lambda: at(edge) == "region-a" and edge.membership.adopter is None)
+            await edge.membership.leave()
+            await until(lambda: not a.store.find("own", "Cluster", edge.uid))
 
     run(main())
 
