@@ -160,7 +160,7 @@ def test_when_everything_is_gone_nothing_is_remembered(tmp_path_factory: Any, st
         scene.delete(*there.values())
         picture = scene.picture
         tables = (picture._filed, picture._ours, picture._by_uid, picture._by_place, picture._workloads, picture._owner)
-        assert [len(table) for table in tables] == [0] * 6  # type: ignore[arg-type]
+        assert [len(table) for table in tables] == [0] * 6
 
     played(tmp_path_factory.mktemp("scene"), play)
 
