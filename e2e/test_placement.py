@@ -58,6 +58,19 @@ def test_a_drained_cluster_hands_over_what_it_runs_one_by_one(grove: Tree) -> No
     assert where(root, back) == {"edge-1": 1}
 
 
+def test_a_drain_with_no_room_elsewhere_keeps_what_runs_says_so_and_goes_when_it_is_forced(grove: Tree) -> None:
+    root = grove.sites["root"]
+    name = create(root, program("nailed", placement={"clusterName": "edge-1"}))
+    done = root.banyan("cluster", "drain", "edge-1", "--timeout", "6", check=False)
+    assert done.returncode == 5, done.stdout + done.stderr
+    assert f"cannot drain: no room for 1 replica of default/{name} elsewhere" in done.stderr
+    assert (root.status(name).get("ready"), where(root, name)) == (1, {"edge-1": 1})
+    assert "edge-1 is drained" in root.banyan("cluster", "drain", "edge-1", "--force").stdout
+    until("it has no place", lambda: root.status(name).get("unplaced") == 1)
+    root.banyan("cluster", "uncordon", "edge-1")
+    until("it is back", lambda: where(root, name) == {"edge-1": 1})
+
+
 def test_a_taint_keeps_out_what_does_not_tolerate_it(grove: Tree) -> None:
     root = grove.sites["root"]
     overlay(root, "edge-2", spec={"taints": [{"key": "gpu", "value": "only", "effect": "NoSchedule"}]})

@@ -14,6 +14,7 @@ import heapq
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import msgspec
 from msgspec import Struct
 
 from cluster_controller.placement.model import Spread
@@ -37,6 +38,7 @@ class Bin(Struct, frozen=True, kw_only=True):
     present: bool = False  # the model is there: decides between equals
     steps: tuple[tuple[int, int], ...] = ()  # (how many more, what each costs), never cheaper than the step before
     places: tuple[str, ...] = ()  # one per spread
+    leaving: bool = False  # what it holds goes as far as others have room for it
 
     @property
     def limit(self) -> int:
@@ -48,10 +50,22 @@ class Assignment(Struct, frozen=True):
     counts: dict[str, int]  # per bin, by uid; also those that get none
     missing: int = 0  # wanted, and no bin may take them
     blocked: dict[str, str] = {}  # uid of a bin that has room and may not take more → Spread | Weight | PerCluster
+    stuck: dict[str, int] = {}  # uid of a bin that is leaving → what has no room elsewhere
 
 
 def assign(wanted: int, bins: Sequence[Bin], by: str = "Even", spreads: Sequence[Spread] = ()) -> Assignment:
     """``wanted`` replicas among ``bins``; what stands stays as far as ``wanted`` goes."""
+    leaving = sorted((each for each in bins if each.leaving and each.holds), key=lambda each: (-each.holds, each.name, each.uid))
+    if leaving:
+        gone = [msgspec.structs.replace(each, holds=0, room=0, leaving=False) if each.leaving else each for each in bins]
+        found = assign(wanted, gone, by, spreads)
+        stuck, left = {}, found.missing
+        for each in leaving:
+            stays = min(left, each.holds)
+            left -= stays
+            if stays:
+                stuck[each.uid] = stays
+        return msgspec.structs.replace(found, counts={**found.counts, **stuck}, missing=left, stuck=stuck)
     ordered = sorted(bins, key=lambda each: (each.name, each.uid))
     held = sum(each.holds for each in ordered)
     if wanted < held:

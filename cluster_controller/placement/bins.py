@@ -117,6 +117,7 @@ class Bins:
             present=bool(component.model) and component.model in cluster.models,
             steps=steps,
             places=tuple(place_of(each, cluster) for each in demand.spread),
+            leaving=cluster.leaving and stands.reachable,
         )
 
 

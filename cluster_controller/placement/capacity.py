@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from cluster_controller.placement.filters import fit, fitting, node_matches
 from cluster_controller.placement.fleet import Fleet
-from cluster_controller.placement.model import ClusterRecord, ComponentDemand, NodeRecord, Request
+from cluster_controller.placement.model import ClusterRecord, ComponentDemand, NodeRecord, Placement, Request
 
 
 class Space:
@@ -185,6 +185,7 @@ class Ledger:
     def __init__(self) -> None:
         self._parts: dict[str, Mapping[str, Request]] = {}  # application → target → what it asks for there
         self._sums: dict[str, Request] = {}
+        self._reserved: dict[str, Mapping[str, Request]] = {}  # application → target → what it waits to be given there
 
     def book(self, application: str, parts: Mapping[str, Request]) -> None:
         """All that ``application`` was given, per target; what was booked for it before is forgotten."""
@@ -199,12 +200,47 @@ class Ledger:
             if whole:
                 self._sums[target] = whole
 
+    def reserve(self, application: str, parts: Mapping[str, Request]) -> bool:
+        """What it will be given as soon as others have acknowledged lower shares; whether it was more before. Without this, two that move
+        would both count on the same room."""
+        before = self._reserved.pop(application, {})
+        parts = {target: asked for target, asked in parts.items() if asked}
+        if parts:
+            self._reserved[application] = parts
+        return any(target not in parts or positive(add(asked, parts[target], -1)) for target, asked in before.items())
+
+    def reserved(self, application: str) -> dict[str, Request]:
+        """Per target, what others will be given."""
+        found: dict[str, Request] = {}
+        for other, parts in self._reserved.items():
+            for target, asked in parts.items() if other != application else ():
+                found[target] = add(found.get(target, NOTHING), asked)
+        return found
+
     def clear(self) -> None:
         self._parts.clear()
         self._sums.clear()
+        self._reserved.clear()
 
     def total(self, target: str) -> Request:
         return self._sums.get(target, NOTHING)
+
+
+def awaited(placement: Placement, components: Iterable[ComponentDemand], ways: Mapping[str, str]) -> dict[str, Request]:
+    """Per target, what a decision foresees there beyond the share: it waits until others have acknowledged lower ones."""
+    found: dict[str, Request] = {}
+    for component in components:
+        if not placement.waiting.get(component.name):
+            continue
+        foreseen: dict[str, int] = {}
+        for uid, count in placement.plan.get(component.name, {}).items():
+            way = ways.get(uid, uid)
+            foreseen[way] = foreseen.get(way, 0) + count
+        for target, count in foreseen.items():
+            more = count - placement.shares.get(target, {}).get(component.name, 0)
+            if more > 0:
+                found[target] = add(found.get(target, NOTHING), component.request, more)
+    return found
 
 
 def add(one: Request, other: Request, times: int = 1) -> Request:

@@ -24,7 +24,7 @@ from cluster_controller.placement.allotment import Allotment, needed, of_applica
 from cluster_controller.placement.balancing import Balancing, Situation
 from cluster_controller.placement.beside import Beside
 from cluster_controller.placement.borrowing import tidy
-from cluster_controller.placement.capacity import Ledger, add, positive
+from cluster_controller.placement.capacity import Ledger, add, awaited, positive
 from cluster_controller.placement.carried import STRAY, Carried
 from cluster_controller.placement.contest import Contest, Seen, told, yielding
 from cluster_controller.placement.fleet import Fleet
@@ -347,9 +347,9 @@ class Engine:
         seen = self._look(tx, application)
         asked, ruled = allotment, self._rules.apply(tx, allotment)
         allotment = ruled.allotment
-        yields = self._contest.yields(application) if not allotment.missing else {}
         given: Mapping[str, Mapping[str, Given]] = self._reading.given(tx, allotment, ceilings, seen)
         shifted = self.transferring.look(tx, allotment, given, self._silent())
+        yields = self._contest.yields(application) if not allotment.missing else {}
         if not allotment.missing:
             given = yielding(shifted.given, self._uid, yields)
         plan = self._replacing.plan(tx, allotment, given, confirmed(seen))
@@ -377,13 +377,11 @@ class Engine:
         left = {name: count + placement.waiting.get(name, 0) for name, count in placement.unplaced.items()}
         for name, (count, _) in ruled.refused.items():
             left[name] = left.get(name, 0) + count
-        if any(left.values()):
-            self._unplaced.add(application)
-        else:
-            self._unplaced.discard(application)
+        (self._unplaced.add if any(left.values()) or placement.stuck else self._unplaced.discard)(application)
         gave, again = self._contest.settled(tx, allotment, placement, left, seen)
         self._settler.mark_all(again | self._rules.marked())
         self._telling.preempted(tx, allotment, gave, yields)
+        self._telling.stuck(tx, allotment, placement)
         placement = told(placement, gave)
         decided = Decided(
             ruled.told(placement, self._uid), left, plan, ruled.ruling.pinned, rolled, gave, self._revisions(tx, allotment, seen)
@@ -403,6 +401,8 @@ class Engine:
         given, again = looked.given, min((each for each in (again, looked.again) if each is not None), default=None)
         rivals = partial(self._contest.rivals, demand.application, demand.priority)
         placement = place(demand, clusters, given, pending, reasons=False, rivals=rivals)
+        if self._ledger.reserve(demand.application, awaited(placement, demand.components, self._subtree.ways)):
+            self._settler.mark_all(self._unplaced)
         short = any(placement.unplaced.values()) or placement.preempting
         return place(demand, clusters, given, pending, rivals=rivals) if short else placement, again
 
@@ -426,8 +426,10 @@ class Engine:
                 item = per.get(component.name, Given())
                 left = add(left, records.request(component.resources), -max(0, item.share - item.unplaced - item.counted))
             pending[target] = positive(left)
+        for target, asked in self._ledger.reserved(allotment.application.uid).items():
+            pending[target] = add(pending.get(target, Request()), asked)
         kept = self._contest.pending(allotment.application.uid, allotment.priority)
-        return pending | {self._uid: kept} if kept else pending
+        return pending | {self._uid: add(pending.get(self._uid, Request()), kept)} if kept else pending
 
     def _book(self, view: Reader, application: str, seen: Mapping[str, Seen]) -> None:
         """Keep account of what was given, but for what a target said that it has no place for."""
@@ -544,6 +546,7 @@ class Engine:
         self._lending.withdraw(tx, application)
         self._works.remove_all(tx, application)
         self._ledger.book(application, {})
+        self._ledger.reserve(application, {})
         self._refused.drop(application)
         self._settler.mark_all(self._contest.forget(tx, application))
         self._replacing.forget(tx, application)

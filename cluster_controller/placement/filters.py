@@ -19,6 +19,9 @@ from cluster_controller.placement.model import (
 )
 
 UNBOUNDED = 1_000_000
+DRAIN = "banyan.dev/drain"  # key of the taint of a cluster that is being drained
+FORCED = "force"  # and its value when what has no room elsewhere goes too
+DRAINING = "Draining"
 NAMED = 10  # clusters or nodes that one sentence lists
 NOTHING = frozenset({"0", "0m", "0Mi"})
 
@@ -94,7 +97,7 @@ def refuse_unmeant(demand: Demand, component: ComponentDemand, cluster: ClusterR
 
 
 def refuse_itself(demand: Demand, component: ComponentDemand, cluster: ClusterRecord) -> Refusal | None:
-    """Why the cluster as it is takes no such component. Of ``demand`` only the tolerations are looked at: many demands ask the same."""
+    """Why the cluster as it is takes no such component. Of ``demand`` only tolerations and strategy are looked at: many ask the same."""
 
     def no(name: str, message: str, remedy: str) -> Refusal:
         return Refusal(cluster=cluster.uid, component=component.name, filter=name, message=message, remedy=remedy)
@@ -137,6 +140,14 @@ def _tainted(demand: Demand, component: ComponentDemand, cluster: ClusterRecord,
     lacking = [taint for taint in cluster.taints if taint.effect == effect and not tolerated(taint, demand.tolerations)]
     if not lacking:
         return None
+    if demand.strategy != "Duplicated" and all(taint.key == DRAIN and taint.value != FORCED for taint in lacking):
+        return Refusal(
+            cluster=cluster.uid,
+            component=component.name,
+            filter=DRAINING,
+            message=f"is being drained (taint {DRAIN}): nothing new, and what runs goes where there is room",
+            remedy=f"make room elsewhere; banyan cluster uncordon {cluster.name} takes it back",
+        )
     taint = min(lacking, key=lambda taint: grace(taint, demand.tolerations))
     if grace(taint, demand.tolerations) > 0:
         return Refusal(

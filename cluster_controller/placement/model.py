@@ -143,6 +143,7 @@ class ClusterRecord(Struct, frozen=True, kw_only=True):
     labels: dict[str, str] = field(default_factory=dict)
     taints: tuple[Taint, ...] = ()
     cordoned: bool = False
+    leaving: bool = False  # drained: what runs there goes as far as there is room elsewhere
     reachable: bool = True
     broken_hop: str = ""
     runs_applications: bool = True  # False: a controller without a shim
@@ -256,3 +257,4 @@ class Placement(Struct, frozen=True):
     plan: dict[str, dict[str, int]] = field(default_factory=dict)  # component -> cluster -> replicas that the division foresees there
     scores: dict[str, dict[str, Score]] = field(default_factory=dict)  # component -> cluster that passed -> how it was judged
     preempting: tuple[Preempting, ...] = ()  # what others give way for
+    stuck: dict[str, dict[str, int]] = field(default_factory=dict)  # component -> drained cluster -> replicas with no room elsewhere

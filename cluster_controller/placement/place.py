@@ -16,7 +16,7 @@ from cluster_controller.placement.bins import Around, Bins, Branch, promised
 from cluster_controller.placement.capacity import Space
 from cluster_controller.placement.contend import Contender, Foreseen, Rivals
 from cluster_controller.placement.divide import Target, divide
-from cluster_controller.placement.filters import capacity_refusal, refuse_itself, refuse_unmeant, unknown_names
+from cluster_controller.placement.filters import DRAINING, capacity_refusal, refuse_itself, refuse_unmeant, unknown_names
 from cluster_controller.placement.fleet import Fleet
 from cluster_controller.placement.model import ClusterRecord, ComponentDemand, Demand, Given, Placement, Refusal, Request, Score
 from cluster_controller.placement.weighing import planned, weigh
@@ -39,6 +39,7 @@ class Decision(Struct, frozen=True):
     added: dict[str, int] = field(default_factory=dict)  # per cluster, beyond what stands there
     raised: dict[str, int] = field(default_factory=dict)  # per target, when nobody foresees in which cluster of it
     blocked: dict[str, str] = field(default_factory=dict)  # clusters with room that a rule of the division keeps closed
+    stuck: dict[str, int] = field(default_factory=dict)  # drained clusters with what has no room elsewhere
 
 
 def place(
@@ -64,7 +65,7 @@ def place(
     refusals: list[Refusal] = []
     passed: dict[str, list[ClusterRecord]] = {}
     for component in demand.components:
-        passed[component.name], refused = _filter(demand, component, fleet, around, reasons)
+        passed[component.name], refused = _filter(demand, component, fleet, around, given, reasons=reasons)
         if reasons:
             refusals += refused
             unknown = unknown_names(demand, component, fleet)
@@ -106,6 +107,7 @@ def place(
         plan={name: {uid: count for uid, count in decided.counts.items() if count} for name, decided in decisions.items()},
         scores=scores,
         preempting=tuple(contender.found),
+        stuck={name: decided.stuck for name, decided in decisions.items() if decided.stuck},
     )
 
 
@@ -114,7 +116,13 @@ def _distance(demand: Demand, fleet: Fleet) -> score.Distance:
 
 
 def _filter(
-    demand: Demand, component: ComponentDemand, fleet: Fleet, around: Around, reasons: bool
+    demand: Demand,
+    component: ComponentDemand,
+    fleet: Fleet,
+    around: Around,
+    given: Mapping[str, Mapping[str, Given]],
+    *,
+    reasons: bool,
 ) -> tuple[list[ClusterRecord], list[Refusal]]:  # fmt: skip
     """Clusters that may hold the component, and why others (or more of it) may not.
 
@@ -134,16 +142,22 @@ def _filter(
             passed.append(cluster)
             continue
         assert isinstance(refusal, Refusal)
-        if refusal.filter in STAYS and cluster.running.get(component.name):
+        if refusal.filter == DRAINING and (cluster.running.get(component.name) or _share(given, cluster.uid, component)):
+            passed.append(msgspec.structs.replace(cluster, cordoned=True, leaving=True))
+        elif refusal.filter in STAYS and cluster.running.get(component.name):
             passed.append(msgspec.structs.replace(cluster, cordoned=True))
         refused.append(refusal)
     return passed, refused
 
 
+def _share(given: Mapping[str, Mapping[str, Given]], target: str, component: ComponentDemand) -> int:
+    return given[target][component.name].share if component.name in given.get(target, ()) else 0
+
+
 def _question(demand: Demand, component: ComponentDemand) -> tuple[object, ...]:
     """All that decides, beside the record, what `refuse_itself` answers."""
     where = (component.node, tuple(sorted(component.node_labels.items())), component.architectures)
-    return component.name, component.kind, *where, demand.tolerations
+    return component.name, component.kind, *where, demand.tolerations, demand.strategy
 
 
 def _space(
@@ -216,6 +230,7 @@ def _divide(
         counts={uid: foreseen.counts.get(uid, 0) + seized.get(uid, 0) for uid in {**foreseen.counts, **seized}},
         added=added,
         blocked=foreseen.blocked,
+        stuck=foreseen.stuck,
     )
 
 

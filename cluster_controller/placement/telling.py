@@ -26,6 +26,7 @@ from cluster_controller.store import Key, Tx
 NOTHING: Mapping[str, int] = {}
 NOTHING_REFUSED: Mapping[str, tuple[int, str]] = {}
 NOTHING_UNPATCHED: Mapping[str, str] = {}
+CANNOT_DRAIN = "CannotDrain"
 NOTHING_GAVE: Mapping[str, kinds.Preemptor] = {}
 NOTHING_PINNED: Mapping[str, str] = {}
 
@@ -88,6 +89,7 @@ class Telling:
         self._uid = uid
         self._silent = silent
         self._timestamp = timestamp
+        self._stuck: dict[str, dict[str, int]] = {}  # application → drained cluster → what had no room elsewhere when it was last told
         self._refusing: dict[str, Mapping[str, tuple[int, str]]] = {}  # application → what the site refused of it last
 
     def replaced(self, tx: Tx, allotment: Allotment, plan: Plan, after: Replaced) -> None:
@@ -153,6 +155,22 @@ class Telling:
             self._event(tx, self._cluster(here), "Warning", "Preempted", f"{count} of {who} gave way to {other}")
             self._both(tx, allotment, one, f"{count} of {component}")
 
+    def stuck(self, tx: Tx, allotment: Allotment, placement: Placement) -> None:
+        """Events about drained clusters, where it was written: what of it stays there, for nobody else has room for it."""
+        application = allotment.application
+        found: dict[str, int] = {}
+        for per in placement.stuck.values() if allotment.key.space == "own" else ():
+            for uid, count in per.items():
+                found[uid] = found.get(uid, 0) + count
+        before = self._stuck.pop(application.uid, {})
+        if found:
+            self._stuck[application.uid] = found
+        for uid, count in sorted(found.items()):
+            if before.get(uid) != count:
+                about = kinds.ObjectReference(api_version=kinds.API_VERSION, kind="Cluster", name=self._subtree.name(tx, uid), uid=uid)
+                what = f"{count} replica{'s' if count > 1 else ''} of {application.namespace}/{application.name}"
+                self._event(tx, about, "Warning", CANNOT_DRAIN, f"cannot drain: no room for {what} elsewhere; they run on")
+
     def _both(self, tx: Tx, allotment: Allotment, one: kinds.Preemptor, what: str) -> None:
         """An Event about the one that gave way, and one about the other, as far as they were written here."""
         mine = allotment.application
@@ -177,6 +195,7 @@ class Telling:
         return sum(count for refused in self._refusing.values() for count, _ in refused.values())
 
     def forget(self, application: str) -> None:
+        self._stuck.pop(application, None)
         self._refusing.pop(application, None)
 
     def report(self, tx: Tx, allotment: Allotment, decided: Decided, seen: Mapping[str, Seen]) -> None:

@@ -243,6 +243,7 @@ class User(Resource, frozen=True, kw_only=True):
 
 
 DRAIN = "banyan.dev/drain"  # key of the taint of a cluster that is being drained: it holds for the whole branch
+DRAIN_FORCED = "force"  # its value when what has no room elsewhere goes too
 
 # Reasons in a status that pass by themselves: where something else is broken, that is told.
 WAITS = "WaitsForDependency"  # it starts when what it depends on is ready
@@ -260,6 +261,7 @@ UNSERVED: tuple[tuple[str, str, tuple[object, ...] | None, str], ...] = (
 __all__ = [
     "API_VERSION",
     "DRAIN",
+    "DRAIN_FORCED",
     "GROUP",
     "HOURLY_COST",
     "MOVES",

@@ -169,6 +169,11 @@ def _entry(found: Explained, cluster: ClusterRecord, component: str, refusal: Re
         if runs and refusal.filter == "Unreachable":
             gone = found.replaced.get(cluster.via, {}).get(component, 0)
             reason += f"; it had {runs} then and " + ("others hold its share until it is back" if gone else "keeps them")
+        stuck = found.placement.stuck.get(component, {}).get(cluster.uid, 0)
+        if stuck:
+            reason += (
+                f"; cannot drain: no room for {stuck} replica{'s' if stuck > 1 else ''} of {found.allotment.application.name} elsewhere"
+            )
         return entry | {"filter": refusal.filter, "reason": reason, "remedy": refusal.remedy}
     if runs:
         return entry

@@ -180,6 +180,43 @@ def test_a_cordon_holds_for_the_whole_branch_and_a_drain_moves_it_within_what_is
     asyncio.run(play())
 
 
+def test_a_drain_keeps_what_has_no_room_elsewhere_and_goes_on_when_there_is_some(tmp_path: Path) -> None:
+    async def play() -> None:
+        tree = await three_levels(tmp_path)
+        root = tree.sites["root"]
+        uid = await put_application(root, "emotion", 5)
+        await tree.quiet()
+        filler = await put_application(root, "filler", 3)
+        await tree.quiet()
+        assert (tree.total(uid), tree.total(filler)) == (5, 3)
+
+        def held(name: str, application: str) -> int:
+            return sum(tree.sites[name].running.get(application, {}).values())
+
+        on = {name: held(name, uid) + held(name, filler) for name in ("edge-1", "edge-2", "edge-3")}
+        drained = next(name for name in on if on[name] == 3)
+        drain = [{"key": "banyan.dev/drain", "effect": "NoExecute"}]
+        await overlay(tree, "root", drained, unschedulable=True, taints=drain)
+        assert (tree.total(uid), tree.total(filler)) == (5, 3), "only one has room elsewhere"
+        assert held(drained, uid) + held(drained, filler) == 2
+        said = [msgspec.json.decode(stored.document, type=kinds.Event) for stored in root.store.list("own", "Event")]
+        words = [event.message for event in said if event.reason == "CannotDrain" and event.involved_object.name == drained]
+        assert any("cannot drain: no room for" in word and "they run on" in word for word in words)
+        await put_application(root, "filler", 1)
+        await tree.quiet()
+        assert (tree.total(uid), tree.total(filler), held(drained, uid) + held(drained, filler)) == (5, 1, 0), "there is room now"
+        await put_application(root, "filler", 3)
+        await overlay(tree, "root", drained)
+        await tree.quiet()
+        assert (tree.total(uid), tree.total(filler)) == (5, 3)
+        await overlay(tree, "root", "edge-3", unschedulable=True, taints=[drain[0] | {"value": "force"}])
+        assert held("edge-3", uid) + held("edge-3", filler) == 0
+        assert tree.total(uid) + tree.total(filler) == 6, "what has no room elsewhere went too"
+        await tree.close()
+
+    asyncio.run(play())
+
+
 def test_a_restored_store_gives_no_share_id_again(tmp_path: Path) -> None:
     """Its children answer shares that it never heard of; each start lifts the counter above what an earlier life gave."""
 
