@@ -240,7 +240,7 @@ class Controller:
             wall=clock.wall,
         )
         self._way = self.moves.way
-        lineage = Lineage(store, self.identity, renew=self._renew)
+        lineage = Lineage(store, self.identity, renew=self._renew, takes_over=self.part.takes_over)
         self.rotation.listeners.append(lineage.again)
         for room in (
             self.moves,

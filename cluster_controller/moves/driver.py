@@ -163,7 +163,8 @@ class Driver:
             return answer.reason if isinstance(answer, No | NotYet) else ""
 
         said = await asyncio.gather(*(asked(ask) for ask in state.rehearsal(move)))
-        return Planned(move, tuple(sorted(move.names)), tuple(self._applications(move)), tuple(one for one in said if one))
+        troubles = (*self._rolling_out(move), *(one for one in said if one))
+        return Planned(move, tuple(sorted(move.names)), tuple(self._applications(move)), troubles)
 
     # --- planning ---
 
@@ -279,6 +280,22 @@ class Driver:
                     }
                 )
         return found
+
+    def _rolling_out(self, move: Move) -> list[str]:
+        """Of what runs there, what is just being rolled out: in another branch it would wait for another wave, and stop meanwhile."""
+        inside = set(move.names.values())
+        found: list[tuple[str, kinds.RolloutStatus | None, list[kinds.ClusterRow]]] = []
+        for stored in self._store.list(records.OWN, "Application"):
+            status = decode(stored.document, kinds.Application).status
+            found.append((f"{stored.key.namespace}/{stored.key.name}", status.rollout, status.clusters))
+        for stored in self._store.list(records.REPORT, "WorkStatus"):
+            work = decode(stored.document, kinds.WorkStatus)
+            found.append((f"{work.spec.application.namespace}/{work.spec.application.name}", work.status.rollout, work.status.clusters))
+        return [
+            f"{name} is being rolled out ({rollout.phase}); wait until it is done, or put it back"
+            for name, rollout, rows in found
+            if rollout is not None and rollout.phase in ("Progressing", "Paused") and any(row.cluster in inside for row in rows)
+        ]
 
     # --- going on ---
 

@@ -37,12 +37,15 @@ class Document(kinds.Resource, frozen=True, kw_only=True):
 
 
 class Lineage:
-    """``renew``: ask the parent for fresh certificates, whether it gave them."""
+    """``renew``: ask the parent for fresh certificates, whether it gave them. ``takes_over``: what is held is an old parent's."""
 
-    def __init__(self, store: Store, identity: Callable[[], Identity], *, renew: Callable[[], Awaitable[bool]]) -> None:
+    def __init__(
+        self, store: Store, identity: Callable[[], Identity], *, renew: Callable[[], Awaitable[bool]], takes_over: Callable[[], bool]
+    ) -> None:
         self._store = store
         self._identity = identity
         self._renew = renew
+        self._takes_over = takes_over
         self._wake = asyncio.Event()
 
     def load(self) -> None:
@@ -71,12 +74,12 @@ class Lineage:
 
     async def follow(self) -> bool:
         """Whether all is done that can be done now; False to try again."""
-        said = self._said()
+        said = self._said() if not self._takes_over() else None
         last = mine(self._store)
         moved = last is not None and last.parent == self._identity().parent_uid
         if said is None and not moved:
             return True
-        if said is not None and not moved and not self._agrees(said):
+        if said is not None and not self._agrees(said):
             await asyncio.sleep(SPREAD_SECONDS * int(self._identity().uid[-2:], 36) / 36**2)
             if not await self._renew() or not self._agrees(said):
                 return False
