@@ -21,6 +21,7 @@ PATIENCE_SECONDS = 180.0  # beyond the fault itself: until the cluster is in rea
 LONGEST_NAMES = 10
 
 Name = Annotated[str, typer.Argument(help="The cluster, as `banyan tree` shows it.")]
+Target = Annotated[str, typer.Argument(metavar="[NAMESPACE/]APPLICATION[/COMPONENT]", help="Whose instances on that cluster.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the report.")]
 
@@ -47,6 +48,37 @@ def restart(name: Name, yes: Yes = False, wait: Wait = True) -> None:
 
 
 @app.command(cls=Command)
+@examples("banyan drill kill edge-1 shop/web", "banyan drill kill edge-1 shop/web/serve --yes")
+def kill(name: Name, target: Target, yes: Yes = False, wait: Wait = True) -> None:
+    """Kill instances of one application on one cluster. They are started again."""
+    whose = _target(target)
+    plan = f"every instance of {whose} on {name} is killed (SIGKILL); the cluster starts them again"
+    _play(name, {"fault": "kill", "seconds": 1, "target": whose}, plan, 1, yes=yes, wait=wait)
+
+
+@app.command(cls=Command)
+@examples("banyan drill freeze edge-1 shop/web --for 30s")
+def freeze(
+    name: Name,
+    target: Target,
+    lasting: Annotated[str, typer.Option("--for", metavar="TIME", help="How long, as in 30s, 5m; at most an hour.")] = "30s",
+    yes: Yes = False,
+    wait: Wait = True,
+) -> None:
+    """Stop instances of one application on one cluster in the midst of their work, for a bounded time: they neither answer nor end."""
+    whose, seconds = _target(target), arguments.seconds(lasting, "--for")
+    plan = (
+        f"every instance of {whose} on {name} stands still (SIGSTOP) for {seconds} s, then goes on; a liveness probe may restart it before"
+    )
+    _play(name, {"fault": "freeze", "seconds": seconds, "target": whose}, plan, seconds, yes=yes, wait=wait)
+
+
+def _target(word: str) -> str:
+    """With its namespace: `web` is that of the person who asks."""
+    return word if "/" in word else f"{settings().namespace or 'default'}/{word}"
+
+
+@app.command(cls=Command)
 @examples("banyan drill status edge-1", "banyan drill status edge-1 -o json")
 def status(name: Name) -> None:
     """The last drill of a controller: whether it is over, and what was kept."""
@@ -59,7 +91,7 @@ def _play(name: str, body: Mapping[str, Any], plan: str, seconds: float, *, yes:
     with settings().client() as client:
         cluster = client.json("GET", kinds.path(KIND, "", name))
         _refuse(name, cluster)
-        output.note(_plan(plan, client, name, cluster))
+        output.note(_plan(plan, client, name, cluster, strikes="target" in body))
         if not yes:
             output.ask(f"Play this on {name}?", "--yes")
         there = _there(client, name, cluster)
@@ -76,7 +108,7 @@ def _refuse(name: str, cluster: Mapping[str, Any]) -> None:
         raise Conflict(f"{name} is {phase or 'not known well'}; a drill begins with what is well: see `banyan tree`")
 
 
-def _plan(plan: str, client: Client, name: str, cluster: Mapping[str, Any]) -> str:
+def _plan(plan: str, client: Client, name: str, cluster: Mapping[str, Any], *, strikes: bool) -> str:
     state = cluster.get("status") or {}
     facts = state.get("facts") or {}
     below = [
@@ -86,7 +118,8 @@ def _plan(plan: str, client: Client, name: str, cluster: Mapping[str, Any]) -> s
     ]
     lines = [
         f"plan      {plan}",
-        f"touches   {name}: {facts.get('applications', 0)} applications, {facts.get('instances', 0)} instances, which shall run on",
+        f"touches   {name}: {facts.get('applications', 0)} applications, {facts.get('instances', 0)} instances, "
+        + ("of which only those are touched" if strikes else "which shall run on"),
     ]
     if below:
         names = ", ".join(below[:LONGEST_NAMES]) + (" …" if len(below) > LONGEST_NAMES else "")
@@ -126,6 +159,8 @@ def _say(name: str, report: Mapping[str, Any]) -> None:
         return
     print(f"{name}: {report['fault']}, {report['began']} to {report['ended']}, asked for by {report['by']}")
     print(f"  kept    {report['kept']} of {report['instances']} instances of {report['applications']} applications")
+    if report.get("target"):
+        print(f"  struck  {', '.join(report['struck'])}: {report['target']} is {'well again' if report['recovered'] else 'NOT well again'}")
     if report["lost"]:
         print(f"  lost    {', '.join(report['lost'])}")
     if report["fresh"]:

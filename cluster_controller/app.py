@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 import structlog
 
-from cluster_controller import clock, reports, restored
+from cluster_controller import clock, drill, reports, restored
 from cluster_controller.config import Config, split_address
 from cluster_controller.distance import ParentDistance
 from cluster_controller.documents import Documents
@@ -214,6 +214,9 @@ class Controller:
                 restart=self.restart,
                 linked=lambda: self.identity().is_root or self.tunnel.parent is not None,
                 seen=lambda: self.shim is None or self._nodes_told,
+                chosen=lambda target: self.reconciler.chosen(target) if self.reconciler is not None else (),
+                well=lambda target: self.reconciler is None or self.reconciler.well(target),
+                signal=drill.tell,
             ),
             me=lambda: (self.uid, self.name),
             root=self.identity().is_root,

@@ -37,6 +37,13 @@ def test_a_drill_ends_by_itself_and_keeps_what_runs(tree: Tree) -> None:
     kept = report(tree, "edge-1")
     assert (kept["fault"], kept["kept"], kept["instances"], kept["lost"], kept["parent"]) == ("cut", 1, 1, [], True)
 
+    done = json.loads(root.banyan("drill", "kill", "edge-1", "default/talker", "--yes", "-o", "json").stdout)
+    assert (done["fault"], done["kept"], done["fresh"], done["recovered"]) == ("kill", 0, 1, True), done
+    done = json.loads(root.banyan("drill", "freeze", "edge-1", "talker", "--for", "1s", "--yes", "-o", "json").stdout)
+    assert (done["fault"], done["kept"], done["fresh"], done["recovered"]) == ("freeze", 1, 0, True), done
+    assert "nothing of default/other runs" in root.banyan("drill", "kill", "edge-1", "other", "--yes", check=False).stderr
+    before = set(edge.everything()) - {edge.process.pid}
+
     pid = edge.process.pid
     done = json.loads(root.banyan("drill", "restart", "edge-1", "--yes", "-o", "json").stdout)
     assert (done["fault"], done["state"], done["kept"], done["instances"], done["fresh"]) == ("restart", "ended", 1, 1, 0)
@@ -45,7 +52,7 @@ def test_a_drill_ends_by_itself_and_keeps_what_runs(tree: Tree) -> None:
     until("the tree is well", lambda: [item["phase"] for item in root.clusters().values()] == ["Ready"] * 3)
     assert "1 of 1 instances" in root.banyan("drill", "status", "edge-1").stdout
     seen = root.banyan("--at", "edge-1", "events", "--reason", "DrillBegan,DrillEnded").stdout
-    assert seen.count("DrillBegan") == 2 and "ran on" in seen
+    assert seen.count("DrillBegan") == 4 and "ran on" in seen
 
 
 def report(tree: Tree, name: str) -> dict[str, object]:

@@ -1,6 +1,9 @@
 """A drill ends by itself, whatever becomes of whoever asked, of the link, and of the process; its report says what was kept."""
 
 import asyncio
+import signal
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,8 +13,8 @@ import msgspec
 import pytest
 
 from cluster_controller import drill
-from cluster_controller.drill import Doors, Drill, Record, Report, compare
-from cluster_controller.errors import Conflict, Forbidden, InvalidInput
+from cluster_controller.drill import Doors, Drill, Record, Report, Struck, compare, tell
+from cluster_controller.errors import Conflict, Forbidden, InvalidInput, NotFound
 from cluster_controller.store import Key, Store
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -25,7 +28,18 @@ class Site:
         self.done: list[str] = []
         self.link = True
         self.looked = True
-        doors = Doors(cut=self.cut, mend=self.mend, restart=self.restart, linked=lambda: self.link, seen=lambda: self.looked)
+        self.struck: list[Struck] = []
+        self.well = True
+        doors = Doors(
+            cut=self.cut,
+            mend=self.mend,
+            restart=self.restart,
+            linked=lambda: self.link,
+            seen=lambda: self.looked,
+            chosen=lambda target: self.struck if target == "shop/web" else [],
+            well=lambda target: self.well,
+            signal=lambda pid, number: self.done.append(f"{signal.Signals(number).name} {pid}"),
+        )
         self.drill = Drill(store, doors, me=lambda: ("u" * 26, "edge-1"), root=root, wall=lambda: NOW)
 
     async def cut(self) -> None:
@@ -175,3 +189,70 @@ def test_many_lost_ones_are_counted_and_some_named() -> None:
     before = {f"uid-{number}": f"pod-{number:02}" for number in range(30)}
     done = compare(Record(report, before), {"uid-0": "pod-00", "new": "pod-new"}, True, NOW)
     assert (done.kept, len(done.lost), done.fresh) == (1, drill.NAMED, 1) and "cut for 60 s" in done.message
+
+
+def test_chosen_instances_are_killed_or_frozen_and_those_go_on_at_the_end(tmp_path: Path) -> None:
+    async def body(site: Site) -> None:
+        site.struck = [Struck("web-1", 41), Struck("web-2", 42)]
+        await site.drill.begin("kill", 0.0, "ada", "shop/web")
+        done = await site.over()
+        assert site.done == ["SIGKILL 41", "SIGKILL 42"]
+        assert (done.target, done.struck, done.recovered) == ("shop/web", ("web-1", "web-2"), True)
+        assert "shop/web is well again" in done.message
+        site.done.clear()
+        await site.drill.begin("freeze", 0.0, "ada", "shop/web")
+        await site.over()
+        assert site.done == ["SIGSTOP 41", "SIGSTOP 42", "SIGCONT 41", "SIGCONT 42"]
+
+    play(tmp_path, body)
+
+
+def test_what_was_frozen_goes_on_though_the_controller_dies_meanwhile(tmp_path: Path) -> None:
+    async def body(site: Site) -> None:
+        site.struck = [Struck("web-1", 41)]
+        await site.drill.begin("freeze", 3600.0, "ada", "shop/web")
+        while "SIGSTOP 41" not in site.done:
+            await asyncio.sleep(0)
+        after = Site(site.store)  # the next start
+        after.drill.resume()
+        assert after.done == ["SIGCONT 41"]
+        await after.over()
+        await after.drill.close()
+
+    play(tmp_path, body)
+
+
+def test_what_does_not_recover_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drill, "BACK_SECONDS", 0.01)
+
+    async def body(site: Site) -> None:
+        site.struck, site.well = [Struck("web-1", 41)], False
+        await site.drill.begin("kill", 0.0, "ada", "shop/web")
+        done = await site.over()
+        assert not done.recovered
+        assert "shop/web is NOT well again" in done.message
+
+    play(tmp_path, body)
+
+
+def test_only_what_was_named_and_is_a_process_here_is_struck(tmp_path: Path) -> None:
+    async def body(site: Site) -> None:
+        for target in ("", "web", "a/b/c/d", "shop/"):
+            with pytest.raises(InvalidInput, match="is not NAMESPACE/APPLICATION"):
+                await site.drill.begin("kill", 0.0, "ada", target)
+        with pytest.raises(NotFound, match="nothing of shop/other runs on edge-1"):
+            await site.drill.begin("kill", 0.0, "ada", "shop/other")
+        site.struck = [Struck("web-1", 0)]
+        with pytest.raises(Forbidden, match="no processes of this controller's machine"):
+            await site.drill.begin("freeze", 0.0, "ada", "shop/web")
+        assert site.done == []
+
+    play(tmp_path, body)
+
+
+def test_a_signal_reaches_a_process_with_those_that_it_started_and_one_that_has_gone_needs_none() -> None:
+    for own in (True, False):
+        process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=own)
+        tell(process.pid, signal.SIGKILL)
+        assert process.wait(10) == -signal.SIGKILL
+        tell(process.pid, signal.SIGKILL)

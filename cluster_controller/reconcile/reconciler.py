@@ -21,6 +21,7 @@ from msgspec import Struct
 from cluster_controller.clock import timestamp
 from cluster_controller.delivered import is_lent
 from cluster_controller.documents import Documents, put_changed
+from cluster_controller.drill import Struck
 from cluster_controller.errors import BanyanError, InvalidInput
 from cluster_controller.reconcile import observe, resolve
 from cluster_controller.reconcile.holds import referenced
@@ -119,6 +120,28 @@ class Reconciler:
         for uid, seen in self._seen.items():
             for instance in seen.instances:
                 yield uid, instance
+
+    def chosen(self, target: str) -> list[Struck]:
+        """The instances of NAMESPACE/APPLICATION[/COMPONENT] that run here."""
+        return [
+            Struck(instance.id, instance.pid)
+            for _, component, seen in self._named(target)
+            for instance in seen.instances
+            if component in {"", instance.component}
+        ]
+
+    def well(self, target: str) -> bool:
+        """Whether as many of it are ready as are wanted here."""
+        parts = [part for _, name, seen in self._named(target) for part in seen.components if name in {"", part.name}]
+        return all(part.ready >= part.desired for part in parts)
+
+    def _named(self, target: str) -> Iterator[tuple[kinds.ApplicationReference, str, contract.ObservedWork]]:
+        namespace, name, component = [*target.split("/"), ""][:3]
+        for uid, seen in self._seen.items():
+            stored = self._store.get(Key("local", "Work", "", uid))
+            application = self._documents.read(stored, kinds.Work).spec.application if stored is not None else None
+            if application is not None and (application.namespace, application.name) == (namespace, name):
+                yield application, component, seen
 
     def accelerators_held(self) -> dict[tuple[str, str], int]:
         """By node and kind, how many the instances hold that run here, for /metrics."""

@@ -53,7 +53,7 @@ class DrillHook:
         self._uid = uid
 
     async def answer(self, ask: Ask) -> Mapping[str, Any]:
-        """GET: the last drill. POST {fault: cut | restart, seconds}."""
+        """GET: the last drill. POST {fault: cut | restart | kill | freeze, seconds, target: NAMESPACE/APPLICATION[/COMPONENT]}."""
         require_self(self._store, self._uid, ask)
         if ask.method == "GET":
             last = self._drill.last()
@@ -65,7 +65,8 @@ class DrillHook:
         seconds = ask.body.get("seconds", 30)
         if not isinstance(seconds, int | float) or isinstance(seconds, bool):
             raise InvalidInput("seconds is a number", "seconds")
-        return _report(await self._drill.begin(str(ask.body.get("fault", "")), float(seconds), ask.user.name))
+        fault, target = str(ask.body.get("fault", "")), str(ask.body.get("target", ""))
+        return _report(await self._drill.begin(fault, float(seconds), ask.user.name, target))
 
 
 def _report(report: Report) -> dict[str, Any]:
