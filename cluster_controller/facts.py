@@ -10,8 +10,9 @@ import msgspec
 from cluster_controller.documents import Documents, decode
 from cluster_controller.placement.model import Request
 from cluster_controller.placement.records import model_digest, request
-from cluster_controller.reconcile.observe import node_classes
+from cluster_controller.reconcile.observe import charge, node_classes
 from cluster_controller.resources import kinds
+from cluster_controller.resources.registry import LABEL_APPLICATION_UID, LABEL_COMPONENT
 from cluster_controller.store import Key, Store
 from cluster_controller.sync.conflicts import undecided
 from cluster_shim.contract import Description, Node
@@ -21,7 +22,7 @@ MAX_REPLICA_CLASSES = 20  # of the lowest priorities: those that could give way
 MAX_TROUBLE = 1000  # characters of why a shim is lost: every controller above keeps them
 
 
-Replicas = tuple[tuple[int, Request, int], ...]  # priority, what one asks for, how many
+Replicas = tuple[tuple[int, Request, int, str], ...]  # priority, what one asks for, how many, of which component
 
 
 class Requested:
@@ -29,13 +30,14 @@ class Requested:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._documents = Documents()
         self._parts: dict[Key, tuple[bytes, Request, Replicas]] = {}
 
     def replicas(self) -> list[kinds.ReplicaClass]:
         """What `sums` added up last, by priority and size: the lowest first, the largest number of them first."""
         found: dict[tuple[object, ...], kinds.ReplicaClass] = {}
         for _, _, replicas in self._parts.values():
-            for priority, asked, count in replicas:
+            for priority, asked, count, _ in replicas:
                 key = (priority, asked.cpu_millis, asked.memory_bytes, *sorted(asked.accelerators.items()))
                 before = found.get(key)
                 if before is None:
@@ -46,6 +48,21 @@ class Requested:
                 found[key] = msgspec.structs.replace(before, count=before.count + count)
         classes = sorted(found.values(), key=lambda each: (each.priority, -each.count, each.each.cpu_millis, each.each.memory_bytes))
         return classes[:MAX_REPLICA_CLASSES]
+
+    def parts(self) -> Iterable[tuple[kinds.ResourceSums, int, Mapping[str, int]]]:
+        """Of what `sums` added up last, per component: what one asks for, how many there are, and on which nodes they are seen."""
+        where: dict[tuple[str, str], dict[str, int]] = {}
+        for stored in self._store.list("observed", "Pod"):
+            pod = self._documents.read(stored, kinds.Pod)
+            whose = (pod.metadata.labels.get(LABEL_APPLICATION_UID, ""), pod.metadata.labels.get(LABEL_COMPONENT, ""))
+            on = where.setdefault(whose, {})
+            on[pod.spec.node_name] = on.get(pod.spec.node_name, 0) + 1
+        for key, (_, _, replicas) in self._parts.items():
+            for _, asked, count, component in replicas:
+                each = kinds.ResourceSums(
+                    cpu_millis=asked.cpu_millis, memory_bytes=asked.memory_bytes, accelerators=dict(asked.accelerators)
+                )
+                yield each, count, where.get((key.name, component), {})
 
     def sums(self) -> kinds.ResourceSums:
         cpu = memory = 0
@@ -68,8 +85,8 @@ class Requested:
 
 
 def _replicas(spec: kinds.WorkSpec) -> Replicas:
-    asked = ((spec.priority, request(component.resources), component.replicas) for component in spec.components)
-    return tuple((priority, each, count) for priority, each, count in asked if each and count)
+    asked = ((spec.priority, request(component.resources), component.replicas, component.name) for component in spec.components)
+    return tuple(one for one in asked if one[1] and one[2])
 
 
 def _asked(components: Sequence[kinds.Component]) -> Request:
@@ -120,8 +137,7 @@ def cluster_facts(
     parent_rtt_millis: float | None = None,
 ) -> kinds.ClusterFacts:
     requested = requested_by.sums()
-    # A Work names its node or means any; on a cluster of one node both are that node.
-    by_node = {node.name: requested for node in nodes[:1]}
+    by_node = {node.name: requested for node in nodes} if len(nodes) <= 1 else charge(nodes, requested_by.parts())
     return kinds.ClusterFacts(
         version=version,
         understands=[kinds.OVERRIDES, kinds.MOVES],

@@ -1,5 +1,6 @@
 """Turn what the shim saw into documents: WorkStatus, Pods, Nodes, and the facts that the cluster reports of itself. Pure."""
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
@@ -10,6 +11,8 @@ from cluster_controller.resources.registry import LABEL_APPLICATION_UID, LABEL_C
 from cluster_shim import contract
 
 NAMES_PER_CLASS = 20
+MOST_HOMELESS = 1000  # replicas of one component that are looked at one by one
+MOST_CLASSES = 20  # of nodes, in what a cluster says of itself
 
 
 def work_status(
@@ -213,7 +216,11 @@ def node(seen: contract.Node, version: str, created: str | None = None, taints: 
 
 
 def node_classes(nodes: Iterable[contract.Node], requested: Mapping[str, kinds.ResourceSums]) -> list[kinds.NodeClass]:
-    """Equal nodes counted together; ``requested`` sums per node name what Works ask for there."""
+    """Equal nodes with equally much free counted together; ``requested`` sums per node name what Works ask for there.
+
+    Where that would make too many classes, nodes with nearly as much free are taken together with the least that one of them has: what is
+    told is on each of them.
+    """
     groups: dict[tuple[object, ...], list[contract.Node]] = {}
     for item in nodes:
         key = (
@@ -224,26 +231,101 @@ def node_classes(nodes: Iterable[contract.Node], requested: Mapping[str, kinds.R
             tuple(sorted(item.labels.items())),
         )
         groups.setdefault(key, []).append(item)
-    return [_class(group, requested) for group in groups.values()]
+    parts = max(1, MOST_CLASSES // max(1, len(groups)))
+    return [_class(part, frees) for group in groups.values() for part, frees in _parts(group, requested, parts)]
 
 
-def _class(group: Sequence[contract.Node], requested: Mapping[str, kinds.ResourceSums]) -> kinds.NodeClass:
+def _parts(
+    group: Sequence[contract.Node], requested: Mapping[str, kinds.ResourceSums], most: int
+) -> Iterable[tuple[list[contract.Node], list[kinds.ResourceSums]]]:
+    """The ready ones by how much is free, the emptiest first, in at most so many parts; the others with the first part."""
+    ready = [(_free(item, requested.get(item.name, kinds.ResourceSums())), item) for item in group if item.ready]
+    ready.sort(key=lambda each: (-each[0].cpu_millis, -each[0].memory_bytes, each[1].name))
+    parts: list[list[tuple[kinds.ResourceSums, contract.Node]]] = []
+    for each in ready:
+        if parts and parts[-1][-1][0] == each[0]:
+            parts[-1].append(each)
+        else:
+            parts.append([each])
+    while len(parts) > most:  # the two neighbours that are nearest to each other
+        gaps = [one[-1][0].cpu_millis - other[0][0].cpu_millis for one, other in itertools.pairwise(parts)]
+        at = gaps.index(min(gaps))
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    lost = [item for item in group if not item.ready]
+    if not parts:
+        yield lost, []
+    for number, part in enumerate(parts):
+        yield [item for _, item in part] + ([] if number else lost), [free for free, _ in part]
+
+
+def _class(group: Sequence[contract.Node], frees: Sequence[kinds.ResourceSums]) -> kinds.NodeClass:
     first = group[0]
-    ready = [item for item in group if item.ready]
-    frees = [_free(item, requested.get(item.name, kinds.ResourceSums())) for item in ready]
     return kinds.NodeClass(
         architecture=first.architecture,
         count=len(group),
-        ready=len(ready),
+        ready=len(frees),
         allocatable=kinds.ResourceSums(
             cpu_millis=first.allocatable_cpu_millis,
             memory_bytes=first.allocatable_memory_bytes,
             accelerators=dict(first.accelerators),
         ),
-        free=max(frees, key=lambda free: (free.cpu_millis, free.memory_bytes), default=kinds.ResourceSums()),
+        free=_least(frees),
         labels=dict(first.labels),
         # Ready ones first: so the receiver knows which of the names those ``ready`` nodes are.
         names=[item.name for item in sorted(group, key=lambda item: (not item.ready, item.name))][:NAMES_PER_CLASS],
+    )
+
+
+def _least(frees: Sequence[kinds.ResourceSums]) -> kinds.ResourceSums:
+    """What every one of them has."""
+    if not frees:
+        return kinds.ResourceSums()
+    return kinds.ResourceSums(
+        cpu_millis=min(free.cpu_millis for free in frees),
+        memory_bytes=min(free.memory_bytes for free in frees),
+        accelerators={name: min(free.accelerators.get(name, 0) for free in frees) for name in frees[0].accelerators},
+    )
+
+
+def charge(
+    nodes: Sequence[contract.Node], asked: Iterable[tuple[kinds.ResourceSums, int, Mapping[str, int]]]
+) -> dict[str, kinds.ResourceSums]:
+    """What is asked for on each node: per component what one replica asks for, how many there are, and where the shim says that they run.
+
+    What it does not say is put where it fits tightest, the largest first (best fit decreasing), or where most is left when it fits nowhere.
+    """
+    used = {node.name: kinds.ResourceSums() for node in nodes}
+    homeless: list[kinds.ResourceSums] = []
+    for each, count, where in asked:
+        left = count
+        for name, there in where.items():
+            if name in used:
+                takes = min(there, left)
+                used[name] = _plus(used[name], each, takes)
+                left -= takes
+        homeless += [each] * min(left, MOST_HOMELESS)
+    homeless.sort(key=lambda each: (-each.cpu_millis, -each.memory_bytes))
+    for each in homeless:
+        frees = [(_free(node, used[node.name]), node) for node in nodes if node.ready]
+        fitting = [(free.cpu_millis, free.memory_bytes, node.name) for free, node in frees if _fits(each, free)]
+        roomiest = [(-free.cpu_millis, -free.memory_bytes, node.name) for free, node in frees]
+        chosen = min(fitting or roomiest, default=None)
+        if chosen is not None:
+            used[chosen[2]] = _plus(used[chosen[2]], each, 1)
+    return used
+
+
+def _fits(each: kinds.ResourceSums, free: kinds.ResourceSums) -> bool:
+    enough = each.cpu_millis <= free.cpu_millis and each.memory_bytes <= free.memory_bytes
+    return enough and all(count <= free.accelerators.get(name, 0) for name, count in each.accelerators.items())
+
+
+def _plus(one: kinds.ResourceSums, each: kinds.ResourceSums, times: int) -> kinds.ResourceSums:
+    names = {*one.accelerators, *each.accelerators}
+    return kinds.ResourceSums(
+        cpu_millis=one.cpu_millis + times * each.cpu_millis,
+        memory_bytes=one.memory_bytes + times * each.memory_bytes,
+        accelerators={name: one.accelerators.get(name, 0) + times * each.accelerators.get(name, 0) for name in names},
     )
 
 

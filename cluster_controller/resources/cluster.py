@@ -36,7 +36,7 @@ class NodeClass(Document, frozen=True, kw_only=True):
     count: int  # of nodes
     ready: int = 0  # of them
     allocatable: ResourceSums = ResourceSums()  # of each node of the class
-    free: ResourceSums = ResourceSums()  # allocatable minus requests, of the emptiest ready node
+    free: ResourceSums = ResourceSums()  # allocatable minus requests, on each ready node at least
     labels: Labels = field(default_factory=dict)  # that all of them have
     names: list[str] = field(default_factory=list)  # at most 20
 

@@ -298,3 +298,10 @@ def test_without_reasons_the_decision_is_the_same() -> None:
         )
         full, quick = place(wanted, clusters, {}), place(wanted, clusters, {}, reasons=False)
         assert (full.shares, full.unplaced, full.plan) == (quick.shares, quick.unplaced, quick.plan)
+
+
+def test_a_replica_that_is_larger_than_what_any_node_has_left_is_not_assigned() -> None:
+    halves = tuple(NodeRecord(name=name, architecture="amd64", free_cpu_millis=300, free_memory_bytes=512 * MEBI) for name in ("n1", "n2"))
+    wanted = demand(1, request=Request(cpu_millis=400))
+    assert place(wanted, [cluster("a", nodes=halves)], {}).unplaced == {"serve": 1}
+    assert place(demand(3, request=Request(cpu_millis=300)), [cluster("a", nodes=halves)], {}).shares == {"a": {"serve": 2}}

@@ -148,15 +148,18 @@ def test_a_machine_is_shown_as_a_node() -> None:
     assert observe.node(node(ready=False), "v1").status.conditions[0].reason == "NodeNotReady"
 
 
-def test_equal_nodes_are_one_class_with_what_is_free_on_the_emptiest_ready_one() -> None:
+def test_equal_nodes_with_equally_much_free_are_one_class() -> None:
     nodes = [node("a"), node("c", ready=False), node("b"), node("big", allocatable_cpu_millis=9000)]
     asked = {
         "a": kinds.ResourceSums(cpu_millis=500, memory_bytes=1 << 28, accelerators={"nvidia.com/gpu": 1}),
         "b": kinds.ResourceSums(cpu_millis=9999, accelerators={"nvidia.com/gpu": 5}),
     }
-    equal, big = observe.node_classes(nodes, asked)
-    assert (equal.count, equal.ready, equal.names) == (3, 2, ["a", "b", "c"])
-    assert (equal.free.cpu_millis, equal.free.memory_bytes, equal.free.accelerators) == (3000, 1 << 28, {"nvidia.com/gpu": 0})
+    emptier, full, big = observe.node_classes(nodes, asked)
+    assert (emptier.count, emptier.ready, emptier.names) == (2, 1, ["a", "c"])
+    assert (full.count, full.ready, full.names, full.free.cpu_millis) == (1, 1, ["b"], 0)
+    assert (emptier.free.cpu_millis, emptier.free.memory_bytes, emptier.free.accelerators) == (3000, 1 << 28, {"nvidia.com/gpu": 0})
+    (same,) = observe.node_classes([node("a"), node("b"), node("c", ready=False)], {})
+    assert (same.count, same.ready, same.names) == (3, 2, ["a", "b", "c"])
     assert (big.count, big.free.cpu_millis, big.labels) == (1, 9000, {"disk": "ssd"})
     (dark,) = observe.node_classes([node("x", ready=False)], {})
     assert (dark.ready, dark.free) == (0, kinds.ResourceSums())
@@ -175,3 +178,32 @@ def test_classes_count_every_node_once(made: list[tuple[str, int, bool]]) -> Non
     for found in classes:
         assert len(found.names) == min(found.count, observe.NAMES_PER_CLASS)
         assert all((name in up) == (index < found.ready) for index, name in enumerate(found.names))
+
+
+@given(st.lists(st.tuples(st.integers(0, 3500), st.integers(0, 1 << 28)), max_size=60))
+def test_what_a_class_tells_is_on_each_of_its_nodes_and_classes_are_few(taken: list[tuple[int, int]]) -> None:
+    nodes = [node(f"n{index:02}") for index in range(len(taken))]
+    asked = {item.name: kinds.ResourceSums(cpu_millis=cpu, memory_bytes=memory) for item, (cpu, memory) in zip(nodes, taken, strict=True)}
+    classes = observe.node_classes(nodes, asked)
+    assert len(classes) <= observe.MOST_CLASSES
+    assert sum(found.count for found in classes) == len(nodes)
+    for found in classes:
+        for name in found.names:
+            item = next(each for each in nodes if each.name == name)
+            assert found.free.cpu_millis <= item.allocatable_cpu_millis - asked[name].cpu_millis
+            assert found.free.memory_bytes <= item.allocatable_memory_bytes - asked[name].memory_bytes
+
+
+def test_what_is_asked_for_is_charged_where_it_runs_and_the_rest_where_it_fits_tightest() -> None:
+    nodes = [node("a", allocatable_cpu_millis=1000), node("b", allocatable_cpu_millis=2000), node("down", ready=False)]
+
+    def cpu(millis: int) -> kinds.ResourceSums:
+        return kinds.ResourceSums(cpu_millis=millis)
+
+    def used(*asked: tuple[kinds.ResourceSums, int, dict[str, int]]) -> dict[str, int]:
+        return {name: sums.cpu_millis for name, sums in observe.charge(nodes, asked).items()}
+
+    assert used((cpu(300), 3, {"b": 2, "gone": 9})) == {"a": 300, "b": 600, "down": 0}
+    assert used((cpu(300), 2, {"a": 5})) == {"a": 600, "b": 0, "down": 0}, "never more than there are"
+    assert used((cpu(200), 1, {}), (cpu(1500), 1, {}), (cpu(900), 1, {})) == {"a": 900, "b": 1700, "down": 0}, "the largest first"
+    assert used((cpu(5000), 1, {})) == {"a": 0, "b": 5000, "down": 0}, "where most is left"
