@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cluster_controller.identity import load
-from e2e.support import APPS, Asker, Site, Tree, model_application, program, publish, talker, until
+from e2e.support import API, APPS, Asker, Site, Tree, model_application, program, publish, talker, until
 
 EVERY_EDGE = {"clusterSelector": {"matchLabels": {"tier": "edge"}}}
 
@@ -34,6 +34,11 @@ def test_a_leaf_moves_between_two_regions_and_nothing_notices(tree: Tree, device
     fates = {one["name"].partition(".")[0]: one["fate"] for one in plan["applications"]}
     assert fates == dict.fromkeys(wanted, "stays") | {"of-the-region": "ends there", "its-own": "goes along"}
     assert root.clusters()["edge-1"]["parent"] == "region-a"
+    policy = {"apiVersion": "banyan.dev/v1alpha1", "kind": "SitePolicy", "metadata": {"name": "site"}, "spec": {"parents": ["region-z"]}}
+    assert edge.ask("POST", f"{API}/sitepolicies", policy)[0] == 201
+    refused = root.banyan("move", "edge-1", "--parent", "region-b", "--yes", check=False)
+    assert refused.returncode != 0 and "does not permit region-b" in refused.stderr
+    assert edge.ask("DELETE", f"{API}/sitepolicies/site")[0] == 200
     done = root.banyan("move", "edge-1", "--parent", "region-b", "--yes", "-o", "json")
     assert json.loads(done.stdout)["phase"] == "Done"
 
@@ -132,3 +137,22 @@ def test_a_region_moves_with_all_below_it_while_controllers_die(tree: Tree) -> N
 def issuers(site: Site) -> list[str]:
     """uids of the controllers by which a cluster's certificate was issued, from the root down."""
     return list(load(site.folder / "identity").path[:-1])
+
+
+def test_a_leaf_moves_up_to_the_root_and_down_again(tree: Tree) -> None:
+    """The common ancestor is the new parent, then the old one."""
+    root = tree.root()
+    region = tree.region("region-a", root)
+    edge = tree.edge("edge-1", region)
+    until("all are Ready", lambda: [item["phase"] for item in root.clusters().values()] == ["Ready"] * 3)
+    assert root.ask("POST", APPS, program("divided", placement=EVERY_EDGE, replicas=2, expose={"port": 8600}))[0] == 201
+    assert root.ask("POST", APPS, talker("everywhere", strategy="Duplicated"))[0] == 201
+    until("all are ready", lambda: ready(root) == {"divided": 2, "everywhere": 1})
+    stays = set(instances(edge))
+    for parent, path in (("root", ["edge-1"]), ("region-a", ["region-a", "edge-1"])):
+        done = root.banyan("move", "edge-1", "--parent", parent, "--yes", "-o", "json")
+        assert json.loads(done.stdout)["phase"] == "Done"
+        until(f"it is below {parent}", lambda path=path: root.clusters()["edge-1"]["path"] == path)  # type: ignore[misc]
+        until("all are ready", lambda: ready(root) == {"divided": 2, "everywhere": 1})
+        assert set(instances(edge)) == stays
+    assert root.clusters()["edge-1"]["phase"] == "Ready" and "edge-1" in region.clusters()
