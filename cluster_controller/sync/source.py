@@ -126,8 +126,8 @@ class Source:
             return begin
         if not self._epoch or self._sending is not None:
             return None
-        if self._mask is not None:
-            return self._snapshot(self._mask)
+        if self._mask is not None and not (self._mask and self._behind()):
+            return self._snapshot(self._mask)  # some buckets alone: what has changed meanwhile in the others goes before, or never would
         if self._unacked_bytes >= self._limits.window_bytes or len(self._unacked) >= self._limits.window_batches:
             return None
         try:
