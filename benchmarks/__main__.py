@@ -26,7 +26,7 @@ from benchmarks.records import Options
 CLUSTERS = ("members", "crowd", "kubectl")  # on real Kubernetes clusters: `make testbed`
 ALONE = (
     "footprint", "size", "startup", "idle", "propagation", "three", "relay",
-    "burst", "lists", "decode", "placement", "replace", "failover", "demo",
+    "burst", "lists", "decode", "serve", "placement", "replace", "failover", "healing", "demo",
 )  # fmt: skip
 NAMES = (*ALONE, *CLUSTERS)
 DISK = "/var/tmp"  # a real disk, where /tmp may be memory; each run makes a folder of its own there

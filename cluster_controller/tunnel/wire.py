@@ -37,6 +37,7 @@ SUBPROTOCOL = Subprotocol("banyan.tunnel.v1")
 PATH = "/tunnel"
 TLS_HANDSHAKE = 0x16  # first byte of a TLS record that begins a connection
 TCP_NOTSENT_LOWAT = 25
+TCP_THIN_LINEAR_TIMEOUTS = 16
 TCP_INFO = struct.Struct("=68xI48xQ20xI8xQ")  # struct tcp_info: rtt, bytes_acked, min_rtt, delivery_rate
 SILENT = logging.Logger("tunnel.websocket", logging.CRITICAL)  # the link logs its own end, once
 MAX_ANSWERS = 65536  # bytes of pongs and the like that wait for a peer that does not read
@@ -413,10 +414,16 @@ class Wire(asyncio.BufferedProtocol):
 
 
 def _tune(sock: socket.socket, limits: Limits) -> None:
-    """Little in the kernel, at once on the wire. A socket that is not TCP (a test's socket pair) has nothing to tune."""
+    """Little in the kernel, at once on the wire. A socket that is not TCP (a test's socket pair) has nothing to tune.
+
+    What a link carries mostly fits into a few packets, so no later packet tells that one was lost, only time does; where a tenth is lost,
+    waiting twice as long after each loss in a row makes a small change wait for seconds. Such a stream asks again at an even pace instead,
+    six times, and then ever more slowly (Linux, Documentation/networking/tcp-thin.rst).
+    """
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, limits.not_sent_low_water)
+        sock.setsockopt(socket.IPPROTO_TCP, TCP_THIN_LINEAR_TIMEOUTS, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, limits.receive_buffer)
 
 

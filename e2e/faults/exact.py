@@ -221,7 +221,7 @@ def until_exact(before: Before, seconds: float = WAIT_SECONDS) -> None:
     except BaseException:
         print(ground.log())
         raise
-    assert before.killed() == []
-    assert before.surplus() == []
+    for said in (before.killed(), before.surplus()):
+        assert not said, "\n  ".join(["", *said[:12]])
     if ground.cargo is not None:
         ground.cargo.check()

@@ -1,8 +1,9 @@
 """Acknowledged means on the disk: after a power cut or a SIGKILL at any point nothing acknowledged is missing.
 
 `BANYAN_CUTS` sets the number of power cuts, `BANYAN_KILLS` of SIGKILLs, `BANYAN_SEED` where they fall and what survives them by luck;
-how many operations there are to fall into depends on how busy the machine is, so a failure says which it was. The stores are in memory where the machine lets us: the
-power cuts are played from a trace, and a SIGKILL takes nothing from the kernel, so a real disk would only make them few.
+how many operations there are to fall into depends on how busy the machine is, so a failure says which it was. The stores are in memory
+where the machine lets us: the power cuts are played from a trace, and a SIGKILL takes nothing from the kernel, so a real disk would only
+make them few.
 """
 
 import asyncio

@@ -11,7 +11,7 @@ from cluster_controller.tunnel import Limits, Link
 from cluster_controller.tunnel.dialer import _Knock, connect
 from cluster_controller.tunnel.proxy import Address
 from cluster_controller.tunnel.segments import FULL, MOST, REPROBE, SEQUENCE, SMALL, Segments
-from cluster_controller.tunnel.wire import Wires
+from cluster_controller.tunnel.wire import TCP_THIN_LINEAR_TIMEOUTS, Wires
 from tests.tunnel.support import Member, identity, root, run
 
 
@@ -70,6 +70,7 @@ def test_both_ends_send_no_larger_segments_than_the_dialling_one_says() -> None:
             assert await knock.answered == parent.uid
             sock = link.wire._transport.get_extra_info("socket")  # type: ignore[union-attr]
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) <= SMALL
+            assert sock.getsockopt(socket.IPPROTO_TCP, TCP_THIN_LINEAR_TIMEOUTS) == 1
             accepted = next(iter(parent.tunnel._wires.open))._transport.get_extra_info("socket")  # type: ignore[union-attr]
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) <= SMALL
         finally:
