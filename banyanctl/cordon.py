@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
-from urllib.parse import urlencode
 
 import typer
 
@@ -106,8 +105,7 @@ class _Told:
         self.found: list[str] = []
 
     def _counts(self) -> dict[tuple[str, str], int]:
-        query = urlencode({"fieldSelector": "reason=CannotDrain"})
-        items = self._client.items(f"/api/v1/events?{query}")
+        items = self._client.items("/api/v1/events", {"fieldSelector": "reason=CannotDrain"})
         return {(item["involvedObject"]["name"], item.get("message", "")): item.get("count", 1) for item in items}
 
     def look(self, clusters: Iterable[str]) -> None:

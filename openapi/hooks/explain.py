@@ -65,6 +65,7 @@ def explanation(tx: Tx, explain: Explain, heard: HeardOf, uid: str, supposed: Su
                 "unplaced": found.placement.unplaced.get(component.name, 0),
                 "waiting": found.placement.waiting.get(component.name, 0),
                 "priority": found.allotment.priority,
+                "moves": _moves(found, component.name),
                 "preempting": [
                     {
                         "cluster": each.cluster,
@@ -123,6 +124,14 @@ def _node(component: ComponentDemand, node: NodeRecord) -> dict[str, Any]:
     name, message = node_refusal(component, node)
     entry: dict[str, Any] = {"node": node.name or f"{node.count} of a kind ({node.architecture})"}
     return entry | ({"filter": name, "reason": message} if name else {"room": min(fit(component.request, node), UNBOUNDED) * node.count})
+
+
+def _moves(found: Explained, component: str) -> int:
+    """Replicas that this decision takes from the direct child, or own cluster, that has them."""
+    return sum(
+        max(0, per.get(component, Given()).share - found.placement.shares.get(target, {}).get(component, 0))
+        for target, per in found.given.items()
+    )
 
 
 def _notes(found: Explained, component: kinds.Component) -> list[str]:

@@ -239,6 +239,7 @@ def test_what_if_says_who_would_give_way(tmp_path: Path) -> None:
                 told = await site.store.commit(
                     lambda tx, supposed=supposed: explanation(tx, root.engine.explain, lambda uid: None, high, supposed)  # type: ignore[misc]
                 )
+                assert (told["components"][0]["priority"], told["components"][0]["moves"]) == (7, 0)
                 assert told["components"][0]["notes"] == ["1 get room on edge-1 when others give way: 1 of default/low (priority 0)"]
         assert tree.total(high) == 0, "nothing was changed"
         await tree.close()
