@@ -46,6 +46,7 @@ def put(root: Site, version: str, *, fails: str = "0", **spec: Any) -> None:
     document["spec"] |= spec
     code, answer = root.ask("GET", f"{APPS}/shop")
     if code == 200:
+        answer["metadata"].pop("resourceVersion")  # statuses are written all the time
         document["metadata"] = answer["metadata"]
     code, answer = root.ask("PUT" if code == 200 else "POST", f"{APPS}/shop" if code == 200 else APPS, document)
     assert code in {200, 201}, answer
