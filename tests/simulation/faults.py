@@ -4,8 +4,15 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
+import msgspec
+
+from cluster_controller.errors import BanyanError
+from cluster_controller.placement.ruling import KEY
+from cluster_controller.resources import kinds, policy
+from cluster_controller.store import Tx
 from tests.simulation.invariants import Invariants
 from tests.simulation.net import Conditions
+from tests.simulation.reach import awake
 from tests.simulation.world import Place, World
 
 FLAP_SECONDS = 3.0
@@ -190,6 +197,71 @@ class Faults:
                 self._world.loop.thaw(life)
 
         return mend
+
+    def _copy(self, place: Place) -> Mend | None:
+        """Somebody starts a copy of its data folder on another machine: of two that speak for one cluster one is held."""
+        if place.children or not place.alive:
+            return None
+        copy = place.copied()
+        self._invariants.rewound.add(place.name)
+        copy.start()
+
+        def mend() -> None:
+            copy.power_off()
+
+        return mend
+
+    # --- people ---
+
+    def _cordon(self, place: Place) -> Mend | None:
+        """Somebody above wants nothing new to be placed there or below."""
+        above = place.path()[0]
+        self._overlay(above, place, cordoned=True)
+        return lambda: self._overlay(above, place, cordoned=False)
+
+    def _overlay(self, above: Place, place: Place, *, cordoned: bool) -> None:
+        def work(tx: Tx) -> None:
+            stored = next((each for each in tx.list("own", "Cluster") if each.uid == place.uid), None)
+            if stored is not None:
+                document = msgspec.json.decode(stored.document)
+                document["spec"] = {**document.get("spec", {}), "unschedulable": cordoned}
+                tx.put(stored.key, msgspec.json.encode(document), uid=stored.uid)
+
+        self._write(above, work)
+
+    def _policy(self, place: Place, replicas: int) -> Mend | None:
+        """The owner of a site bounds what may run there from above; later there is no such bound any more."""
+        document = kinds.SitePolicy(
+            metadata=kinds.Metadata(name=KEY.name, uid=f"policy-{place.name}"),
+            spec=policy.SitePolicySpec(caps=policy.Caps(replicas=replicas)),
+        )
+        self._invariants.wishes.decided()
+        self._write(place, lambda tx: tx.put(KEY, msgspec.json.encode(document), uid=document.metadata.uid))
+
+        def mend() -> None:
+            self._invariants.wishes.decided()
+            self._write(place, lambda tx: tx.delete(KEY))
+
+        return mend
+
+    def _write(self, place: Place, work: Callable[[Tx], object], *, tries: int = 60) -> None:
+        """As soon as its controller takes it."""
+        loop, kernel = self._world.loop, self._world.network.kernel
+
+        async def write() -> None:
+            assert place.controller is not None
+            try:
+                await place.controller.store.commit(work)
+            except BanyanError:
+                loop.call_later(2.0, again, context=kernel)
+
+        def again() -> None:
+            if awake(place):
+                place.run(write())
+            elif tries:
+                loop.call_later(2.0, lambda: self._write(place, work, tries=tries - 1), context=kernel)
+
+        again()
 
     # --- disks, clocks ---
 

@@ -200,7 +200,7 @@ class Pipe:
         self.network = network
         self.source = source
         self.source_name = source.life.machine.name
-        self.target: SimWire | None = None
+        self.target: SimWire | Gone | None = None
         self.target_name = target_name
         self.under_way = 0  # bytes that the other side has not taken
         self._last = 0.0
@@ -240,7 +240,7 @@ class Pipe:
                 self.network.accepted(payload, self.source)
             return
         life = target.life
-        if life.dead or target.gone:
+        if isinstance(target, Gone) or life.dead or target.gone:
             if kind not in ("reset", "closed"):
                 self.refused()
         elif life.frozen:
@@ -314,6 +314,15 @@ def of_tree(chain: tuple[bytes, ...], tree_ca: bytes) -> bool:
         except InvalidInput:
             _judged[key] = False
     return _judged[key]
+
+
+class Gone:
+    """What is left of an end of a connection: a kernel that knows no such connection any more."""
+
+    gone = True
+
+    def __init__(self, life: Life, context: SimContext) -> None:
+        self.life, self._context = life, context
 
 
 class SimWire:
@@ -468,6 +477,8 @@ class SimWire:
             return
         self.gone = True
         self.network.wires.pop(self, None)
+        if isinstance(self.outgoing.target, SimWire):
+            self.outgoing.target.outgoing.target = Gone(self.life, self._context)  # whoever still holds the other end holds nothing of this
         self._wires.lost(self)
 
     def _report(self, code: int, reason: str) -> None:

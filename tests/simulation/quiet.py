@@ -24,7 +24,11 @@ def everybody_is_linked(check: "Invariants") -> Iterator[str]:
             yield f"{place.name} does not run"
             continue
         assert place.controller is not None
-        held = [each.name for each in check.world.places.values() if each.controller and place.uid in each.controller.tunnel.links]
+        held = [
+            each.name
+            for each in check.world.places.values()
+            if each.alive and each.controller and place.uid in each.controller.tunnel.links
+        ]
         expected = [place.parent.name] if place.parent is not None else []
         if held != expected:
             yield f"{place.name} is linked to {held or 'nobody'} ({place.controller.tunnel.dial_error})"

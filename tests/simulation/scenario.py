@@ -100,6 +100,7 @@ FAULTS = (
     ("cut", 6), ("cut-one-way", 3), ("cut-region", 3), ("kill", 5), ("power", 4), ("freeze", 3), ("slow", 3), ("lossy", 3), ("flap", 2),
     ("shim-lost", 2), ("shim-slow", 2), ("instance-crash", 4), ("disk-full", 4), ("disk-lost", 2), ("clock", 2),
     ("blackout", 1), ("restart", 2), ("commit-crash", 6), ("restore", 2), ("cut-and-clock", 2),
+    ("copy", 2), ("cordon", 2), ("policy", 2),
 )  # fmt: skip
 
 
@@ -128,6 +129,9 @@ def draw(seed: int, *, clusters: int = CLUSTERS, rounds: int = ROUNDS, round_sec
         length = round_seconds * (1.0 - CALM_SHARE)
         for _ in range(rng.randint(3, 12) + (6 if number == 0 else 0)):
             steps.append(_draw_write(rng, begin + rng.uniform(0.0, length), tree, names))
+        if rng.random() < 0.3:
+            parent = rng.choice(sorted(set(tree.values()) - {""}))
+            steps.append(Step(begin + rng.uniform(0.0, length), "join", parent, args={"name": f"new-{number}"}))
         steps.extend(_draw_trials(rng, number, begin, length, tree, names))
         for _ in range(rng.randint(2, 9) * (5 if large else 1)):
             at = begin + rng.uniform(0.0, length)
@@ -214,6 +218,9 @@ def _draw_fault(rng: Random, at: float, tree: dict[str, str]) -> Step:
         args = {"bandwidth": rng.choice((8e3, 64e3, 1e6)), "delay": rng.choice((0.05, 0.3, 1.0))}
     elif kind == "lossy":
         args = {"loss": rng.choice((0.01, 0.1, 0.3)), "jitter": rng.choice((0.0, 0.2))}
+    elif kind in {"copy", "policy"}:
+        place = rng.choice(sorted(set(tree) - set(tree.values())))
+        args = {"replicas": rng.randint(0, 3)} if kind == "policy" else {}
     elif kind == "cut-and-clock":
         place = rng.choice([name for name, parent in tree.items() if parent])
         args = {"offset": rng.choice((-3600.0, -300.0, 300.0, 365 * 86400.0))}
@@ -317,12 +324,26 @@ class Run:
 
     def _do(self, step: Step) -> None:
         self.world.note("-", f"step {step.kind} {step.place} {step.seconds:.3f}")
-        writes: dict[str, Callable[[Step], None]] = {"create": self._create, "change": self._change, "delete": self._delete}
+        writes: dict[str, Callable[[Step], None]] = {
+            "create": self._create,
+            "change": self._change,
+            "delete": self._delete,
+            "join": self._join,
+        }
         if step.kind in writes:
             writes[step.kind](step)
         else:
             self.faults.strike(step.kind, self.world.places[step.place], step.seconds, step.args)
             self._set_back = self._set_back or bool(self.invariants.rewound)
+
+    def _join(self, step: Step) -> None:
+        """A cluster that was not there before."""
+        place = self.world.grow(step.args["name"], self.world.places[step.place], takes_children=False)
+        self._places.append(place)
+        self.invariants.watch(place)
+        self.wishes.grown(place)
+        place.start()
+        self.invariants.sample()
 
     def _create(self, step: Step) -> None:
         place = self.world.places[step.place]

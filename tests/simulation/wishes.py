@@ -72,6 +72,12 @@ class Wishes:
         wish.touched, wish.sure, wish.settled = True, False, set()
         wish.changed = wish.origin.world.loop.time()
 
+    def grown(self, place: Place) -> None:
+        """A cluster has joined: what is to run everywhere runs there too, and what found no room may."""
+        for wish in self.by_uid.values():
+            if wish.origin in place.path():
+                wish.changed = place.world.loop.time()
+
     def decided(self) -> None:
         """A person let what a restored parent knows count for all."""
         for wish in self.by_uid.values():

@@ -43,6 +43,7 @@ class Place:
         self.parent = parent
         self.children: list[Place] = []
         self.uid = identity.uid
+        self.identity_name = identity.name
         self.takes_children = takes_children
         self.labels = identity.saved.labels
         self.folder = world.folder / name
@@ -90,7 +91,11 @@ class Place:
         listen = f"{self.name}:{PORT}" if self.takes_children else ""
         advertise = (listen,) if listen else ()
         config = Config(
-            data=self.folder, name=self.name, tunnel_listen=listen, tunnel_advertise=advertise, heartbeat_seconds=self.world.heartbeat
+            data=self.folder,
+            name=self.identity_name,
+            tunnel_listen=listen,
+            tunnel_advertise=advertise,
+            heartbeat_seconds=self.world.heartbeat,
         )
         self.controller = Controller(config, SimShim(self.site), version="simulated")
         life = self.life
@@ -119,6 +124,22 @@ class Place:
         if life is self.life and not life.dead:
             self.kill()
             self.start()
+
+    def copied(self) -> "Place":
+        """Another machine that has a copy of this one's data folder, running or not. It is nobody's place in the tree."""
+        copy = object.__new__(Place)
+        copy.__dict__.update(self.__dict__)
+        copy.name = f"{self.name}-copy-{len(self.world.network.machines)}"
+        copy.folder = self.world.folder / copy.name
+        shutil.copytree(self.folder, copy.folder)
+        copy.machine = Machine(copy.name, self.world.loop.time, Random(f"machine {copy.name} {self.world.seed}"))
+        copy.disk = DISKS[copy.folder] = self.disk.copy()
+        copy.disk.watch = None
+        copy.site = Site(copy.name, self.world.loop, copy.machine, Random(f"site {copy.name} {self.world.seed}"), cpu_millis=16_000)
+        copy.life = copy.controller = None
+        copy.started = False
+        self.world.network.add(copy.machine, Conditions())
+        return copy
 
     def kill(self) -> None:
         """SIGKILL: what runs at the site runs on."""
