@@ -1,4 +1,4 @@
-"""The same faults with every setting as shipped: who loses its parent is carried by another one, and nothing is lost, doubled or killed.
+"""The same faults with failover as shipped: who loses its parent is carried by another one, and nothing is lost, doubled or killed.
 
 Beside the branch that the other tests know there is a second region, with an edge of its own and a way of its own to the first one: a
 controller that dies, and a link that is cut, leave somebody in reach.
@@ -16,14 +16,16 @@ from e2e.support import until
 
 pytestmark = [pytest.mark.needs("root"), pytest.mark.exact]
 
-SHIPPED = {"BANYAN_FAILOVER_ALLOW": "true", "BANYAN_HEARTBEAT_SECONDS": "5"}
+SHIPPED = {"BANYAN_FAILOVER_ALLOW": "true"}
+PATIENT = {"BANYAN_HEARTBEAT_SECONDS": "5"}  # as shipped too, with --long: a link that falls silent is then waited for, for 15 s
 REPLACE_SECONDS = 10  # longer than detection and adoption take one after the other
 TWINS = "twins"
 
 
 @pytest.fixture(scope="module")
-def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
-    with grounded(tmp_path_factory.mktemp("faults"), lambda _: SHIPPED) as ground:
+def ground(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    given = SHIPPED | (PATIENT if request.config.getoption("--long") else {})
+    with grounded(tmp_path_factory.mktemp("faults"), lambda _: given) as ground:
         other = beside(ground)
         ground.until_ready()
         ground.create(ground.root, TWINS, 6, onUnreachable={"action": "Replace", "afterSeconds": REPLACE_SECONDS})
