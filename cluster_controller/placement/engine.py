@@ -121,7 +121,8 @@ class Engine:
         self._beside = Beside(self._works)
         self._now = now
         self._carried = Carried(store, self._documents, strays)
-        self._lending = Lending(uid, self._documents, self._works, heard=strays, kept=astray, way=self._subtree.way, silent=silent)
+        tree = self._subtree
+        self._lending = Lending(uid, self._documents, self._works, heard=strays, kept=astray, way=tree.way, above=tree.above, silent=silent)
         self.transferring = Transferring(uid)
         self._replacing = Replacing(lambda child: silence(child) - self.transferring.grace(child), now, self._living)
         self._reading = Reading(uid, self._works, self._refused, silent=silent, living=self._living)

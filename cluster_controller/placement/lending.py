@@ -6,11 +6,11 @@ branch's Work says so (`WorkSpec.lent`), under a later share id, in the same com
 over as it is, and what it then says counts as newer than what was served (`moving`). What the stray makes of it is `borrowing`.
 
 Invariants: nobody is given what it did not report, nor all of them more than the branch's share; a part is never raised here; nothing
-is taken back from a stray before its home has answered the Work that speaks of it; a controller that came from a backup serves nobody
-below a branch that it has not met since.
+is taken back from a stray before its home has answered the Work that speaks of it; nobody is served while somebody above or below it is,
+for their parts are one; a controller that came from a backup serves nobody below a branch that it has not met since.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -38,7 +38,7 @@ def lend_space(cluster: str) -> str:
 
 class Lending:
     """``heard``: strays whose words come now; ``kept``: all that are not back; ``way``: the direct child below which somebody stands,
-    "" when nobody knows; ``silent``: direct children out of reach."""
+    "" when nobody knows; ``above``: those between it and here, and further up; ``silent``: direct children out of reach."""
 
     def __init__(
         self,
@@ -49,6 +49,7 @@ class Lending:
         heard: Callable[[], Collection[str]],
         kept: Callable[[], Collection[str]],
         way: Callable[[Tx, str], str],
+        above: Callable[[Tx, str], Collection[str]],
         silent: Callable[[], Collection[str]],
     ) -> None:
         self._uid = uid
@@ -57,6 +58,7 @@ class Lending:
         self._heard = heard
         self._kept = kept
         self._way = way
+        self._above = above
         self._silent = silent
         self._lent: dict[str, set[str]] = {}  # application → strays that were given a part of it
         works.lent = self.of_share
@@ -96,12 +98,14 @@ class Lending:
         return [found[cluster] for cluster in sorted(found)]
 
     def held(self, tx: Tx, target: str, application: str) -> dict[str, int]:
-        """Replicas that strays below ``target`` hold directly and are heard of, by component."""
+        """Replicas that strays below ``target`` hold directly and are heard of, by component, but for those that they have no place for."""
         total: dict[str, int] = {}
         for cluster in sorted(self._lent.get(application, set()) & set(self._heard())):
             work = self._get(tx, cluster, application) if self._way(tx, cluster) == target else None
+            unplaced = {item.name: item.unplaced for item in self._said(tx, cluster, application)}
             for component in work.components if work is not None else ():
-                total[component.name] = total.get(component.name, 0) + component.replicas
+                count = max(0, component.replicas - unplaced.get(component.name, 0))
+                total[component.name] = total.get(component.name, 0) + count
         return total
 
     # --- giving ---
@@ -118,7 +122,10 @@ class Lending:
             fresh = sorted(set(clusters) - before.keys())
             if not self._behind(tx, branch, work):
                 fresh = []  # everybody below has the newest already
-            reported = {cluster: counts for cluster in fresh if any((counts := self._reported(tx, cluster, application)).values())}
+            said = {cluster: counts for cluster in fresh if any((counts := self._reported(tx, cluster, application)).values())}
+            lines = {cluster: set(self._above(tx, cluster)) for cluster in (*before, *said)}
+            taken = {one for cluster in before for one in lines[cluster]}  # who stands above somebody that is served already
+            reported = {cluster: said[cluster] for cluster in said if cluster not in taken and lines[cluster].isdisjoint(lines)}
             parts = apart(_counts(work), reported, before, duplicated=duplicated)
             written = [self._put(tx, cluster, work, counts, branch) for cluster, counts in parts.held.items()]
             if any(written):
@@ -194,9 +201,11 @@ class Lending:
         return self._documents.read(stored, kinds.Work).spec if stored is not None else None
 
     def _reported(self, tx: Tx, cluster: str, application: str) -> dict[str, int]:
+        return {item.name: item.desired for item in self._said(tx, cluster, application)}
+
+    def _said(self, tx: Tx, cluster: str, application: str) -> Sequence[kinds.ComponentStatus]:
         stored = tx.get(Key(stray_space(cluster), "WorkStatus", "", application))
-        components = self._documents.read(stored, kinds.WorkStatus).status.components if stored is not None else ()
-        return {item.name: item.desired for item in components}
+        return self._documents.read(stored, kinds.WorkStatus).status.components if stored is not None else ()
 
     def _put(self, tx: Tx, cluster: str, work: kinds.WorkSpec, counts: Counts, branch: str) -> bool:
         """``work`` is the branch's; its last share becomes one of the stray's own."""

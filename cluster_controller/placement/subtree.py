@@ -32,6 +32,7 @@ class Subtree:
         self._pending: dict[str, tuple[Request, Request, Request]] = {}  # what a difference was made of, and the difference
         self._asked: dict[str, Request] = {}  # per target, what its clusters say that is asked for there
         self._parents: set[str] = set()  # who has others below it
+        self._parent_of: dict[str, str] = {}
         self._places: dict[str, int] = {}  # where each stands in the list
         self._own: kinds.Cluster | None = None
         self._branches = False  # whether somebody holds back, or drains, a whole branch
@@ -69,7 +70,7 @@ class Subtree:
             self._parents = {document.status.parent_uid for document in documents}
             self._branches = any(_for_branch(document) for document in documents if document.status.uid in self._parents)
             documents = strictest(documents) if self._branches else documents
-            parents = {document.status.uid: document.status.parent_uid for document in documents}
+            parents = self._parent_of = {document.status.uid: document.status.parent_uid for document in documents}
             ways = ((document, _via(document.status.uid, parents, self._uid)) for document in documents)
             self._clusters = [(document, via) for document, via in ways if via]
             self._places = {document.status.uid: at for at, (document, _) in enumerate(self._clusters)}
@@ -144,6 +145,14 @@ class Subtree:
         """Through whom a cluster is reached; "" when nobody knows."""
         self.known(tx)
         return self.ways.get(uid, "")
+
+    def above(self, tx: Tx, uid: str) -> frozenset[str]:
+        """Those above a cluster, as far as they are known here."""
+        self.known(tx)
+        found: list[str] = []
+        while (uid := self._parent_of.get(uid, "")) and uid not in found:
+            found.append(uid)
+        return frozenset(found)
 
     def name(self, tx: Tx, target: str) -> str:
         self.known(tx)

@@ -503,3 +503,51 @@ def test_the_ancestor_between_takes_over_from_the_one_above_it(tmp_path: Path) -
             await tree.close()
 
     asyncio.run(main())
+
+
+def test_who_stands_below_somebody_that_is_served_is_not_counted_again(tmp_path: Path) -> None:
+    """The region is lost, then the zone that was served in its place, too: its clusters keep what they have, and nobody gives back."""
+
+    async def main() -> None:
+        tree = Kin(tmp_path)
+        root = await tree.add("root")
+        await tree.add("region", "root")
+        await tree.add("zone", "region")
+        for name in EDGES:
+            await tree.add(name, "zone", 1000, {"tier": "edge"})
+        await tree.quiet()
+        uid = await put_application(root, "emotion", 4, [component(replicas=4)])
+        await tree.quiet()
+        before = running(tree, uid)
+        try:
+            for name in ("region", "zone"):
+                tree.set_cut(name, True)
+            await tree.adopt("zone", "root")
+            await change(root, program="first")
+            await tree.quiet()
+            assert programs(tree, uid) == {"first"} and running(tree, uid) == before
+            await tree.release("zone")
+            for name in EDGES:
+                tree.set_cut(name, True)
+                await tree.adopt(name, "root")
+            await change(root, program="newer")
+            await tree.quiet()
+            assert running(tree, uid) == before, "nothing is taken from what their zone, which is away, was given for them"
+            tree.watch = lambda: _all_run(tree, uid, before)
+            for name in (*EDGES, "zone", "region"):
+                if name in tree.carried:
+                    await tree.release(name)
+                tree.set_cut(name, False)
+                await tree.quiet()
+            for name in ("zone", *EDGES):
+                await tree.back(name, "root")
+            await tree.quiet()
+            assert programs(tree, uid) == {"newer"} and not lent(tree)
+        finally:
+            await tree.close()
+
+    asyncio.run(main())
+
+
+def _all_run(tree: Kin, uid: str, before: dict[str, int]) -> None:
+    assert running(tree, uid) == before
