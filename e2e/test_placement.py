@@ -119,6 +119,19 @@ def test_what_finds_no_room_says_so_and_goes_on_when_there_is_some(grove: Tree) 
     until("asked for too much, it is said", lambda: "asks 100000m" in root.banyan("explain", other).stdout)
 
 
+def test_what_has_a_lower_priority_gives_way_and_comes_back(grove: Tree) -> None:
+    root = grove.sites["root"]
+    low = create(root, program("low", replicas=3, resources={"cpu": "300m"}), ready=3)
+    urgent = program("urgent", resources={"cpu": "300m"})
+    urgent["spec"]["priority"] = 100
+    high = create(root, urgent)
+    until("one of three gave way", lambda: (root.status(low).get("ready"), root.status(low).get("unplaced")) == (2, 1))
+    assert f"preempted by {high} (priority 100) on edge-1" in why_unplaced(root, low)
+    assert f"{high} (priority 100)" in root.kubectl("get", "events", "--field-selector", "reason=Preempted")
+    root.kubectl("delete", "app", high)
+    until("it is back", lambda: root.status(low).get("ready") == 3)
+
+
 @pytest.mark.exact
 def test_components_and_applications_share_a_node_and_never_overbook_it(grove: Tree) -> None:
     """Two components of 60 % each of the only node, and two applications of 60 % each: one of them waits, and it is said why."""
