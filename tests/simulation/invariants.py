@@ -327,6 +327,8 @@ class Invariants:
             up = max(self._up.get(each.name, now) for each in above if each is place or awake(each))
             allowed = 3 * heartbeat + SLACK_SECONDS + HOP_SECONDS * len(above)
             since = max(unheard, self.reach.broken_since(other))  # what broke further down is told first
+            if self.rewound.intersection(self.reach.chain(other)):
+                continue  # a copy of its folder may speak for it
             if now - up < 3 * heartbeat + SLACK_SECONDS or now - since <= allowed:
                 continue
             assert place.controller is not None
