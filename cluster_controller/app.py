@@ -201,7 +201,7 @@ class Controller:
             self.reconciler = Reconciler(store, self.shim, self.library, uid=self.uid, name=self.name, nodes_changed=self._nodes_changed)
             store.subscribe(self.reconciler.changed)
             self._tasks.keep("reconcile", self.reconciler.run)
-            self.measuring = Measuring(self.shim.open, self.reconciler.running, self.engine.look_at, clock.boottime)
+            self.measuring = Measuring(self.shim.open, self.reconciler.sight.running, self.engine.look_at, clock.boottime)
             self.engine.measured_by(self.measuring.judge, self.measuring.forget)
             self._tasks.keep("measuring", self.measuring.run)
         self.shelf = Shelf(store, blobs)
@@ -214,8 +214,8 @@ class Controller:
                 restart=self.restart,
                 linked=lambda: self.identity().is_root or self.tunnel.parent is not None,
                 seen=lambda: self.shim is None or self._nodes_told,
-                chosen=lambda target: self.reconciler.chosen(target) if self.reconciler is not None else (),
-                well=lambda target: self.reconciler is None or self.reconciler.well(target),
+                chosen=lambda target: self.reconciler.sight.chosen(target) if self.reconciler is not None else (),
+                well=lambda target: self.reconciler is None or self.reconciler.sight.well(target),
                 signal=drill.tell,
             ),
             me=lambda: (self.uid, self.name),

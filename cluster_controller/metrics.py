@@ -185,7 +185,7 @@ class _Collector(Collector):
         labels = ["node", "accelerator"]
         accelerators = GaugeMetricFamily("banyan_node_accelerators", room, labels=labels)
         free = GaugeMetricFamily("banyan_node_accelerators_free", "Of those, what no instance holds.", labels=labels)
-        held = reconciler.accelerators_held()
+        held = reconciler.sight.accelerators_held()
         for node in reconciler.nodes:
             cpu.add_metric([node.name], node.cpu_millis / 1000)
             memory.add_metric([node.name], node.memory_bytes)
@@ -205,7 +205,7 @@ class _Collector(Collector):
         restarts = CounterMetricFamily("banyan_instance_restarts", "Restarts of an instance.", labels=labels)
         memory = GaugeMetricFamily("banyan_instance_memory_bytes", "Measured use of an instance.", labels=labels)
         cpu = GaugeMetricFamily("banyan_instance_cpu_cores", "Measured use of an instance.", labels=labels)
-        for application, instance in reconciler.instances():
+        for application, instance in reconciler.sight.instances():
             values = [application, instance.component, instance.id]
             restarts.add_metric(values, instance.restarts)
             if instance.memory_bytes >= 0:

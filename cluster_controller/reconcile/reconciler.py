@@ -21,11 +21,11 @@ from msgspec import Struct
 from cluster_controller.clock import timestamp
 from cluster_controller.delivered import is_lent
 from cluster_controller.documents import Documents, put_changed
-from cluster_controller.drill import Struck
 from cluster_controller.errors import BanyanError, InvalidInput
 from cluster_controller.reconcile import observe, resolve
 from cluster_controller.reconcile.holds import referenced
 from cluster_controller.reconcile.resolve import ModelNeed
+from cluster_controller.reconcile.sight import Sight
 from cluster_controller.resources import kinds
 from cluster_controller.store import Event, Key, Store, Tx
 from cluster_controller.tasks import Tasks
@@ -95,6 +95,7 @@ class Reconciler:
         self._pods: dict[str, set[Key]] = {}
         self._tasks = Tasks("reconcile")
         self._seen: dict[str, contract.ObservedWork] = {}
+        self.sight = Sight(store, self._documents, self._seen)
         self.nodes: tuple[contract.Node, ...] = ()
         self.trouble = ""  # why the shim is lost; "" while it speaks
 
@@ -106,54 +107,6 @@ class Reconciler:
                 self._mark(event.stored.key.name)
             elif kind in {"Model", "ConfigMap", "Secret"} and (space in {"own", "desired"} or is_lent(space)):
                 self._mark_users(kind, event.stored.uid)
-
-    def instances(self) -> Iterator[tuple[str, contract.Instance]]:
-        """(application's name, instance) of all that runs here, for /metrics."""
-        for uid, seen in self._seen.items():
-            stored = self._store.get(Key("local", "Work", "", uid))
-            name = self._documents.read(stored, kinds.Work).spec.application.name if stored is not None else uid
-            for instance in seen.instances:
-                yield name, instance
-
-    def running(self) -> Iterator[tuple[str, contract.Instance]]:
-        """(application's uid, instance) of all that runs here."""
-        for uid, seen in self._seen.items():
-            for instance in seen.instances:
-                yield uid, instance
-
-    def chosen(self, target: str) -> list[Struck]:
-        """The instances of NAMESPACE/APPLICATION[/COMPONENT] that run here."""
-        return [
-            Struck(instance.id, instance.pid)
-            for _, component, seen in self._named(target)
-            for instance in seen.instances
-            if component in {"", instance.component}
-        ]
-
-    def well(self, target: str) -> bool:
-        """Whether as many of it are ready as are wanted here."""
-        parts = [part for _, name, seen in self._named(target) for part in seen.components if name in {"", part.name}]
-        return all(part.ready >= part.desired for part in parts)
-
-    def _named(self, target: str) -> Iterator[tuple[kinds.ApplicationReference, str, contract.ObservedWork]]:
-        namespace, name, component = [*target.split("/"), ""][:3]
-        for uid, seen in self._seen.items():
-            stored = self._store.get(Key("local", "Work", "", uid))
-            application = self._documents.read(stored, kinds.Work).spec.application if stored is not None else None
-            if application is not None and (application.namespace, application.name) == (namespace, name):
-                yield application, component, seen
-
-    def accelerators_held(self) -> dict[tuple[str, str], int]:
-        """By node and kind, how many the instances hold that run here, for /metrics."""
-        held: dict[tuple[str, str], int] = {}
-        for uid, seen in self._seen.items():
-            stored = self._store.get(Key("local", "Work", "", uid))
-            components = self._documents.read(stored, kinds.Work).spec.components if stored is not None else []
-            asked = {each.name: each.resources.accelerators for each in components if each.resources.accelerators}
-            for instance in seen.instances if asked else ():
-                for kind, count in asked.get(instance.component, {}).items():
-                    held[instance.node, kind] = held.get((instance.node, kind), 0) + count
-        return held
 
     async def run(self) -> None:
         """Until cancelled, or until the shim is lost."""

@@ -72,11 +72,11 @@ def test_what_instances_hold_of_the_accelerators_is_counted_by_node(tmp_path: Pa
             await bench.told(1)
             greedy = command(resources=kinds.Resources(accelerators={"nvidia.com/gpu": 2}), replicas=2)
             await bench.work(1, greedy, command("modest"))
-            assert bench.reconciler.accelerators_held() == {}
+            assert bench.reconciler.sight.accelerators_held() == {}
             seen = saw((await bench.told(2)).works[0])
             instances = [msgspec.structs.replace(each, node="a") for each in seen.instances]
             await bench.see(msgspec.structs.replace(seen, instances=tuple(instances)), full=True)
-            assert bench.reconciler.accelerators_held() == {("a", "nvidia.com/gpu"): 4}
+            assert bench.reconciler.sight.accelerators_held() == {("a", "nvidia.com/gpu"): 4}
 
     play(main)
 
@@ -222,7 +222,7 @@ def test_pods_and_status_follow_what_is_seen_and_nothing_is_rewritten(tmp_path: 
             await bench.see(saw(work), nodes=nodes, full=True)
             assert bench.pods() == ["pump-0", "pump-1"]
             assert bench.nodes == [1]
-            assert [(name, instance.id) for name, instance in bench.reconciler.instances()] == [
+            assert [(name, instance.id) for name, instance in bench.reconciler.sight.instances()] == [
                 ("emotion", "pump-0"),
                 ("emotion", "pump-1"),
             ]
@@ -255,7 +255,7 @@ def test_a_removed_work_is_listed_until_the_shim_has_let_go_of_it(tmp_path: Path
             status = bench.status()
             assert status is not None and status.version == 0
             await bench.see(removed=("app",))
-            assert (bench.status(), bench.pods(), list(bench.reconciler.instances())) == (None, [], [])
+            assert (bench.status(), bench.pods(), list(bench.reconciler.sight.instances())) == (None, [], [])
 
     play(main)
 
@@ -325,7 +325,7 @@ def test_what_the_shim_runs_and_nobody_knows_is_not_written(tmp_path: Path) -> N
             instance = Instance(id="x-0", component="x", revision="r", phase=Phase.STOPPING)
             await bench.see(ObservedWork(uid="stranger", version=0, instances=(instance,)), full=True)
             assert (bench.status("stranger"), bench.pods()) == (None, [])
-            assert [name for name, _ in bench.reconciler.instances()] == ["stranger"]
+            assert [name for name, _ in bench.reconciler.sight.instances()] == ["stranger"]
 
     play(main)
 
