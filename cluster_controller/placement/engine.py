@@ -11,7 +11,6 @@ commit as the documents that it needs, documents first; a Work that ended stays 
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import msgspec
 import structlog
@@ -20,17 +19,17 @@ from cluster_controller.delivered import is_lent
 from cluster_controller.documents import Documents
 from cluster_controller.placement import records, transferring
 from cluster_controller.placement.aggregate import aggregate
-from cluster_controller.placement.allotment import Allotment, needed, of_application, of_work, served
+from cluster_controller.placement.allotment import Allotment, needed
 from cluster_controller.placement.balancing import Balancing, Situation
 from cluster_controller.placement.beside import Beside
 from cluster_controller.placement.borrowing import tidy
-from cluster_controller.placement.capacity import Ledger, add, awaited, positive
+from cluster_controller.placement.capacity import Ledger, add, awaited
 from cluster_controller.placement.carried import STRAY, Carried
 from cluster_controller.placement.contest import Contest, Seen, told, yielding
-from cluster_controller.placement.fleet import Fleet
+from cluster_controller.placement.deciding import Deciding, Rooms
 from cluster_controller.placement.given import Reading, answer, confirmed, standing
 from cluster_controller.placement.lending import Lending
-from cluster_controller.placement.model import ClusterRecord, Demand, Given, Placement, Request
+from cluster_controller.placement.model import Given, Placement, Request
 from cluster_controller.placement.overrides import Overriding
 from cluster_controller.placement.place import place
 from cluster_controller.placement.refused import Refused
@@ -54,32 +53,6 @@ log = structlog.get_logger()
 
 NOTHING_SEEN = Seen(None, None)
 REFERENCED = ("Model", "ConfigMap", "Secret")
-
-
-class Supposed(msgspec.Struct, frozen=True):
-    """What if: ``document`` is the Application as it would be written; ``without`` the uids of clusters that would be gone."""
-
-    document: bytes = b""
-    without: frozenset[str] = frozenset()
-
-
-AS_IT_IS = Supposed()
-
-
-class Explained(NamedTuple):
-    """A decision with all that it was taken from."""
-
-    allotment: Allotment
-    placement: Placement
-    clusters: Sequence[ClusterRecord]
-    given: Mapping[str, Mapping[str, Given]]
-    answers: Mapping[tuple[str, str], kinds.ComponentStatus]  # (target, component): what it says of its newest share
-    replaced: Mapping[str, Mapping[str, int]]  # target → component: of its share, what others hold while it is out of reach
-    waits: Mapping[str, Mapping[str, str]]  # target → component: why its first start waits
-    time: str  # when it was taken
-    lower: Mapping[tuple[str, int], Sequence[str]]  # (cluster, priority): which others run there, of those that might give way
-    overrides: Mapping[str, Sequence[str]]  # cluster → the overrides that are for it
-    balance: str  # what would be moved to mend the balance, or why nothing; "" where nobody asked for that
 
 
 class Engine:
@@ -139,6 +112,14 @@ class Engine:
             timestamp=timestamp,
             revision=self._overriding.revision,
         )
+        self._deciding = Deciding(
+            Rooms(
+                self._works, self._ledger, self._subtree, self._rules, self._reading, self._replacing, self._ages, self._rolling,
+                self._overriding, self._balancing, self._contest, self._beside,
+            ),
+            self._documents, self._keys, uid=uid, name=name, now=now, timestamp=timestamp,
+        )  # fmt: skip
+        self.explain = self._deciding.explain
         self._telling = Telling(
             reporter, self._subtree, self._refused, self._documents, uid=uid, silent=silent, timestamp=timestamp, carried=self._carried
         )
@@ -166,7 +147,7 @@ class Engine:
         self._rules.clear()
         self._settler.mark_all(self._contest.clear())
         for application in applications:
-            self._book(self._store, application, self._look(self._store, application))
+            self._book(self._store, application, self._deciding.look(self._store, application))
         return applications
 
     def changed(self, events: Sequence[Event]) -> None:
@@ -338,14 +319,14 @@ class Engine:
         self.settled += 1
         tidy(tx, self._documents, application)
         self._lending.sweep(tx, application)
-        allotment = self.allotment(tx, application)
+        allotment = self._deciding.allotment(tx, application)
         ceilings = self._works.ceilings(tx, application)
         if allotment is None or allotment.withdrawn:
             self._withdraw(tx, application, allotment, ceilings)
             return
         if self.transferring.waits(tx, self._works.targets(application)):
             return  # a cluster is on its way to another branch; it is settled once that is counted
-        seen = self._look(tx, application)
+        seen = self._deciding.look(tx, application)
         asked, ruled = allotment, self._rules.apply(tx, allotment)
         allotment = ruled.allotment
         given: Mapping[str, Mapping[str, Given]] = self._reading.given(tx, allotment, ceilings, seen)
@@ -368,10 +349,10 @@ class Engine:
                 return  # to the version before: that change of the Application is settled next
             rolled = self._overriding.lay(tx, allotment, shares, seen, rolled)
             if self._works.write(tx, allotment, shares, given, plan.renew, rolled=rolled, shifted=shifted):
-                seen = self._look(tx, application)
+                seen = self._deciding.look(tx, application)
             self.transferring.made(tx, allotment)
             if self._lending.serve(tx, application, duplicated=allotment.placement.strategy == "Duplicated"):
-                seen = self._look(tx, application)
+                seen = self._deciding.look(tx, application)
             self._telling.replaced(tx, allotment, plan, self._replacing.keep(tx, application, plan, placement.shares))
         self._alarm.set(application, min((each for each in (plan.again, rolled.again, evicted) if each is not None), default=None))
         self._book(tx, application, seen)
@@ -385,7 +366,7 @@ class Engine:
         self._telling.stuck(tx, allotment, placement)
         placement = told(placement, gave)
         decided = Decided(
-            ruled.told(placement, self._uid), left, plan, ruled.ruling.pinned, rolled, gave, self._revisions(tx, allotment, seen)
+            ruled.told(placement, self._uid), left, plan, ruled.ruling.pinned, rolled, gave, self._deciding.revisions(tx, allotment, seen)
         )
         self._telling.refused(tx, asked, ruled.refused)
         self._telling.report(tx, asked, decided, seen)
@@ -394,8 +375,8 @@ class Engine:
         self, tx: Tx, allotment: Allotment, seen: Mapping[str, Seen], given: Mapping[str, Mapping[str, Given]]
     ) -> tuple[Placement, float | None]:
         """The placement, and in how many seconds a taint that is tolerated until then, or a move, asks for another."""
-        demand, pending = self._demand(tx, allotment), self._pending(tx, allotment, given)
-        clusters, again = self._ages.look(demand, self._records(tx, seen), self._now())
+        demand, pending = self._deciding.demand(tx, allotment), self._deciding.pending(tx, allotment, given)
+        clusters, again = self._ages.look(demand, self._deciding.records(tx, seen), self._now())
         looked = self._balancing.look(
             tx, Situation(allotment, demand, clusters, given, seen, lambda stands: place(demand, clusters, stands, pending))
         )
@@ -406,31 +387,6 @@ class Engine:
             self._settler.mark_all(self._unplaced)
         short = any(placement.unplaced.values()) or placement.preempting
         return place(demand, clusters, given, pending, rivals=rivals) if short else placement, again
-
-    def _revisions(self, tx: Tx, allotment: Allotment, seen: Collection[str]) -> Mapping[str, str]:
-        """What each target has when it has the newest version, where overrides make that differ."""
-        if not allotment.overrides:
-            return {}
-        return {target: self._overriding.revision(tx, allotment.revision, allotment.overrides, target) for target in seen}
-
-    def _pending(self, tx: Tx, allotment: Allotment, given: Mapping[str, Mapping[str, Given]]) -> dict[str, Request]:
-        """What other applications were given below, and what no cluster there has counted as asked for yet.
-
-        Where a target's own users ask for more this comes out too small. Then its placement, which knows, reports what did not fit.
-        """
-        pending = dict(self._subtree.pending(tx))
-        for target, per in given.items():
-            if target == self._uid or target not in pending:
-                continue
-            left = pending[target]
-            for component in allotment.components:
-                item = per.get(component.name, Given())
-                left = add(left, records.request(component.resources), -max(0, item.share - item.unplaced - item.counted))
-            pending[target] = positive(left)
-        for target, asked in self._ledger.reserved(allotment.application.uid).items():
-            pending[target] = add(pending.get(target, Request()), asked)
-        kept = self._contest.pending(allotment.application.uid, allotment.priority)
-        return pending | {self._uid: add(pending.get(self._uid, Request()), kept)} if kept else pending
 
     def _book(self, view: Reader, application: str, seen: Mapping[str, Seen]) -> None:
         """Keep account of what was given, but for what a target said that it has no place for."""
@@ -454,93 +410,6 @@ class Engine:
                 whole = add(whole, asked)
             if self._rules.book(application, whole, holds):
                 self._settler.mark_all(self._unplaced)  # there is room below a cap of the site
-
-    def _look(self, tx: Reader, application: str) -> dict[str, Seen]:
-        """What every target was given and answered, read once for one settling."""
-        works = self._works
-        return {
-            target: Seen(works.get(tx, target, application), works.status(tx, target, application)) for target in works.targets(application)
-        }
-
-    def allotment(self, tx: Tx, application: str) -> Allotment | None:
-        key = self._keys.get(application)
-        stored = tx.get(key) if key is not None else None
-        if stored is None:
-            return None
-        if stored.key.space == "desired":
-            return of_work(tx, self._documents, stored)
-        return of_application(tx, self._documents, stored, self._uid, self._name)
-
-    def explain(self, tx: Tx, application: str, supposed: Supposed = AS_IT_IS) -> Explained | None:
-        """The decision as it would be taken now, or if what is supposed were so, with the records that it looks at; nothing is written."""
-        allotment = self.allotment(tx, application)
-        if allotment is None:
-            return None
-        stored = tx.get(allotment.key)
-        if supposed.document and stored is not None:
-            stored = msgspec.structs.replace(stored, document=supposed.document)
-            allotment = of_application(tx, Documents(), stored, self._uid, self._name)
-        seen = {target: each for target, each in self._look(tx, application).items() if target not in supposed.without}
-        ruled = self._rules.apply(tx, allotment, write=False)
-        allotment = ruled.allotment
-        given = self._reading.given(tx, allotment, self._works.ceilings(tx, application), seen)
-        plan = self._replacing.plan(tx, allotment, given, confirmed(seen))
-        demand = self._demand(tx, allotment)
-        clusters, _ = self._ages.look(demand, self._records(tx, seen), self._now())
-        if supposed.without:
-            clusters = Fleet(cluster for cluster in clusters if cluster.uid not in supposed.without)
-        rivals = partial(self._contest.rivals, application, demand.priority)
-        placement = place(demand, clusters, plan.given, self._pending(tx, allotment, plan.given), rivals=rivals)
-        said = {
-            (target, component.name): part
-            for target, (work, status) in seen.items()
-            for component in allotment.components
-            if (part := answer(work, status, component.name)) is not None
-        }
-        return Explained(
-            allotment=allotment,
-            placement=ruled.told(msgspec.structs.replace(placement, shares=plan.whole(placement.shares)), self._uid),
-            clusters=clusters,
-            given=given,
-            answers=said,
-            replaced={target: plan.replaced(target) for target in given},
-            waits=self._rolling.waiting(tx, allotment, plan.whole(placement.shares), seen),
-            time=self._timestamp(),
-            lower=self._lower(tx, placement),
-            overrides=self._overriding.names(tx, allotment.overrides),
-            balance=self._balancing.says(
-                tx,
-                Situation(
-                    allotment,
-                    demand,
-                    clusters,
-                    plan.given,
-                    seen,
-                    lambda stands: place(demand, clusters, stands, self._pending(tx, allotment, plan.given)),
-                ),
-            ),
-        )
-
-    def _lower(self, tx: Tx, placement: Placement) -> dict[tuple[str, int], list[str]]:
-        """Who runs where something has to give way, by what this controller gave."""
-        found: dict[tuple[str, int], list[str]] = {}
-        for each in placement.preempting:
-            priorities = {resident.priority for resident, _ in each.yields if not resident.name}
-            for other in self._works.of_target(self._subtree.ways.get(each.cluster, "")) if priorities else ():
-                for work, status in self._look(tx, other).values():
-                    rows = status.clusters if status is not None else ()
-                    if work is not None and work.priority in priorities and any(row.cluster == each.cluster for row in rows):
-                        found.setdefault((each.cluster, work.priority), []).append(f"{work.application.namespace}/{work.application.name}")
-        return {key: sorted(set(names)) for key, names in found.items()}
-
-    def _demand(self, tx: Tx, allotment: Allotment) -> Demand:
-        models = served(self._documents, allotment)
-        components = self._overriding.alone(tx, allotment.components, allotment.overrides)
-        demand = records.demand(allotment.application.uid, components, allotment.placement, origin=not allotment.chain, models=models)
-        preempts = allotment.preemption_policy == "PreemptLowerPriority"
-        demand = msgspec.structs.replace(demand, priority=allotment.priority, preempts=preempts)
-        neighbours = self._beside.neighbours(tx, allotment.application.uid, allotment.placement, origin=not allotment.chain)
-        return msgspec.structs.replace(demand, neighbours=neighbours) if neighbours else demand
 
     def _withdraw(self, tx: Tx, application: str, allotment: Allotment | None, ceilings: Mapping[str, Mapping[str, int]]) -> None:
         """Take the Works back. The Application goes when every target in reach has confirmed; the rest is listed at its Cluster."""
@@ -573,14 +442,3 @@ class Engine:
         before = self._documents.read(stored, kinds.Application).status
         names = [self._subtree.name(tx, target) for target in waiting]
         withdraw_application(tx, stored, before, waiting=names, left=left, timestamp=self._timestamp())
-
-    # --- clusters ---
-
-    def _records(self, tx: Tx, seen: Mapping[str, Seen]) -> Fleet:
-        running: dict[str, Mapping[str, int]] = {}
-        for target, (work, status) in seen.items():
-            for row in status.clusters if status is not None else ():
-                running[row.cluster] = row.components
-            if target == self._uid and work is not None:
-                running[target] = {component.name: component.replicas for component in work.components if component.replicas}
-        return self._subtree.records(tx, running)

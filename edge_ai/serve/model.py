@@ -78,7 +78,14 @@ class LoadedModel:
     def knee(self) -> "Calibration | None":
         """What finds out how large a batch pays; None when the model's requests cannot be run as one, or never wait."""
         fixed = not any(-1 in spec.shape[1:] for spec in self.inputs.values())
-        if not self.batching or self.quick or not self.seconds or not fixed or self.max_batch < 2 or not batches.batchable(self.inputs, self.outputs):
+        if (
+            not self.batching
+            or self.quick
+            or not self.seconds
+            or not fixed
+            or self.max_batch < 2
+            or not batches.batchable(self.inputs, self.outputs)
+        ):
             return None
         return Calibration(self)
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from cluster_controller.errors import Conflict, InvalidInput, NotFound
-from cluster_controller.placement.engine import AS_IT_IS, Supposed
+from cluster_controller.placement.deciding import AS_IT_IS, Supposed
 from cluster_controller.placement.status import FINALIZER
 from cluster_controller.resources import validate
 from cluster_controller.resources.rollout_rules import chain, cycle

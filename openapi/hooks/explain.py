@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from cluster_controller.errors import NotFound
 from cluster_controller.placement import records
-from cluster_controller.placement.engine import AS_IT_IS, Explained, Supposed
+from cluster_controller.placement.deciding import AS_IT_IS, Explained, Supposed
 from cluster_controller.placement.filters import UNBOUNDED, fit, node_refusal
 from cluster_controller.placement.model import ClusterRecord, ComponentDemand, Given, NodeRecord, Preempting, Refusal
 from cluster_controller.resources import kinds

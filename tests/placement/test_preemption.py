@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cluster_controller.placement.engine import Supposed
+from cluster_controller.placement.deciding import Supposed
 from cluster_controller.resources import kinds
 from cluster_controller.store import Tx
 from openapi.hooks.explain import explanation
