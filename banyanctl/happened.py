@@ -18,6 +18,7 @@ from banyanctl.cli import examples, settings
 from banyanctl.client import Client
 from banyanctl.objects import Namespace
 from cluster_controller.errors import InvalidInput, Unreachable
+from cluster_controller.resources.reasons import Reason
 
 KIND = kinds.find("events")
 LAST = 100
@@ -45,6 +46,12 @@ class Filter(Struct, frozen=True):
         return not self.warnings or event.get("type") == WARNING
 
 
+def reasons(incomplete: str) -> list[str]:
+    """What a shell offers after --reason: the product's own words, as many as are wanted, separated by commas."""
+    before, comma, last = incomplete.rpartition(",")
+    return [f"{before}{comma}{reason.value}" for reason in Reason if reason.value.lower().startswith(last.strip().lower())]
+
+
 def chosen(about: str, reasons: str, warnings: bool) -> Filter:
     """From the options; InvalidInput for a kind that does not exist."""
     kind, separator, name = about.partition("/")
@@ -62,7 +69,9 @@ def chosen(about: str, reasons: str, warnings: bool) -> Filter:
 )
 def events(
     about: Annotated[str, typer.Option("--for", metavar="KIND/NAME", help="Only those about this object.")] = "",
-    reason: Annotated[str, typer.Option("--reason", metavar="A,B", help="Only those with one of these reasons.")] = "",
+    reason: Annotated[
+        str, typer.Option("--reason", metavar="A,B", help="Only those with one of these reasons.", autocompletion=reasons)
+    ] = "",
     warnings: Annotated[bool, typer.Option("--warnings", help="Only warnings.")] = False,
     last: Annotated[int, typer.Option("--last", min=1, max=10_000, help="How many of the past.")] = LAST,
     namespace: Namespace = "",

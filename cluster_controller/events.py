@@ -6,13 +6,13 @@ that come between two looks) the ones heard of longest ago go, a block at a time
 
 import hashlib
 from collections import Counter
-from enum import StrEnum
 from typing import Literal
 
 import msgspec
 
 from cluster_controller.documents import decode, encode
 from cluster_controller.resources import kinds
+from cluster_controller.resources.reasons import OTHER, WARNINGS, Reason
 from cluster_controller.store import Key, Tx
 
 KEPT = 1000
@@ -21,41 +21,26 @@ NAMESPACE = "default"  # of Events about objects that have none, as in Kubernete
 MESSAGE_LIMIT = 1024
 
 
-class Reason(StrEnum):
-    """What happens to clusters and Applications because something broke, came back, or somebody decided; one word each, for `--reason`."""
-
-    LOST = "LinkLost"
-    """Out of reach, with the hop that is broken. What runs there is taken to run on."""
-    RETURNED = "Ready"
-    """In reach again."""
-    ADOPTED = "Adopted"
-    """Under another parent for the time being."""
-    HOME = "ReturnedHome"
-    """Back under its own parent."""
-    MOVED = "Moved"
-    """A person gave it another parent."""
-    REPLACED = "Replaced"
-    """Others run what a silent cluster was to run."""
-    REPLACEMENT_ENDED = "ReplacementEnded"
-    """It is back, and what others ran for it ends."""
-    VETOED = "Vetoed"
-    """A site does not take what it was given."""
-    NOT_IN_BACKUP = "NotInBackup"
-    """It came in by its certificate; the backup that this controller was restored from does not know it."""
-    DRILL_BEGAN = "DrillBegan"
-    DRILL_ENDED = "DrillEnded"
-    """With what was kept."""
-    ROTATION_BEGAN = "RotationBegan"
-    ROTATION_FINISHED = "RotationFinished"
-
-
 _REASONS = frozenset(reason.value for reason in Reason)
-WARNINGS = frozenset({Reason.LOST, Reason.ADOPTED, Reason.REPLACED, Reason.VETOED, Reason.NOT_IN_BACKUP})
 dropped: Counter[str] = Counter()  # by namespace, for /metrics
-happened: Counter[Reason] = Counter()  # what is of `Reason`, seen by this process; for /metrics
+happened: Counter[str] = Counter()  # by reason, or `OTHER`, since this process began; for /metrics
 
 
 def record(
+    tx: Tx,
+    *,
+    about: kinds.ObjectReference,
+    reason: Reason,
+    message: str,
+    component: str,
+    timestamp: str,
+) -> None:
+    """Write or count one Event about an object. ``component`` is the room that saw it, ``timestamp`` the wall clock."""
+    kind: Literal["Normal", "Warning"] = "Warning" if reason in WARNINGS else "Normal"
+    record_status(tx, about=about, kind=kind, reason=reason.value, message=message, component=component, timestamp=timestamp)
+
+
+def record_status(
     tx: Tx,
     *,
     about: kinds.ObjectReference,
@@ -65,10 +50,9 @@ def record(
     component: str,
     timestamp: str,
 ) -> None:
-    """Write or count one Event about an object. ``component`` is the room that saw it, ``timestamp`` the wall clock."""
+    """The same with the word of a status, which may be one that somebody below has said, a shim perhaps."""
     message = message[:MESSAGE_LIMIT]
-    if reason in _REASONS:  # others are as many as there are shims: they have no series of their own
-        happened[Reason(reason)] += 1
+    happened[reason if reason in _REASONS else OTHER] += 1  # others are as many as there are shims: no series of their own
     digest = hashlib.sha256(f"{about.uid}\0{reason}\0{message}\0{kind}".encode()).hexdigest()[:16]
     key = Key("own", "Event", about.namespace or NAMESPACE, f"{about.name}.{digest}")
     stored = tx.get(key)
@@ -98,8 +82,7 @@ def cluster(tx: Tx, name: str, uid: str, reason: Reason, message: str, *, compon
     record(
         tx,
         about=kinds.ObjectReference(api_version=kinds.API_VERSION, kind="Cluster", name=name, uid=uid),
-        kind="Warning" if reason in WARNINGS else "Normal",
-        reason=reason.value,
+        reason=reason,
         message=message,
         component=component,
         timestamp=timestamp,
@@ -115,3 +98,6 @@ def make_room(tx: Tx) -> None:
     for stored in there[:BLOCK]:
         tx.delete(stored.key)
         dropped[stored.key.namespace] += 1
+
+
+__all__ = ["KEPT", "OTHER", "Reason", "cluster", "dropped", "happened", "make_room", "record", "record_status"]

@@ -34,7 +34,22 @@ def exposition(controller: Controller, front: FrontNumbers | None) -> bytes:
     """The text format, version 0.0.4."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Collector(controller, front))
+    registry.register(EventNumbers())
     return generate_latest(registry)
+
+
+class EventNumbers(Collector):
+    """What this process has written Events of."""
+
+    def collect(self) -> Iterator[Metric]:
+        dropped = CounterMetricFamily("banyan_events_dropped", "Events that made room for newer ones.", labels=["namespace"])
+        for namespace, count in events.dropped.items():
+            dropped.add_metric([namespace], count)
+        yield dropped
+        happened = CounterMetricFamily("banyan_happened", "Events written, by their reason.", labels=["reason"])
+        for reason in (*(reason.value for reason in events.Reason), events.OTHER):
+            happened.add_metric([reason], events.happened[reason])
+        yield happened
 
 
 class _Collector(Collector):
@@ -81,14 +96,6 @@ class _Collector(Collector):
         yield CounterMetricFamily(
             "banyan_reports_unknown", "Reports about applications that are not known here, dropped.", value=controller.engine.unknown
         )
-        dropped = CounterMetricFamily("banyan_events_dropped", "Events that made room for newer ones.", labels=["namespace"])
-        for namespace, count in events.dropped.items():
-            dropped.add_metric([namespace], count)
-        yield dropped
-        happened = CounterMetricFamily("banyan_happened", "Losses, returns, adoptions, moves and the like.", labels=["reason"])
-        for reason in events.Reason:
-            happened.add_metric([reason.value], events.happened[reason])
-        yield happened
         if self._front is not None:
             yield from self._requests(self._front)
 

@@ -1,5 +1,6 @@
 """SitePolicy with real processes: what a site refuses is said at the origin, and only the site itself changes its mind."""
 
+import re
 from typing import Any
 
 from e2e.support import API, APPS, Site, Tree, program, until
@@ -45,6 +46,11 @@ def test_a_site_refuses_and_caps_what_comes_from_above(grove: Tree) -> None:
         assert counts(root, "guest-b") == (0, 2)
         assert "no guests this week" in root.banyan("explain", "guest-b").stdout
         assert "no guests this week" in str(edge.get("/api/v1/events")["items"])
+        code, text = edge.ask("GET", "/metrics")
+        assert b'banyan_happened_total{reason="Refused"} 0.0' not in text and b'banyan_happened_total{reason="Refused"}' in text, (
+            code,
+            text,
+        )
         create(root, "capped", clusterName="edge-1")
         until("one fits below the cap", lambda: counts(root, "capped") == (1, 1))
         assert "caps what comes from above at 1 replica" in str(root.status("capped")["conditions"])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cluster_controller import events
 from cluster_controller.documents import decode
-from cluster_controller.events import KEPT, Reason, dropped, record
+from cluster_controller.events import KEPT, OTHER, Reason, dropped, record, record_status
 from cluster_controller.resources import kinds
 from cluster_controller.store import Key, Store, Tx
 
@@ -15,8 +15,7 @@ def happened(tx: Tx, name: str, message: str, second: int = 0) -> None:
     record(
         tx,
         about=about,
-        kind="Warning",
-        reason="LinkLost",
+        reason=Reason.LOST,
         message=message,
         component="test",
         timestamp=f"2026-01-01T{second // 3600:02}:{second // 60 % 60:02}:{second % 60:02}Z",
@@ -64,8 +63,16 @@ def test_an_event_about_a_cluster_is_counted_by_its_reason(tmp_path: Path) -> No
         assert (found["Adopted"].type, found["ReturnedHome"].type) == ("Warning", "Normal")
         assert found["Adopted"].involved_object.kind == "Cluster" and found["Adopted"].involved_object.uid == "uid-1"
         assert events.happened[Reason.ADOPTED] == before + 1
-        await store.commit(lambda tx: happened(tx, "edge-1", "cut"))
-        assert not [reason for reason in events.happened if reason not in set(Reason)]
+        others, lost = events.happened[OTHER], events.happened[Reason.LOST]
+
+        def pass_on(tx: Tx) -> None:
+            about = kinds.ObjectReference(kind="Application", name="emotion", uid="uid-2")
+            for word in ("CrashLoopBackOff", "LinkLost"):
+                record_status(tx, about=about, kind="Warning", reason=word, message="", component="test", timestamp="2026-01-01T00:00:00Z")
+
+        await store.commit(pass_on)
+        assert (events.happened[OTHER], events.happened[Reason.LOST]) == (others + 1, lost + 1)
+        assert set(events.happened) <= {*(reason.value for reason in Reason), OTHER}
         await store.close()
 
     asyncio.run(play())

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from cluster_controller.resources.kinds import OVERRIDE_FAILED, ClusterRow, Component, ComponentStatus, WorkStatusStatus
+from cluster_controller.resources.reasons import Reason
 
 WORST_ROWS = 20
 
@@ -80,7 +81,7 @@ def _row(row: ClusterRow, report: TargetReport) -> ClusterRow:
     if not report.silent:
         return msgspec.structs.replace(row, path=path)
     message = f"out of reach: {report.silent} is cut" + ("; replaced elsewhere" if any(report.replaced.values()) else "")
-    return msgspec.structs.replace(row, path=path, ready=0, reason="Unreachable", message=message)
+    return msgspec.structs.replace(row, path=path, ready=0, reason=Reason.UNREACHABLE.value, message=message)
 
 
 def _carried(row: ClusterRow, stray: Stray) -> ClusterRow:

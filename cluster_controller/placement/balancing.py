@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from cluster_controller.events import record
+from cluster_controller.events import Reason, record
 from cluster_controller.placement.allotment import Allotment
 from cluster_controller.placement.balance import Move, Rule, Spot, Watch, find, moved, step, unrest
 from cluster_controller.placement.filters import matches
@@ -131,8 +131,7 @@ class Balancing:
         record(
             tx,
             about=kinds.ObjectReference(api_version=kinds.API_VERSION, kind="Cluster", name=name, uid=move.source),
-            kind="Normal",
-            reason="Rebalanced",
+            reason=Reason.REBALANCED,
             message=f"{application.namespace}/{application.name}: {self._said(tx, move)}",
             component="placement",
             timestamp=self._timestamp(),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import msgspec
 
-from cluster_controller.events import record
+from cluster_controller.events import Reason, record
 from cluster_controller.placement.allotment import Allotment, needed
 from cluster_controller.placement.contest import Seen
 from cluster_controller.placement.subtree import Subtree
@@ -119,8 +119,7 @@ class Overriding:
             about=kinds.ObjectReference(
                 api_version=kinds.API_VERSION, kind="Cluster", name=self._subtree.name(tx, self._uid), uid=self._uid
             ),
-            kind="Warning" if unpatched else "Normal",
-            reason=kinds.OVERRIDE_FAILED if unpatched else "OverrideApplied",
+            reason=Reason.OVERRIDE_FAILED if unpatched else Reason.OVERRIDE_APPLIED,
             message=f"{what} runs on as it was: {said}" if unpatched else f"the overrides of {what} are applied",
             component="placement",
             timestamp=self._timestamp(),

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from cluster_controller.events import record
+from cluster_controller.events import Reason, record_status
 from cluster_controller.placement.allotment import Allotment
 from cluster_controller.reports import Reporter
 from cluster_controller.resources import kinds
@@ -17,6 +17,7 @@ from cluster_controller.resources.registry import FINALIZER_WITHDRAW
 from cluster_controller.store import Key, Stored, Tx
 
 FINALIZER = FINALIZER_WITHDRAW
+RUNNING, PROGRESSING = Reason.RUNNING.value, Reason.PROGRESSING.value  # phases whose Events are called so too
 WITHDRAWING = "Withdrawing"  # condition: True while clusters in reach are stopping it, False while others hold the deletion
 VERDICTS_WITHDRAWING: tuple[tuple[str, Literal["True", "False"]], ...] = (("Ready", "False"), (WITHDRAWING, "True"))
 
@@ -57,7 +58,7 @@ def application_status(
     placed_condition = kinds.Condition(
         type="Placed",
         status="False" if counts.unplaced or missing else "True",
-        reason="MissingReference" if missing else "Unplaced" if counts.unplaced else "Placed",
+        reason=Reason.MISSING_REFERENCE.value if missing else Reason.UNPLACED.value if counts.unplaced else "Placed",
         message=message if counts.unplaced or missing else "",
         observed_generation=before.metadata.generation,
         last_transition_time=timestamp,
@@ -133,22 +134,26 @@ def _verdict(status: kinds.WorkStatusStatus, counts: _Counts, missing: Sequence[
     """Phase, reason and one sentence."""
     desired, ready, updated, unplaced = counts
     if missing:
-        return "Pending", "MissingReference", f"waits for {', '.join(missing)}: create it or correct the name"
+        return "Pending", Reason.MISSING_REFERENCE.value, f"waits for {', '.join(missing)}: create it or correct the name"
     troubled = (component for component in status.components if component.reason)
     trouble = min(troubled, key=lambda component: component.reason in kinds.UNDER_WAY, default=None)
     if unplaced and unplaced >= desired:
-        return "Pending", "Unplaced", trouble.message if trouble else "no cluster takes it; see `banyan explain`"
+        return "Pending", Reason.UNPLACED.value, trouble.message if trouble else "no cluster takes it; see `banyan explain`"
     if ready >= desired and updated >= desired:
-        return "Running", "AllReady", f"{ready} of {desired} replicas ready"
+        return RUNNING, "AllReady", f"{ready} of {desired} replicas ready"
     if ready >= desired and trouble is not None and trouble.reason == kinds.PINNED:
-        return "Running", trouble.reason, f"{ready} of {desired} replicas ready, {updated} updated; {trouble.name}: {trouble.message}"
+        return (
+            Reason.RUNNING.value,
+            trouble.reason,
+            f"{ready} of {desired} replicas ready, {updated} updated; {trouble.name}: {trouble.message}",
+        )
     if trouble is not None and trouble.reason not in kinds.UNDER_WAY:
         return "Degraded", trouble.reason, f"{ready} of {desired} replicas ready; {trouble.name}: {trouble.message or trouble.reason}"
     if status.rollout is not None and status.rollout.phase == "Failed":
         return "Degraded", status.rollout.reason, f"{ready} of {desired} replicas ready, {updated} updated; {status.rollout.message}"
     if trouble is not None and trouble.reason == kinds.WAITS:
-        return "Progressing", trouble.reason, f"{ready} of {desired} replicas ready; {trouble.name} {trouble.message}"
-    return "Progressing", "Progressing", f"{ready} of {desired} replicas ready, {updated} updated"
+        return PROGRESSING, trouble.reason, f"{ready} of {desired} replicas ready; {trouble.name} {trouble.message}"
+    return PROGRESSING, PROGRESSING, f"{ready} of {desired} replicas ready, {updated} updated"
 
 
 def _keep_transition(old: kinds.Condition | None, new: kinds.Condition) -> kinds.Condition:
@@ -177,7 +182,7 @@ def write_application_status(tx: Tx, stored: Stored, status: kinds.ApplicationSt
     )
     kind: Literal["Normal", "Warning"] = "Warning" if status.phase in {"Degraded", "Pending"} else "Normal"
     reason = status.phase if kind == "Normal" else ready.reason or status.phase
-    record(tx, about=about, kind=kind, reason=reason, message=ready.message, component="placement", timestamp=timestamp)
+    record_status(tx, about=about, kind=kind, reason=reason, message=ready.message, component="placement", timestamp=timestamp)
 
 
 def withdraw_application(

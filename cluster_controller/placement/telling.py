@@ -1,12 +1,12 @@
 """Say what became of an application: to the controller above, in the Application at its origin, and in Events about clusters."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
 from cluster_controller.documents import Documents
-from cluster_controller.events import record
+from cluster_controller.events import Reason, record
 from cluster_controller.placement.aggregate import TargetReport, aggregate
 from cluster_controller.placement.allotment import Allotment
 from cluster_controller.placement.carried import Carried
@@ -26,7 +26,6 @@ from cluster_controller.store import Key, Tx
 NOTHING: Mapping[str, int] = {}
 NOTHING_REFUSED: Mapping[str, tuple[int, str]] = {}
 NOTHING_UNPATCHED: Mapping[str, str] = {}
-CANNOT_DRAIN = "CannotDrain"
 NOTHING_GAVE: Mapping[str, kinds.Preemptor] = {}
 NOTHING_PINNED: Mapping[str, str] = {}
 
@@ -108,8 +107,7 @@ class Telling:
             record(
                 tx,
                 about=kinds.ObjectReference(api_version=kinds.API_VERSION, kind="Cluster", name=name, uid=target),
-                kind="Warning" if now else "Normal",
-                reason="Replaced" if now else "ReplacementEnded",
+                reason=Reason.REPLACED if now else Reason.REPLACEMENT_ENDED,
                 message=message,
                 component="placement",
                 timestamp=self._timestamp(),
@@ -132,8 +130,7 @@ class Telling:
             about=kinds.ObjectReference(
                 api_version=kinds.API_VERSION, kind="Cluster", name=self._subtree.name(tx, self._uid), uid=self._uid
             ),
-            kind="Warning" if refused else "Normal",
-            reason="Refused" if refused else "RefusalEnded",
+            reason=Reason.REFUSED if refused else Reason.REFUSAL_ENDED,
             message=f"refuses {what}: {said}" if refused else f"no longer refuses {what}",
             component="placement",
             timestamp=self._timestamp(),
@@ -148,11 +145,11 @@ class Telling:
             one = gave.get(component)
             if one is None:
                 self._event(
-                    tx, self._cluster(here), "Warning", "OutOfRoom", f"{count} of {who} go: the cluster is too small for all that it has"
+                    tx, self._cluster(here), Reason.OUT_OF_ROOM, f"{count} of {who} go: the cluster is too small for all that it has"
                 )
                 continue
             other = f"{one.namespace}/{one.name} (priority {one.priority})"
-            self._event(tx, self._cluster(here), "Warning", "Preempted", f"{count} of {who} gave way to {other}")
+            self._event(tx, self._cluster(here), Reason.PREEMPTED, f"{count} of {who} gave way to {other}")
             self._both(tx, allotment, one, f"{count} of {component}")
 
     def stuck(self, tx: Tx, allotment: Allotment, placement: Placement) -> None:
@@ -169,25 +166,25 @@ class Telling:
             if before.get(uid) != count:
                 about = kinds.ObjectReference(api_version=kinds.API_VERSION, kind="Cluster", name=self._subtree.name(tx, uid), uid=uid)
                 what = f"{count} replica{'s' if count > 1 else ''} of {application.namespace}/{application.name}"
-                self._event(tx, about, "Warning", CANNOT_DRAIN, f"cannot drain: no room for {what} elsewhere; they run on")
+                self._event(tx, about, Reason.CANNOT_DRAIN, f"cannot drain: no room for {what} elsewhere; they run on")
 
     def _both(self, tx: Tx, allotment: Allotment, one: kinds.Preemptor, what: str) -> None:
         """An Event about the one that gave way, and one about the other, as far as they were written here."""
         mine = allotment.application
         if allotment.key.space == "own":
             message = f"{what} gave way to {one.namespace}/{one.name} (priority {one.priority}) on {one.cluster}"
-            self._event(tx, _about(allotment.key, mine.uid), "Warning", "Preempted", message)
+            self._event(tx, _about(allotment.key, mine.uid), Reason.PREEMPTED, message)
         other = Key("own", "Application", one.namespace, one.name)
         stored = tx.get(other)
         if stored is not None and stored.uid == one.uid:
             message = f"{what} of {mine.namespace}/{mine.name} (priority {allotment.priority}) gave way on {one.cluster}"
-            self._event(tx, _about(other, one.uid), "Normal", "Preempts", message)
+            self._event(tx, _about(other, one.uid), Reason.PREEMPTS, message)
 
     def _cluster(self, name: str) -> kinds.ObjectReference:
         return kinds.ObjectReference(api_version=kinds.API_VERSION, kind="Cluster", name=name, uid=self._uid)
 
-    def _event(self, tx: Tx, about: kinds.ObjectReference, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
-        record(tx, about=about, kind=kind, reason=reason, message=message, component="placement", timestamp=self._timestamp())
+    def _event(self, tx: Tx, about: kinds.ObjectReference, reason: Reason, message: str) -> None:
+        record(tx, about=about, reason=reason, message=message, component="placement", timestamp=self._timestamp())
 
     @property
     def refusing(self) -> int:

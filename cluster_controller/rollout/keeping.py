@@ -6,11 +6,11 @@ a crash forgets neither or both. An Application without ``rollout`` has no such 
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
-from cluster_controller.events import record
+from cluster_controller.events import Reason, record
 from cluster_controller.resources import kinds
 from cluster_controller.rollout import depends, history, waves
 from cluster_controller.rollout.gates import Judged
@@ -305,7 +305,7 @@ class Rolling:
         history.put_back(tx, stored, before, state.stable.overrides, time=self._timestamp(), cause=cause)
         marked = msgspec.structs.replace(state, reason=waves.ROLLED_BACK, message=cause)
         tx.set_fact(_fact(task.application.uid), msgspec.json.encode(marked))
-        self._event(tx, task, "Warning", waves.ROLLED_BACK, cause)
+        self._event(tx, task, Reason.ROLLED_BACK, cause)
         return True
 
     def _tell(self, tx: Tx, task: Task, before: waves.State | None, step: waves.Step) -> None:
@@ -316,18 +316,18 @@ class Rolling:
         if before is not None and (before.phase, before.wave) == (state.phase, state.wave):
             return
         if state.phase == "Failed":
-            self._event(tx, task, "Warning", "RolloutFailed", state.message)
+            self._event(tx, task, Reason.ROLLOUT_FAILED, state.message)
         elif state.phase == "Complete":
-            self._event(tx, task, "Normal", "RolloutComplete", step.status.message)
+            self._event(tx, task, Reason.ROLLOUT_COMPLETE, step.status.message)
         else:
-            self._event(tx, task, "Normal", "RolloutWave", f"wave {step.status.wave} of {step.status.waves} begins")
+            self._event(tx, task, Reason.ROLLOUT_WAVE, f"wave {step.status.wave} of {step.status.waves} begins")
 
-    def _event(self, tx: Tx, task: Task, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
+    def _event(self, tx: Tx, task: Task, reason: Reason, message: str) -> None:
         application = task.application
         about = kinds.ObjectReference(
             api_version=kinds.API_VERSION, kind="Application", namespace=application.namespace, name=application.name, uid=application.uid
         )
-        record(tx, about=about, kind=kind, reason=reason, message=message, component="rollout", timestamp=self._timestamp())
+        record(tx, about=about, reason=reason, message=message, component="rollout", timestamp=self._timestamp())
 
     # --- the order of starts ---
 

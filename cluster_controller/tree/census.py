@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from cluster_controller.documents import Documents, encode
-from cluster_controller.events import Reason, record
+from cluster_controller.events import Reason, record, record_status
 from cluster_controller.events import cluster as cluster_event
 from cluster_controller.reports import Reporter
 from cluster_controller.resources import kinds
@@ -265,7 +265,7 @@ class Census:
             via=via,
             facts=status.facts,
             ready="Unknown" if silent else status.ready,
-            reason="LinkLost" if silent else status.reason,
+            reason=Reason.LOST.value if silent else status.reason,
             broken_hop=self._hop(tx, via) if silent else status.broken_hop,
             since=status.since,
             children=status.children,
@@ -290,7 +290,7 @@ class Census:
             via=uid,
             facts=document.status.facts,
             ready="Unknown",
-            reason="LinkLost" if silent else "NeverReported",
+            reason=Reason.LOST.value if silent else Reason.NEVER_REPORTED.value,
             broken_hop=self._hop(tx, uid) if silent else "",
             withdrawing=[],
         )
@@ -414,13 +414,13 @@ class Census:
             self._told.pop(known.uid, None)
             log.info("cluster.ready", cluster=known.name, was=before or "new")
             message = f"{known.name} is Ready" + (f", it was {before}" if before else "")
-            record(tx, about=about, kind="Normal", reason="Ready", message=message, component="census", timestamp=self._timestamp())
+            record(tx, about=about, reason=Reason.RETURNED, message=message, component="census", timestamp=self._timestamp())
             return
         self._told[known.uid] = self._now()
         log.warning("cluster.silent", cluster=known.name, phase=after, broken_hop=known.broken_hop, reason=known.reason)
         message = f"{known.broken_hop} is cut" if known.broken_hop else f"{known.name} is {after}"
         reason = known.reason or after
-        record(tx, about=about, kind="Warning", reason=reason, message=message, component="census", timestamp=self._timestamp())
+        record_status(tx, about=about, kind="Warning", reason=reason, message=message, component="census", timestamp=self._timestamp())
 
     def _moved(self, tx: Tx, known: Known, before: str) -> None:
         """Say who carries the words of a cluster now, in an Event."""

@@ -12,6 +12,7 @@ import msgspec
 from cluster_controller.documents import Documents, put_changed
 from cluster_controller.reports import Reporter
 from cluster_controller.resources import kinds
+from cluster_controller.resources.reasons import Reason
 from cluster_controller.settling import Settler
 from cluster_controller.store import Event, Key, Store, Tx
 
@@ -182,17 +183,17 @@ class Upward:
 def stale(status: kinds.ApplicationStatus, hop: str, since: str) -> kinds.ApplicationStatus:
     """The same, as it is known once ``hop`` is cut: what was wanted stands, nothing counts as ready. Pure."""
     message = f"out of reach: {hop} is cut"
-    ready = kinds.Condition(type="Ready", status="Unknown", reason="Unreachable", message=message, last_transition_time=since)
+    ready = kinds.Condition(type="Ready", status="Unknown", reason=Reason.UNREACHABLE.value, message=message, last_transition_time=since)
     return msgspec.structs.replace(
         status,
         phase="Unknown",
         ready=0,
         updated=0,
         components=[
-            msgspec.structs.replace(item, ready=0, updated=0, confirmed=0, reason="Unreachable", message=message)
+            msgspec.structs.replace(item, ready=0, updated=0, confirmed=0, reason=Reason.UNREACHABLE.value, message=message)
             for item in status.components
         ],
-        clusters=[msgspec.structs.replace(row, ready=0, reason="Unreachable", message=message) for row in status.clusters],
+        clusters=[msgspec.structs.replace(row, ready=0, reason=Reason.UNREACHABLE.value, message=message) for row in status.clusters],
         conditions=[*(item for item in status.conditions if item.type != "Ready"), ready],
     )
 

@@ -1,6 +1,7 @@
 """A site's policy: what it refuses, caps and pins of what comes from above, and how those above see it."""
 
 import asyncio
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, generate_latest
 
+from cluster_controller.metrics import EventNumbers
 from cluster_controller.placement.model import Request
 from cluster_controller.placement.site import Pinned, Taken, images, means, rule
 from cluster_controller.resources import kinds
@@ -149,6 +152,7 @@ def test_what_a_site_refuses_goes_elsewhere_and_the_reason_is_told_at_the_origin
         await tree.quiet()
         assert runs(tree, "edge-1", uid) == 2
         tree.set_cut("edge-1", True)  # offline too
+        before = told("Refused")
         await decide(edge, veto=[{"namespaces": ["default"], "reason": "no guests this week"}])
         own = await put_application(edge, "local", 1)
         await tree.quiet()
@@ -166,6 +170,7 @@ def test_what_a_site_refuses_goes_elsewhere_and_the_reason_is_told_at_the_origin
         first = explained.placement.refusals[0]
         assert (first.filter, first.cluster) == ("SitePolicy", edge.uid)
         assert "refuses default/emotion of root: 4 of serve: no guests this week" in events(edge, "Refused")
+        assert told("Refused") > before
         assert edge.engine.refused == 4
         await decide(edge)
         await tree.quiet()
@@ -175,6 +180,15 @@ def test_what_a_site_refuses_goes_elsewhere_and_the_reason_is_told_at_the_origin
         await tree.close()
 
     asyncio.run(play())
+
+
+def told(reason: str) -> float:
+    """What /metrics says of it."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(EventNumbers())
+    found = re.search(rf'^banyan_happened_total{{reason="{reason}"}} (.+)$', generate_latest(registry).decode(), re.MULTILINE)
+    assert found is not None
+    return float(found[1])
 
 
 def events(site: Site, reason: str) -> set[str]:
