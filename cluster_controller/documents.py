@@ -4,6 +4,7 @@ Documents stay the writer's bytes in the store (ARCHITECTURE law 10); this cache
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
@@ -13,16 +14,26 @@ from cluster_controller.store import Key, Stored, Tx
 T = TypeVar("T", bound=msgspec.Struct)
 
 CACHED = 4096
+LOOK_AT_LEAST = 32
 _decoders: dict[type[msgspec.Struct], msgspec.json.Decoder[Any]] = {}
 _encoder = msgspec.json.Encoder(order="deterministic")
 
 
 class Documents:
-    """A bounded cache of decoded documents, least recently used first out."""
+    """A cache of decoded documents. ``current`` tells what is stored now (`Store.get`): what is deleted or has a newer version is let go.
 
-    def __init__(self, capacity: int = CACHED) -> None:
+    Bounded twice: never more than ``capacity``, least recently used first out; and, with ``current``, never more than twice as many as
+    were in use when it last looked, so that objects that come and go leave nothing behind.
+    """
+
+    def __init__(self, current: Callable[[Key], Stored | None] | None = None, capacity: int = CACHED) -> None:
+        self._current = current
         self._capacity = capacity
+        self._look_at = LOOK_AT_LEAST
         self._cache: OrderedDict[tuple[Key, type[msgspec.Struct]], tuple[bytes, msgspec.Struct]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._cache)
 
     def read(self, stored: Stored, as_type: type[T]) -> T:
         """The document of ``stored``; raises msgspec.ValidationError for bytes that no writer of this kind made."""
@@ -35,9 +46,19 @@ class Documents:
                 return found
         decoded = decode(stored.document, as_type)
         self._cache[slot] = (stored.document, decoded)
+        if len(self._cache) > self._look_at and self._current is not None:
+            self._let_go(self._current)
         if len(self._cache) > self._capacity:
             self._cache.popitem(last=False)
         return decoded
+
+    def _let_go(self, current: Callable[[Key], Stored | None]) -> None:
+        """Of what is no longer stored. Each look is paid for by as many readings as it looks at."""
+        for slot, (document, _) in list(self._cache.items()):
+            stored = current(slot[0])
+            if stored is None or stored.document is not document:
+                del self._cache[slot]
+        self._look_at = max(LOOK_AT_LEAST, 2 * len(self._cache))
 
 
 def decode(document: bytes, as_type: type[T]) -> T:

@@ -30,7 +30,7 @@ class Requested:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._documents = Documents()
+        self._documents = Documents(store.get)
         self._parts: dict[Key, tuple[bytes, Request, Replicas]] = {}
 
     def replicas(self) -> list[kinds.ReplicaClass]:
@@ -108,7 +108,7 @@ class Present:
     def __init__(self, store: Store, missing: Callable[[Iterable[str]], Sequence[str]]) -> None:
         self._store = store
         self._missing = missing
-        self._documents = Documents()
+        self._documents = Documents(store.get)
 
     def models(self) -> list[kinds.ModelPresence]:
         """At most `MAX_MODELS`, by name and version: every controller above keeps them."""

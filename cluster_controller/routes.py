@@ -107,7 +107,7 @@ class Routes:
         self._uid = uid
         self._name = name
         self._distance = distance
-        self._documents = Documents()
+        self._documents = Documents(store.get)
         self._whereabouts = Whereabouts(store, self._documents)
 
     def all(self, namespace: str, name: str) -> Sequence[Target]:

@@ -23,7 +23,7 @@ class Shelf:
     def __init__(self, store: Store, blobs: Holder) -> None:
         self._store = store
         self._blobs = blobs
-        self._documents = Documents()
+        self._documents = Documents(store.get)
         self._settler = Settler(store, self.settle)
 
     def load(self) -> None:

@@ -81,8 +81,8 @@ class Engine:
         self._name = name
         self._silent = silent
         self._timestamp = timestamp
-        self._documents = Documents()
-        self._works = Works(uid)
+        self._documents = Documents(store.get)
+        self._works = Works(uid, store.get)
         self._keys: dict[str, Key] = {}  # application uid → its Application or Work
         self._uses = Uses()
         self._unplaced: set[str] = set()

@@ -41,10 +41,10 @@ class Reader(Protocol):
 class Works:
     """Reads and writes Works inside one transaction; keeps two small indexes in memory."""
 
-    def __init__(self, uid: str) -> None:
+    def __init__(self, uid: str, current: Callable[[Key], Stored | None]) -> None:
         self._uid = uid
         self.lent: Callable[[Tx, str, str], list[kinds.Lent]] = _nothing_lent  # (target, application): of its share, what others hold
-        self._documents = Documents()
+        self._documents = Documents(current)
         self._targets: dict[str, set[str]] = {}  # application → targets that have, had or answer a Work
         self._users: dict[tuple[str, str, str], set[str]] = {}  # (target, kind, uid) → applications that need it there
         self._needs: dict[tuple[str, str], set[tuple[str, str]]] = {}  # (target, application) → (kind, uid)

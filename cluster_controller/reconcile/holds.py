@@ -35,7 +35,7 @@ class Holds:
     def __init__(self, store: Store, blobs: Blobs) -> None:
         self._store = store
         self._blobs = blobs
-        self._documents = Documents()
+        self._documents = Documents(store.get)
 
     def load(self) -> None:
         for stored in self._store.list("own", "Model"):

@@ -83,7 +83,7 @@ class Reconciler:
         self._uid = uid
         self._name = name
         self._nodes_changed = nodes_changed
-        self._documents = Documents()
+        self._documents = Documents(store.get)
         self._dirty: set[str] = set()
         self._wake = asyncio.Event()
         self._problems: dict[str, dict[str, str]] = {}

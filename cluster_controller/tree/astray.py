@@ -36,7 +36,7 @@ class Astray:
         self._store = store
         self._uid = uid
         self._heard = heard
-        self._documents = Documents()
+        self._documents = Documents(store.get)
         self._told: dict[str, set[str]] = {}  # cluster → direct children that were told of it
         self._settler = Settler(store, self.settle)
 

@@ -68,7 +68,7 @@ class Census:
         self._carried = carried
         self._way = way
         self._started = now()
-        self._documents = Documents()
+        self._documents = Documents(store.get)
         self._settler = Settler(store, self.settle, order=self._order)
         self._direct: dict[str, str] | None = None  # names of direct children by uid, until a Cluster changes
         self._via: dict[str, str] = {}  # cluster → the direct child, or the stray, that reports it

@@ -28,7 +28,7 @@ class News:
         self._reporter = reporter
         self._name = name
         self._tells = tells
-        self._documents = Documents()
+        self._documents = Documents(store.get)
         self._settler = Settler(store, self.settle)
         self._fresh = 0
 

@@ -41,7 +41,7 @@ class Upward:
         self._timestamp = timestamp
         self._uid = uid
         self._name = name
-        self._documents = Documents()
+        self._documents = Documents(store.get)
         self._settler = Settler(store, self.settle)
         self._holders: dict[str, str] = {}  # application → the space that speaks for it
 

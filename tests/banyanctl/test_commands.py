@@ -240,6 +240,7 @@ def test_cordon_and_drain_lay_this_controllers_own_overlay_and_leave_other_taint
     api.replies[f"GET {CLUSTERS}/edge-1"] = (200, edge(gpu))
     assert banyan("cluster", "cordon", "edge-1").stdout.startswith("cluster edge-1 cordoned;")
     assert banyan.asked[-1].json == {"metadata": {"resourceVersion": "7"}, "spec": {"unschedulable": True, "taints": [gpu]}}
+    api.replies["GET /api/v1/events"] = (200, {"items": []})
     api.replies[f"GET {CLUSTERS}"] = every(2, 1, 0)
     assert "edge-1 is drained; out of reach, and drained when back: leaf;" in banyan("cluster", "drain", "edge-1").stdout
     patched = [asked.json for asked in banyan.asked if asked.method == "PATCH"]
