@@ -84,14 +84,18 @@ class Deciding:
         *,
         uid: str,
         name: str,
+        silent: Callable[[], Mapping[str, str]],
+        strays: Callable[[], Collection[str]],
         now: Callable[[], float],
         timestamp: Callable[[], str],
     ) -> None:
-        """``keys``: by the application's uid, where it is written."""
+        """``keys``: by the application's uid, where it is written; ``silent``, ``strays``: as the engine is told."""
         self._documents = documents
         self._keys = keys
         self._uid = uid
         self._name = name
+        self._silent = silent
+        self._strays = strays
         self._now = now
         self._timestamp = timestamp
         self._works, self._ledger, self._subtree, self._rules = rooms.works, rooms.ledger, rooms.subtree, rooms.rules
@@ -150,7 +154,21 @@ class Deciding:
                 running[row.cluster] = row.components
             if target == self._uid and work is not None:
                 running[target] = {component.name: component.replicas for component in work.components if component.replicas}
-        return self._subtree.records(tx, running)
+        return self._closed(self._subtree.records(tx, running), seen)
+
+    def _closed(self, fleet: Fleet, seen: Collection[str]) -> Fleet:
+        """Clusters below a silent child may be heard, by way of adopters; but only that child could give them what is new. Where it
+        was given something, what it was given says that it takes no more; where nothing, its clusters have to say so themselves."""
+        if not self._strays():
+            return fleet
+        away = {
+            record.uid: msgspec.structs.replace(record, reachable=False, broken_hop=hop)
+            for target, hop in self._silent().items()
+            if target not in seen
+            for record in fleet.behind(target)
+            if record.reachable
+        }
+        return fleet.view(away) if away else fleet
 
     def revisions(self, tx: Tx, allotment: Allotment, seen: Collection[str]) -> Mapping[str, str]:
         """What each target has when it has the newest version, where overrides make that differ."""

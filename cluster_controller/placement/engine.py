@@ -117,7 +117,7 @@ class Engine:
                 self._works, self._ledger, self._subtree, self._rules, self._reading, self._replacing, self._ages, self._rolling,
                 self._overriding, self._balancing, self._contest, self._beside,
             ),
-            self._documents, self._keys, uid=uid, name=name, now=now, timestamp=timestamp,
+            self._documents, self._keys, uid=uid, name=name, silent=silent, strays=strays, now=now, timestamp=timestamp,
         )  # fmt: skip
         self.explain = self._deciding.explain
         self._telling = Telling(

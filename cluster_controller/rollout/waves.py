@@ -4,8 +4,10 @@ Level-triggered: `step` looks at what every target was told and says, and at the
 changes nothing the second time, so a crash between two steps costs a repeat.
 
 Invariants: while a rollout is paused or has failed nobody further is told the new version; the next wave begins only when everybody in
-reach of all waves so far is well at this version at that moment, and somebody is; whoever is out of reach is neither told nor waited
-for. The first version of all, and the return to the last one that was complete, go to everybody at once.
+reach of all waves so far is well at this version at that moment, and somebody is; whoever is out of reach is not waited for, and keeps
+what it has. The first version of all, and the return to the last one that was complete, go to everybody at once, in reach or not; and who
+has nothing yet is told what is complete. For what is below a child that is away may be heard and served by way of adopters, and then
+holds a part of what is wanted: kept back, that part would run nowhere.
 
 Times are this machine's boot-time clock. A pause that began before a restart counts on: after a reboot "now" alone is a lower bound of
 what has gone by. Since when nothing has moved is kept in memory only, so that a controller that was away gives others their time again.
@@ -232,8 +234,11 @@ def _due(state: State, rollout: Rollout, waves: Sequence[Sequence[Member]]) -> f
     told = {member.uid for member in everybody if member.revision == state.current.revision}
     if rollout.paused or state.phase == "Failed":
         return frozenset(told)
-    concerned = everybody if state.phase == "Complete" else [member for wave in waves[: state.wave + 1] for member in wave]
-    return frozenset(told | {member.uid for member in concerned if member.reachable})
+    if state.at_once:
+        return frozenset(member.uid for member in everybody)
+    if state.phase == "Complete":
+        return frozenset(told | {member.uid for member in everybody if member.reachable or not member.revision})
+    return frozenset(told | {member.uid for wave in waves[: state.wave + 1] for member in wave if member.reachable})
 
 
 # --- in words ---

@@ -349,6 +349,35 @@ def test_the_first_version_goes_to_all_at_once_and_so_does_the_way_back() -> Non
     assert (field.state.stable, field.state.reason) == (OLD, "")
 
 
+def test_the_first_version_and_the_way_back_are_for_those_out_of_reach_too() -> None:
+    field = Field(Rollout(wave=1), ["a", "b"])
+    for name in field.members:
+        field.turn(name, revision="", reachable=name == "b")
+    field.state = begin(None, OLD, None, first=True)
+    field.look()
+    assert field.has("old") == {"a", "b"}, "others may carry what is below it, and nobody else holds its part"
+    field.well("b")
+    assert (found := field.look()).status.phase == "Complete"
+    assert found.status.skipped == ["a"], "told, but nobody has heard that it runs there"
+    field.turn("a", revision="new")
+    field.state = begin(State(current=NEW, stable=OLD, reason=ROLLED_BACK), OLD, None, first=False)
+    assert field.look().due == {"a", "b"}
+
+
+def test_who_has_nothing_and_is_out_of_reach_is_told_what_is_complete_and_no_more() -> None:
+    field = Field(Rollout(wave=1), ["a", "b"])
+    field.put(NEW)
+    field.look()
+    field.members["c"] = Member(uid="c", name="c", labels=({},), reachable=False)
+    field.look()
+    assert field.has("new") == {"a"}, "its waves are under way"
+    field.well("a")
+    field.look()
+    field.well("b")
+    assert field.look().status.phase == "Complete"
+    assert field.has("new") == {"a", "b", "c"}
+
+
 def test_a_version_that_never_was_complete_is_none_to_go_back_to() -> None:
     field = Field(Rollout(wave=1), ["a", "b"])
     field.put(NEW)
@@ -438,6 +467,7 @@ def test_whatever_happens_nobody_is_told_too_early_and_in_the_end_all_have_it(ro
                 name = names[len(field.members)]
                 field.members[name] = Member(uid=name, name=name, labels=({},))
         had = field.has(field.state.current.revision)
+        having = {member.name for member in field.members.values() if member.revision}
         sick = {
             member.name for member in field.members.values()
             if member.name in had and member.reachable and member.verdict != "done"
@@ -445,7 +475,8 @@ def test_whatever_happens_nobody_is_told_too_early_and_in_the_end_all_have_it(ro
         was = field.state
         found = field.look(1.0 if what == "wait" else 0.0)
         fresh = field.has(field.state.current.revision) - had
-        assert all(field.members[each].reachable for each in fresh), "out of reach, and told"
+        away = {each for each in fresh if not field.members[each].reachable}
+        assert not away or field.state.at_once or (field.state.phase == "Complete" and not away & having), "out of reach, and told"
         if field.rollout.paused or field.state.phase == "Failed":
             assert not fresh, "stopped, and told"
         if sick and was.current == field.state.current and not was.at_once and was.phase == "Progressing" and field.state.wave > was.wave:

@@ -1,4 +1,4 @@
-"""A few clusters, to see that the simulated world carries the real product: deploy, cut, heal, crash."""
+"""A few clusters, to see that the simulated world carries the real product: deploy, cut, heal, crash; and what it once found, in small."""
 
 import pytest
 
@@ -59,3 +59,34 @@ def test_a_controller_whose_disk_did_not_confirm_a_write_begins_anew_by_itself()
         world.call(root, wishes.create(root, "two", applications.spec(2)))
         world.run_for(20)
         assert list(check.unhealed()) == []
+
+
+@pytest.mark.parametrize("action", ["Keep", "Replace"])
+@pytest.mark.parametrize("rollout", [False, True])
+def test_what_is_created_while_a_region_is_dead_runs_elsewhere_and_goes_on_there(action: str, rollout: bool) -> None:
+    """Its clusters are heard by way of adopters, but nobody could give them anything new."""
+    with World(3) as world:
+        root = world.plant("root")
+        zone = world.grow("zone", root, takes_children=True)
+        other = world.grow("other", root, takes_children=True)
+        edges = [world.grow(f"edge-{number}", zone, takes_children=False) for number in range(2)]
+        wishes = Wishes()
+        check = Invariants(world, wishes)
+        for place in (root, zone, other, *edges):
+            place.start()
+        world.run_for(30)
+        zone.kill()
+        check.sample()
+        world.run_for(60)
+        unreachable = {"action": action, "afterSeconds": 10} if action == "Replace" else {"action": action}
+        spec = applications.spec(8, cpu="100m", on_unreachable=unreachable)
+        world.call(root, wishes.create(root, "one", spec | {"rollout": {"wave": 1, "pauseSeconds": 1}} if rollout else spec))
+        world.run_for(20)
+        uid = wishes.by_name["one"].uid
+        runs = {place.name: place.site.running(uid) for place in (root, other)}
+        assert runs == {"root": 4, "other": 4}
+        zone.start()
+        world.run_for(60)
+        assert {place.name: place.site.running(uid) for place in (root, other)} == runs, "nothing healthy is moved"
+        assert list(check.unhealed()) == []
+        assert check.violations == []
