@@ -42,8 +42,9 @@ test-kubernetes: testbed ## End-to-end tests on real Kubernetes clusters (as roo
 test-benchmarks: $(VENV)/.ready-dev ## Every benchmark with small counts, to see that it works; CI runs it too
 	@$(BIN)/python -m tools.check benchmarks
 
-simulate: $(VENV)/.ready-dev ## Whole trees in virtual time, with faults; SEEDS=200 FROM=0 JOBS=2; TRACE=FILE with one seed; SHRINK=1 finds the fewest steps
+simulate: $(VENV)/.ready-dev ## Whole trees in virtual time, with faults; SEEDS=200 FROM=0 JOBS=2 ROUNDS=5 CLUSTERS=20, or WEEKS=1; TRACE=FILE with one seed; SHRINK=1 finds the fewest steps
 	@$(BIN)/python -m tests.simulation --seeds $(or $(SEEDS),20) --from $(or $(FROM),0) --jobs $(or $(JOBS),1) \
+	    $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(CLUSTERS),--clusters $(CLUSTERS)) $(if $(WEEKS),--weeks) \
 	    $(if $(TRACE),--trace $(TRACE)) $(if $(SHRINK),--shrink)
 
 simulate-mutants: $(VENV)/.ready-dev ## Put deliberate bugs into the simulated product, one after the other: each must be found

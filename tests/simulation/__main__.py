@@ -1,6 +1,7 @@
 """Run seeds: ``python -m tests.simulation --seeds 200 --from 0``, or ``make simulate SEEDS=200 FROM=0``.
 
-One line for each seed that fails, with the command that replays it, and one last line of figures; exit code 1 when anything failed.
+One line for each seed that fails, with the commands that replay it and find the fewest steps that fail, and one last line of figures;
+exit code 1 when anything failed.
 """
 
 import argparse
@@ -21,7 +22,7 @@ SHOWN = 5  # violations of one seed
 def main(arguments: list[str] | None = None) -> int:
     options = _options().parse_args(arguments)
     if options.shrink:
-        return _shrink(_plan(options, options.first))
+        return _shrink(options)
     failed = hours = violations = count = 0.0
     for outcome in _outcomes(options):
         count += 1
@@ -29,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         if outcome.violations:
             failed += 1
             violations += len(outcome.violations)
-            _report(outcome)
+            _report(outcome, options)
         elif options.verbose:
             print(f"seed {outcome.seed}: {outcome.lines} lines, {outcome.digest}", flush=True)
     print(f"{count:.0f} seeds, {hours:.1f} simulated hours, {violations:.0f} violations")
@@ -68,14 +69,27 @@ def _plan(options: argparse.Namespace, seed: int) -> Plan:
     return scenario.draw_week(seed) if options.weeks else scenario.draw(seed, clusters=options.clusters, rounds=options.rounds)
 
 
-def _report(outcome: Outcome) -> None:
-    print(f"seed {outcome.seed}: {len(outcome.violations)} violations; replay: make simulate SEEDS=1 FROM={outcome.seed} TRACE=FILE")
+def _report(outcome: Outcome, options: argparse.Namespace) -> None:
+    again = replay(outcome.seed, options)
+    print(f"seed {outcome.seed}: {len(outcome.violations)} violations; replay: {again} TRACE=FILE; its fewest steps: {again} SHRINK=1")
     for violation in outcome.violations[:SHOWN]:
         print(f"    {violation}")
     sys.stdout.flush()
 
 
-def _shrink(plan: Plan) -> int:
+def replay(seed: int, options: argparse.Namespace) -> str:
+    """The command that plays this very seed again: what is drawn from a seed also depends on how long it is and how large the tree."""
+    words = ["make simulate SEEDS=1", f"FROM={seed}"]
+    if options.weeks:
+        words.append("WEEKS=1")
+    else:
+        words += [f"ROUNDS={options.rounds}"] * (options.rounds != scenario.ROUNDS)
+        words += [f"CLUSTERS={options.clusters}"] * (options.clusters != scenario.CLUSTERS)
+    return " ".join(words)
+
+
+def _shrink(options: argparse.Namespace) -> int:
+    plan = _plan(options, options.first)
     seed, began = plan.seed, time.monotonic()
     found = shrink(plan)
     if found is None:
@@ -85,7 +99,7 @@ def _shrink(plan: Plan) -> int:
     print(f"seed {seed}: {len(plan.steps)} steps, {len(smaller.steps)} are enough ({time.monotonic() - began:.0f} s)")
     for step in smaller.steps:
         print(f"    {step}")
-    _report(outcome)
+    _report(outcome, options)
     return 1
 
 
