@@ -30,15 +30,22 @@ class Reporter:
         return self._carriers[struct]
 
     def put(self, tx: Tx, key: Key, document: msgspec.Struct, uid: str, *, relayed: Stored | None = None) -> None:
-        """Write what differs. ``relayed``: a child's report that this is passed on from."""
+        """Write what differs. ``relayed``: a child's report that this is passed on from.
+
+        The same words under a later identity are passed on too: those above may hold that one already, from before this store was set
+        back, or words in between; what is older than it they would take for an old report for ever.
+        """
         encoded = encode(document)
         if relayed is not None:
             encoded = self._carrier(type(document))(encoded, relayed.document)
         there = tx.get(key)
+        version = None
         if there is not None and there.document == encoded:
-            return
+            if not _behind(there, relayed):
+                return
+            version = there.version + 1
         if relayed is not None and relayed.source:
-            tx.put(key, encoded, uid=uid, source=relayed.source, start=relayed.start, sequence=relayed.sequence)
+            tx.put(key, encoded, uid=uid, version=version, source=relayed.source, start=relayed.start, sequence=relayed.sequence)
         else:
             tx.put(key, encoded, uid=uid, source=self._source, start=self._start, sequence=tx.revision + 1)
 
@@ -57,6 +64,13 @@ class Reporter:
                     tx.put(stored.key, stored.document, uid=stored.uid, version=stored.version + 1, **fresh)  # type: ignore[arg-type]
 
         await store.commit(stamp)
+
+
+def _behind(there: Stored, relayed: Stored | None) -> bool:
+    """Was this passed on under an earlier identity, of the same source, than the report has now?"""
+    if relayed is None or not relayed.source or there.source != relayed.source:
+        return False
+    return (there.start, there.sequence) < (relayed.start, relayed.sequence)
 
 
 async def begin(store: Store, source: str, now: datetime) -> Reporter:
