@@ -3,12 +3,14 @@
 Pure. Invariants:
 - A child may speak only for its own subtree: a record is taken from a child only when the parent that it names is that child, or
   is already known to be below it. The record is signed by the cluster that it is about, so nobody is claimed by a stranger.
-- The higher attach wins, whoever relays it; a lower one, and the withdrawal of a lower one, is dropped.
+- The higher attach wins, whoever relays it; the withdrawal of a lower one changes nothing.
+- What lost against a higher attach, and was not withdrawn by the child that said it, counts again once the higher one is withdrawn:
+  a copied data folder that spoke elsewhere for a while, and is gone, leaves no cluster without a way.
 - No loops: one's own uid in what a child announces is a violation, and a record cannot name a parent below itself.
 - A cluster leaves together with everything below it.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from enum import Enum
 
 from msgspec import Struct
@@ -49,6 +51,7 @@ class Router:
         self._max_routes = max_routes
         self._routes: dict[str, Route] = {}
         self._below: dict[str, set[str]] = {}  # parent uid → uids directly under it
+        self._outdone: dict[str, dict[str, AttachRecord]] = {}  # uid → child → what it says still, though a higher attach is known
 
     def next_hop(self, uid: str) -> str | None:
         """uid of the child whose link leads to ``uid``; None when it is not in the subtree."""
@@ -110,7 +113,9 @@ class Router:
         A guest that went home may be known by way of its home before its old link here has ended: that way stays.
         """
         route = self._routes.get(uid)
-        return _told((), self._drop(uid)) if route is not None and route.via == uid else None
+        self._forget(uid)
+        gone = self._drop(uid) if route is not None and route.via == uid else []
+        return _told(self._fall_back(gone), gone)
 
     def apply(self, child: str, message: Routes) -> Applied:
         """Take in what the child ``child`` says of its subtree.
@@ -123,12 +128,13 @@ class Router:
         withdrawn: list[Withdrawal] = []
         if message.full:
             named = {record.uid for record in message.announce}
+            self._forget(child, named)
             for uid in self.subtree(child)[1:]:
                 if uid not in named and uid in self._routes:
                     withdrawn.extend(self._drop(uid))
         for withdrawal in message.withdraw:
             withdrawn.extend(self._withdraw(child, withdrawal))
-        announced: list[AttachRecord] = []
+        announced = self._fall_back(withdrawn)
         refused: list[tuple[AttachRecord, Verdict]] = []
         for record in message.announce:
             verdict = self._announce(child, record)
@@ -150,7 +156,10 @@ class Router:
         known = self._routes.get(parent)
         if record.uid == child or known is None or known.via != child or record.uid in self.path(parent):
             return Verdict.NOT_YOURS
-        return self._take(child, record)
+        verdict = self._take(child, record)
+        if verdict is Verdict.STALE and self._routes[record.uid].via != child and self._verify(record):
+            self._remember(child, record)
+        return verdict
 
     def _take(self, via: str, record: AttachRecord) -> Verdict:
         known = self._routes.get(record.uid)
@@ -163,7 +172,10 @@ class Router:
             return Verdict.FULL
         if not self._verify(record):
             return Verdict.UNSIGNED
+        self._retract(record.uid, via)
         if known is not None:
+            if known.via != via:
+                self._remember(known.via, known.record)
             self._below[known.record.parent_uid].discard(record.uid)
             self._reroute(record.uid, via)
         self._routes[record.uid] = Route(via, record)
@@ -173,10 +185,48 @@ class Router:
     def _reroute(self, uid: str, via: str) -> None:
         """``uid`` has moved under another child: what is below it moved along."""
         for one in self.subtree(uid)[1:]:
-            self._routes[one] = Route(via, self._routes[one].record)
+            known = self._routes[one]
+            self._retract(one, via)
+            if known.via != via:
+                self._remember(known.via, known.record)
+            self._routes[one] = Route(via, known.record)
+
+    def _remember(self, child: str, record: AttachRecord) -> None:
+        """``child`` still says so, and would be believed if nobody knew better."""
+        known = self._outdone.get(record.uid)
+        if known is not None or len(self._outdone) < self._max_routes:
+            self._outdone.setdefault(record.uid, {})[child] = record
+
+    def _retract(self, uid: str, child: str) -> None:
+        known = self._outdone.get(uid)
+        if known is not None and known.pop(child, None) is not None and not known:
+            del self._outdone[uid]
+
+    def _forget(self, child: str, named: Collection[str] = ()) -> None:
+        """``child`` is gone, or says no more than what is ``named``."""
+        for uid in [uid for uid, known in self._outdone.items() if child in known and uid not in named]:
+            self._retract(uid, child)
+
+    def _fall_back(self, gone: Iterable[Withdrawal]) -> list[AttachRecord]:
+        """What is said still of clusters whose way is gone, parents first."""
+        found: list[AttachRecord] = []
+        for uid in [each.uid for each in gone]:
+            said = self._outdone.get(uid, {}) if uid not in self._routes else {}
+            for child, record in sorted(said.items(), key=lambda each: (-each[1].attach, each[0])):
+                above = self._routes.get(record.parent_uid)
+                if child == uid if above is None else above.via == child:
+                    self._retract(uid, child)
+                    self._routes[uid] = Route(child, record)
+                    self._below.setdefault(record.parent_uid, set()).add(uid)
+                    found.append(record)
+                    break
+        return found
 
     def _withdraw(self, child: str, withdrawal: Withdrawal) -> list[Withdrawal]:
         known = self._routes.get(withdrawal.uid)
+        outdone = self._outdone.get(withdrawal.uid, {}).get(child)
+        if outdone is not None and withdrawal.attach >= outdone.attach:
+            self._retract(withdrawal.uid, child)
         if known is None or known.via != child or withdrawal.uid == child or withdrawal.attach < known.record.attach:
             return []
         return self._drop(withdrawal.uid)

@@ -74,7 +74,8 @@ def test_the_higher_attach_wins_whoever_relays_it_and_late_words_change_nothing(
     r.apply("a", Routes(announce=(rec("x", "a", 3), rec("x1", "x"))))
     r.apply("b", Routes(announce=(rec("x", "b", 4),)))
     assert (r.next_hop("x"), r.next_hop("x1")) == ("b", "b")
-    assert r.apply("a", Routes(announce=(rec("x", "a", 3),), withdraw=(Withdrawal(uid="x", attach=3),))).onward is None
+    assert r.apply("a", Routes(announce=(rec("x", "a", 3),))).onward is None
+    assert r.apply("a", Routes(withdraw=(Withdrawal(uid="x1", attach=1), Withdrawal(uid="x", attach=3)))).onward is None
     assert r.next_hop("x") == "b"
     assert r.apply("b", Routes(withdraw=(Withdrawal(uid="x", attach=3),))).onward is None
     gone = r.apply("b", Routes(withdraw=(Withdrawal(uid="x", attach=4),))).onward
@@ -132,6 +133,46 @@ def test_a_guest_that_went_home_stays_routed_when_its_old_link_ends_after_its_ho
     assert r.next_hop("guest") == "a"
     assert r.detach("a") is not None
     assert r.next_hop("guest") is None
+
+
+def test_what_was_outdone_and_never_withdrawn_counts_again_when_the_higher_attach_is_withdrawn() -> None:
+    """A copied data folder connects elsewhere and goes away; the cluster itself has stood under its home all the while."""
+    r = router()
+    r.apply("a", Routes(announce=(rec("x", "a", 3), rec("x1", "x"))))
+    r.apply("b", Routes(announce=(rec("x", "b", 4),)))
+    assert r.path("x1") == ("b", "x", "x1")
+    told = r.apply("b", Routes(withdraw=(Withdrawal(uid="x", attach=4), Withdrawal(uid="x1", attach=1)))).onward
+    assert told is not None and told.announce == (rec("x", "a", 3), rec("x1", "x"))
+    assert r.path("x1") == ("a", "x", "x1")
+    r.apply("b", Routes(announce=(rec("x", "b", 5),)))
+    assert r.apply("a", Routes(announce=(rec("x", "a", 3),), full=True)).onward is None, "said anew, and outdone still"
+    assert (told := r.detach("b")) is not None and told.announce == (rec("x", "a", 3),)
+    assert r.path("x") == ("a", "x")
+    r.apply("a", Routes(announce=(rec("y", "x"), rec("x", "y", 6))))
+    assert r.detach("a") is not None and r.next_hop("x") is None
+
+
+@pytest.mark.parametrize("end", ["link", "word"])
+def test_what_its_child_says_no_more_does_not_count_again(end: str) -> None:
+    r = router()
+    if end == "link":
+        r.attach(rec("x", "me", 1))
+    else:
+        r.apply("a", Routes(announce=(rec("x", "a", 1),)))
+    r.apply("b", Routes(announce=(rec("x", "b", 2),)))
+    assert (r.detach("x") if end == "link" else r.apply("a", Routes(full=True)).onward) is None
+    gone = r.apply("b", Routes(withdraw=(Withdrawal(uid="x", attach=2),))).onward
+    assert gone == Routes(withdraw=(Withdrawal(uid="x", attach=2),))
+
+
+def test_a_record_that_is_outdone_and_not_signed_is_not_kept() -> None:
+    r = Router("me", lambda record: record.signature != b"false")
+    for uid in "ab":
+        r.attach(rec(uid, "me"))
+    r.apply("b", Routes(announce=(rec("x", "b", 4),)))
+    r.apply("a", Routes(announce=(AttachRecord(uid="x", parent_uid="a", attach=3, signature=b"false"),)))
+    r.apply("b", Routes(withdraw=(Withdrawal(uid="x", attach=4),)))
+    assert r.next_hop("x") is None
 
 
 def test_a_full_announcement_replaces_what_was_known_by_way_of_that_child() -> None:
@@ -194,3 +235,6 @@ def test_whatever_is_said_no_loops_and_a_parent_that_follows_knows_the_same(step
                 assert above.path(uid) == ("me", *path)
             else:
                 assert above.next_hop(uid) is None
+    for uid in "abcde":
+        r.detach(uid)
+    assert len(r) == 0 and not r._outdone, "nothing is kept of links that have ended"
