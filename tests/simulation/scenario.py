@@ -19,6 +19,7 @@ from cluster_controller.errors import BanyanError
 from cluster_controller.identity.authority import Lifetimes
 from cluster_controller.store import Tx
 from cluster_controller.sync import conflicts
+from cluster_controller.tree import records
 from tests.simulation import applications
 from tests.simulation.faults import Faults
 from tests.simulation.invariants import Invariants, Violation
@@ -300,6 +301,7 @@ class Run:
             if all(place.alive for place in self.world.places.values()):
                 self.wishes.ask_again()
                 self._decide_conflicts()
+                self._decide_held()
             wrong = list(self.invariants.unhealed())
             if not wrong:
                 break
@@ -319,6 +321,17 @@ class Run:
                 self.world.note(place.name, f"decides {len(waiting)} conflicts")
                 self.wishes.decided()
                 place.run(_quietly(place.controller.store.commit, functools.partial(_keep_root, kinds=kinds)))
+
+    def _decide_held(self) -> None:
+        """A person keeps the instance that is no copy, once the copies are switched off."""
+        for place in self.world.places.values():
+            if place.controller is None or not awake(place):
+                continue
+            for member in records.members(place.controller.store).values():
+                child = self.world.by_uid.get(member.uid)
+                if member.held and child is not None and child.controller is not None and awake(child):
+                    self.world.note(place.name, f"keeps {child.name}")
+                    place.run(_quietly(place.controller.membership.keep_cluster, member.name, child.controller.membership.child.instance))
 
     # --- steps ---
 
