@@ -3,7 +3,10 @@
 import asyncio
 import contextlib
 import functools
+import gc
+import ssl
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,10 @@ from cluster_controller.sync import SyncSession
 from cluster_controller.sync.codec import Decoder, encode
 from cluster_controller.sync.messages import Begin, Message, Resume, Snapshot
 from cluster_controller.tunnel import CloseCode, Lane, Link, Stream, StreamReset
+from cluster_controller.tunnel.protocol.connection import Connection
+from cluster_controller.tunnel.protocol.stream import StreamState
+from cluster_controller.tunnel.tls import TlsPipe
+from cluster_controller.tunnel.wire import Wire
 from tests.tunnel.support import Member, identity, root, run
 
 PATIENCE = 20.0  # seconds; a bound against hanging, not a measure
@@ -436,3 +443,54 @@ def test_what_a_child_that_leaves_still_has_to_say_brings_nothing_back(tmp_path:
             await child.put("report", f"o{number}")
 
     run(main)
+
+
+LINKED = (Link, Wire, TlsPipe, Stream, StreamState, Connection, SyncSession, asyncio.Task, ssl.SSLObject)
+
+
+def linked_objects() -> dict[str, int]:
+    """How many there are of what comes with a link."""
+    gc.collect()
+    found = Counter(type(one) for one in gc.get_objects() if isinstance(one, LINKED))
+    return {kind.__name__: count for kind, count in found.items()}
+
+
+@pytest.mark.parametrize("uvloop", [False, True], ids=["asyncio", "uvloop"])
+def test_links_that_come_and_go_leave_nothing_behind(tmp_path: Path, uvloop: bool) -> None:
+    """Neither ends that break nor handshakes that fail: the sixth time as after thirty."""
+
+    async def main() -> None:
+        async with tree(tmp_path) as (parent, child, port):
+            child.dial(port)
+            counts = []
+            for number in range(30):
+                await parent.put(f"down/{child.uid}", "one", 10 + number)  # a session for each
+                await until(lambda: parent.uid in child.links.sessions and child.uid in parent.links.sessions)
+                await child.holds("desired", 1)
+                await until(lambda size=10 + number: len(child.store.list("desired", "Work")[0].document) == size)  # type: ignore[misc]
+                if number in (5, 29):
+                    await asyncio.sleep(0)
+                    counts.append(linked_objects())
+                link = parent.tunnel.links[child.uid]
+                if number % 2:
+                    await turned_away(parent, port)
+                if number % 3:
+                    link.close(CloseCode.GOING_AWAY, "told")
+                else:
+                    assert link.wire._transport is not None
+                    link.wire._transport.abort()  # as a cable that is cut
+                await until(lambda link=link: link.closed and parent.tunnel.links.get(child.uid) not in (None, link))  # type: ignore[misc]
+            assert counts[0] == counts[1]
+
+    run(main, uvloop=uvloop)
+
+
+async def turned_away(parent: Site, port: int) -> None:
+    """Somebody without a certificate of the tree, who is gone again."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+    writer.write(b"GET / HTTP/1.1\r\n\r\n")
+    await reader.read()
+    writer.close()
+    await until(lambda: not parent.tunnel.pending)
