@@ -244,8 +244,8 @@ class Faults:
 
         return mend
 
-    def _write(self, place: Place, work: Callable[[Tx], object], *, tries: int = 60) -> None:
-        """As soon as its controller takes it."""
+    def _write(self, place: Place, work: Callable[[Tx], object], *, tries: int = 600) -> None:
+        """As soon as its controller takes it, however long that is down."""
         loop, kernel = self._world.loop, self._world.network.kernel
 
         async def write() -> None:
