@@ -23,6 +23,7 @@ class Faults:
     def __init__(self, world: World, invariants: Invariants) -> None:
         self._world = world
         self._invariants = invariants
+        self._waiting: dict[str, list[Callable[[Tx], object]]] = {}  # place → what somebody is about to write there
         self._active: dict[int, Mend] = {}
         self._lasting: dict[int, Mend] = {}
         self._number = 0
@@ -244,24 +245,29 @@ class Faults:
 
         return mend
 
-    def _write(self, place: Place, work: Callable[[Tx], object], *, tries: int = 600) -> None:
-        """As soon as its controller takes it, however long that is down."""
-        loop, kernel = self._world.loop, self._world.network.kernel
+    def _write(self, place: Place, work: Callable[[Tx], object]) -> None:
+        """One after the other, each as soon as its controller takes it, however long that is down."""
+        loop, kernel, waiting = self._world.loop, self._world.network.kernel, self._waiting.setdefault(place.name, [])
 
-        async def write() -> None:
+        async def write(work: Callable[[Tx], object]) -> None:
             assert place.controller is not None
             try:
                 await place.controller.store.commit(work)
             except BanyanError:
-                loop.call_later(2.0, again, context=kernel)
+                return
+            if waiting and waiting[0] is work:
+                waiting.pop(0)
 
         def again() -> None:
+            if not waiting:
+                return
             if awake(place):
-                place.run(write())
-            elif tries:
-                loop.call_later(2.0, lambda: self._write(place, work, tries=tries - 1), context=kernel)
+                place.run(write(waiting[0]))
+            loop.call_later(2.0, again, context=kernel)
 
-        again()
+        waiting.append(work)
+        if len(waiting) == 1:
+            again()
 
     # --- disks, clocks ---
 
