@@ -456,6 +456,27 @@ def linked_objects() -> dict[str, int]:
 
 
 @pytest.mark.parametrize("uvloop", [False, True], ids=["asyncio", "uvloop"])
+def test_the_buffers_of_links_that_are_gone_do_not_wait_for_the_garbage_collector(tmp_path: Path, uvloop: bool) -> None:
+    async def main() -> None:
+        async with tree(tmp_path) as (parent, child, port):
+            child.dial(port)
+            await until(lambda: child.uid in parent.links.sessions)
+            for _ in range(10):
+                link = parent.tunnel.links[child.uid]
+                assert link.wire._transport is not None
+                link.wire._transport.abort()
+                await until(lambda link=link: parent.tunnel.links.get(child.uid) not in (None, link))  # type: ignore[misc]
+            assert sum(isinstance(one, TlsPipe) for one in gc.get_objects()) == 2, "one at each end of the link that stands"
+
+    gc.collect()
+    gc.disable()
+    try:
+        run(main, uvloop=uvloop)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("uvloop", [False, True], ids=["asyncio", "uvloop"])
 def test_links_that_come_and_go_leave_nothing_behind(tmp_path: Path, uvloop: bool) -> None:
     """Neither ends that break nor handshakes that fail: the sixth time as after thirty."""
 

@@ -224,6 +224,7 @@ class Wire(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._wires.lost(self)
+        self._tls = self._outer = None  # their buffers are large, and a link that is lost may wait long for the garbage collector
         if self._close_timer is not None:
             self._close_timer.cancel()
         if self._lost:
