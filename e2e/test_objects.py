@@ -58,7 +58,15 @@ def test_generated_names_and_dry_runs(grove: Tree) -> None:
 def test_history_and_undo(grove: Tree) -> None:
     root = grove.sites["root"]
     name = create(root, program("undone", env=[{"name": "VERSION", "value": "1"}], expose={"port": 18301}))
+
+    def version() -> str:
+        return str(root.ask("GET", f"{APPS}/{name}/proxy/")[1].get("env", {}).get("VERSION"))
+
+    def well() -> list[bool]:
+        return [row["healthy"] for row in json.loads(root.banyan("history", name, "-o", "json").stdout)["items"]]
+
     change(root, name, env=[{"name": "VERSION", "value": "2"}])
+    until("the second was well", lambda: well()[-1] and version() == "2")
     change(root, name, env=[{"name": "VERSION", "value": "3"}])
     rows = json.loads(root.banyan("history", name, "-o", "json").stdout)["items"]
     assert (rows[0]["revision"], rows[0]["cause"], rows[0]["user"]) == (1, "created", "admin")
@@ -66,10 +74,6 @@ def test_history_and_undo(grove: Tree) -> None:
     root.banyan("undo", name)
     assert root.get(f"{APPS}/{name}")["spec"]["components"][0]["env"][0]["value"] == "2"
     root.banyan("undo", name, "--to", "1")
-
-    def version() -> str:
-        return str(root.ask("GET", f"{APPS}/{name}/proxy/")[1]["env"]["VERSION"])
-
     until("the first runs again", lambda: version() == "1")
     refused = root.banyan("undo", name, "--to", "99", check=False)
     assert refused.returncode == 3
@@ -192,7 +196,7 @@ CHANGES = (
     "apply", "delete", "undo", "init", "join", "run", "leave", "demo", "shim serve", "shim verify", "model publish", "token create",
     "token revoke", "user create", "user revoke", "cluster remove", "cluster revoke", "cluster keep", "cluster cordon",
     "cluster uncordon", "cluster drain", "backup", "restore", "rollout pause", "rollout resume", "rollout undo", "rotate tree-key",
-    "rotate issuing", "rotate finish", "drill cut", "drill restart",
+    "rotate issuing", "rotate finish", "drill cut", "drill restart", "drill kill", "drill freeze",
     "move", "drill status",  # of a drill: e2e/test_drill.py
 )  # fmt: skip
 
