@@ -257,6 +257,11 @@ def welcomed(caller: Caller, member: Member | None, *, number: int, address: str
     )
 
 
+def waiting(known: Member, caller: Caller) -> Member:
+    """``known`` with the caller's instance waiting for a person, unless one has decided against it already."""
+    return held(known, caller.starts[-1]) if set(known.started.excluded).isdisjoint(caller.starts) else known
+
+
 def held(member: Member, instance: str) -> Member:
     """Remember that ``instance`` waits for a person; bounded, the oldest go. One that a person decided against waits for nobody."""
     if instance in member.held or instance in member.started.excluded:

@@ -13,7 +13,7 @@ import msgspec
 import structlog
 from msgspec import Struct
 
-from cluster_controller.errors import Forbidden, InvalidInput
+from cluster_controller.errors import Forbidden, InvalidInput, StoreError
 from cluster_controller.identity import attach, certificates
 from cluster_controller.identity.certificates import PeerCertificate
 from cluster_controller.identity.holder import Identity
@@ -165,13 +165,17 @@ class Away:
 
         def work(tx: Tx) -> Member | None:
             known = records.member(tx, uid)
-            if known is not None and set(known.started.excluded).isdisjoint(caller.starts):
-                known = admission.held(known, instance)
+            known = admission.waiting(known, caller) if known is not None else None
+            if known is not None and instance in known.held:
                 records.put_member(tx, known)
                 listing.show(tx, known, (self._identity().uid, self._identity().name), "Held")
             return known
 
-        known = await self._store.commit(work)
+        try:
+            known = await self._store.commit(work)
+        except StoreError as error:  # it is not believed for that: what is not kept is judged anew, when it comes again
+            log.warning("child.held_unwritten", cluster=caller.peer.name, uid=uid, held=instance, error=str(error))
+            known = records.member(self._store, uid)
         kept = known.started.start if known is not None else ""
         reason = (
             f"two instances run as {caller.peer.name}: {kept} is connected, {instance} is held; stop one of them, or decide with "

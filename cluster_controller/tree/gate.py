@@ -9,7 +9,7 @@ from datetime import datetime
 import msgspec
 import structlog
 
-from cluster_controller.errors import InvalidInput
+from cluster_controller.errors import InvalidInput, StoreError
 from cluster_controller.identity import attach, starts
 from cluster_controller.identity.certificates import PeerCertificate
 from cluster_controller.identity.holder import Identity
@@ -149,15 +149,22 @@ class Gate:
         """Two run with one identity: remember the newcomer, tell both. One that a person decided against is only told so."""
         instance, uid = caller.starts[-1], caller.peer.uid
 
+        def judged(view: Store | Tx) -> Member:
+            known = records.member(view, uid) or Member(uid=uid, name=caller.peer.name, state="member")
+            return admission.waiting(known, caller)
+
         def work(tx: Tx) -> Member:
-            known = records.member(tx, uid) or Member(uid=uid, name=caller.peer.name, state="member")
-            if set(known.started.excluded).isdisjoint(caller.starts):
-                known = admission.held(known, instance)
+            known = judged(tx)
+            if instance in known.held:
                 records.put_member(tx, known)
                 listing.show(tx, known, self._me, "Held")
             return known
 
-        known = await self._store.commit(work)
+        try:
+            known = await self._store.commit(work)
+        except StoreError as error:  # a full disk lets no second one in, and sends none to a neighbour: what is not kept is judged anew
+            log.warning("child.held_unwritten", cluster=caller.peer.name, uid=uid, held=instance, error=str(error))
+            known = judged(self._store)
         name, kept = known.name, known.started.start
         if instance not in known.held:
             reason = f"instance {kept} of {name} was kept; this one, {instance}, stays out: stop it and delete its data folder"

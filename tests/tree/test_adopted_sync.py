@@ -10,7 +10,7 @@ import pytest
 
 from cluster_controller import delivered
 from cluster_controller import links as module
-from cluster_controller.errors import Forbidden
+from cluster_controller.errors import Forbidden, StoreFull
 from cluster_controller.identity import attach, starts
 from cluster_controller.identity.revocation import Revocation
 from cluster_controller.links import SYNC, Links
@@ -255,6 +255,26 @@ def test_a_copied_data_folder_is_held_also_by_way_of_an_adopter(tmp_path: Path) 
             await until(lambda: "two instances" in edge.membership.child.trouble)  # it is told, too
             await a.membership.keep_cluster("edge", "copy")
             assert (await a.membership.away.arrived(spoken(edge, b, 51, "copy"), (top.uid, b.uid, edge.uid)))[1]
+
+    run(main())
+
+
+def test_a_copy_that_comes_by_way_of_an_adopter_is_not_believed_by_a_home_whose_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with grown(tmp_path) as sites:
+            a, b, edge, top = sites["a"], sites["b"], sites["edge"], sites["root"]
+
+            async def full(work: object) -> None:
+                raise StoreFull("no space left: free some")
+
+            monkeypatch.setattr(a.store, "commit", full)
+            with pytest.raises(Forbidden, match="two instances run as edge"):
+                await a.membership.away.arrived(spoken(edge, b, 50, "copy"), (top.uid, b.uid, edge.uid))
+            monkeypatch.undo()
+            await until(lambda: "two instances" in edge.membership.child.trouble)
+            assert not a.tunnel.links[edge.uid].closed
 
     run(main())
 

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from cluster_controller.errors import Conflict, Forbidden, NotFound
+from cluster_controller.errors import Conflict, Forbidden, NotFound, StoreFull
 from cluster_controller.identity import attach, revocation, standing
 from cluster_controller.resources import kinds
 from cluster_controller.store import Store
@@ -240,6 +240,36 @@ def test_a_copied_data_folder_is_held_and_a_person_decides(tmp_path: Path) -> No
                 async with running(tmp_path / "copy", clock) as second:
                     await until(lambda: second.tunnel.parent is not None)  # who was kept comes back
                     await until(lambda: refusal(first) is RefusalCode.HELD)
+
+    run(main())
+
+
+def test_a_copy_is_held_by_a_parent_whose_disk_takes_nothing_and_remembered_once_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        clock = Clock()
+        async with root(tmp_path / "root", clock) as top:
+            await join(await top.token(), tmp_path / "e", "edge-1", clock)
+            async with running(tmp_path / "e", clock, dial=False):
+                pass
+            shutil.copytree(tmp_path / "e", tmp_path / "copy")
+            async with running(tmp_path / "e", clock) as first:
+                await until(lambda: first.uid in top.tunnel.links)
+
+                async def full(work: object) -> None:
+                    raise StoreFull("no space left: free some")
+
+                with monkeypatch.context() as patched:
+                    patched.setattr(top.store, "commit", full)
+                    async with running(tmp_path / "copy", clock) as second:
+                        await until(lambda: refusal(second) is not None)
+                        assert refusal(second) is RefusalCode.HELD
+                        await until(lambda: "two instances run as edge-1" in first.membership.child.trouble)
+                assert not top.tunnel.links[first.uid].closed
+                async with running(tmp_path / "copy", clock) as second:
+                    await until(lambda: refusal(second) is RefusalCode.HELD)
+                    assert phase(top, first.uid) == "Held"
 
     run(main())
 
