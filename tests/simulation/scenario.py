@@ -32,6 +32,7 @@ ROUND_SECONDS = 720.0
 CALM_SHARE = 1 / 3  # the end of each round, in which nothing more happens
 LOOK_SECONDS = 20.0
 HEAL_STEPS = (45.0, 45.0, 60.0, 90.0)  # within these everything has healed
+ON_ITS_WAY_SECONDS = 3.0  # of a report from a leaf to the root
 SETTLE_SECONDS = 30.0  # after a start, before anything happens
 CLUSTERS = 20
 LARGE = 100  # clusters from which on the tree has four levels and more breaks
@@ -305,6 +306,9 @@ class Run:
             wrong = list(self.invariants.unhealed())
             if not wrong:
                 break
+        if wrong:  # clusters go on measuring the way to their parent: what is on its way up just now has arrived a moment later
+            self._pass(self.world.loop.time() + ON_ITS_WAY_SECONDS)
+            wrong = list(self.invariants.unhealed())
         for invariant, what in wrong:
             self.invariants.violated(invariant, what)
         self.invariants.quiet()
