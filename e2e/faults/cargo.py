@@ -36,8 +36,9 @@ class Cargo:
         self.ratio = 0.0
         """How much left the root for it, by its size; 0 until it has come."""
 
-    def send(self, *, may_arrive: bool = False) -> None:
-        """Returns once it is under way on both hops, and has long to go. ``may_arrive``: before the fault is over, by another way."""
+    def send(self, *, may_arrive: bool = False, again: bool = False) -> None:
+        """Returns once it is under way on both hops, and has long to go. ``may_arrive``: before the fault is over, by another way.
+        ``again``: it will be published once more."""
         self._may_arrive = may_arrive
         digest = hashlib.sha256()
         with self._ballast.open("wb") as file:
@@ -47,8 +48,9 @@ class Cargo:
                 file.write(data)
         self._digest = digest.hexdigest()
         root = self.ground.root
-        root.banyan("model", "publish", self.name, str(EMOTION / "model-1" / "model.onnx"), str(self._ballast), "--version", "1")
-        self._ballast.unlink()
+        self.publish()
+        if not again:
+            self._ballast.unlink()
         self.ground.links["region-a"].shape(RATE, QUEUE)
         self._held = True
         self._sent = self.ground.cable.payload
@@ -60,6 +62,11 @@ class Cargo:
         edge = self.ground.edges[0]
         until("a model is on its way", lambda: self.arrived(edge) >= min(BEGUN, self._size // 4))
         assert self.arrived(edge) < self._size, "the model had arrived before there was a fault"
+
+    def publish(self) -> None:
+        """What a person does once more where the root has lost its files: a backup has none (`banyan backup --help`)."""
+        model = str(EMOTION / "model-1" / "model.onnx")
+        self.ground.root.banyan("model", "publish", self.name, model, str(self._ballast), "--version", "1")
 
     def arrived(self, site: Machine) -> int:
         """Bytes of it at a site."""

@@ -79,7 +79,7 @@ def test_a_disk_is_full(ground: Ground, before: Before, cargo: Cargo, who: str) 
 def test_the_roots_disk_is_lost_and_an_older_backup_takes_its_place(ground: Ground, before: Before, cargo: Cargo, tmp_path: Path) -> None:
     """Nothing in the field is taken back; what the root does not know is shown until a person decides: here for the field."""
     root = ground.root
-    cargo.send()
+    cargo.send(again=True)
     passphrase = tmp_path / "passphrase"
     passphrase.write_text("correct horse battery staple\n")
     root.banyan("backup", str(tmp_path / "root.backup"), "--passphrase-file", str(passphrase))
@@ -92,6 +92,7 @@ def test_the_roots_disk_is_lost_and_an_older_backup_takes_its_place(ground: Grou
     root.banyan("restore", str(tmp_path / "root.backup"), "--passphrase-file", str(passphrase))
     root.run()
     until("all are linked", lambda: set(phases(root).values()) == {"Ready"})
+    cargo.publish()
     until("the root shows the conflict", lambda: root.clusters()["region-a"]["facts"].get("conflicts", 0) >= 1)
     assert {one for site in ground.machines for one in instances(site)} == held, "the field was rolled back"
     root.banyan("cluster", "conflicts", "region-a", "--keep", "root")
