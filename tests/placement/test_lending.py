@@ -404,7 +404,7 @@ def test_what_a_stray_tells_of_its_own_applications_is_told_above_and_stays_when
         await lose(tree)
         about = kinds.ObjectReference(api_version=kinds.API_VERSION, kind="Application", namespace="default", name="mine", uid=own)
         told = {"kind": "Normal", "reason": "Tested", "message": "told", "component": "test", "timestamp": "2026-01-01T00:00:00Z"}
-        await edge.store.commit(lambda tx: events.record(tx, about=about, **told))  # type: ignore[arg-type]
+        await edge.store.commit(lambda tx: events.record_status(tx, about=about, **told))  # type: ignore[arg-type]
         await tree.quiet()
 
         def heard() -> list[str]:
