@@ -162,7 +162,7 @@ def kubernetes(arguments: Sequence[str] = ()) -> bool:
 
 def benchmarks(arguments: Sequence[str] = ()) -> bool:
     make_tools()
-    return pytest(BENCHMARKS, "-n", str(CORES), *arguments)
+    return twice(BENCHMARKS, workers=("-n", str(CORES)), arguments=arguments)
 
 
 def installation(arguments: Sequence[str] = ()) -> bool:
