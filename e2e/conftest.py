@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from e2e.faults.figures import Figures
 from e2e.support import API, Asker, Site, Tree, growing, until
 from e2e.testbed.fixtures import _shared_members, control_plane, edge_image, k3s_member, kwok_member, testbed_members, whole_member
 from tools.check import AGAIN
@@ -17,6 +18,7 @@ __all__ = ["_shared_members", "control_plane", "edge_image", "k3s_member", "kwok
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="play faults for as long as they last in life (e2e/faults): tens of minutes")
+    parser.addoption("--figures", type=Path, help="append what each fault cost to this file, a line of JSON for each test")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -27,6 +29,17 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if os.environ.get(AGAIN) and item.get_closest_marker("exact"):
         pytest.fail("it failed beside others; what it counts holds on the busiest machine, so it is not tried again", pytrace=False)
+
+
+@pytest.fixture
+def figures(request: pytest.FixtureRequest) -> Iterator[Figures]:
+    """What a fault costs, kept when the test passes and somebody wants to know."""
+    node = request.node
+    figures = Figures(node.nodeid.partition("::")[0].rpartition("/")[2] + "::" + node.nodeid.partition("::")[2])
+    failed = request.session.testsfailed
+    yield figures
+    if (path := request.config.getoption("--figures")) and request.session.testsfailed == failed:
+        figures.write(path, long=bool(request.config.getoption("--long")))
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tools import coverage_gate, needs
+from tools import coverage_gate, figures, needs
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -150,9 +150,15 @@ def e2e(arguments: Sequence[str] = ()) -> bool:
 
 
 def faults(arguments: Sequence[str] = ()) -> bool:
-    """What is promised of a tree when it breaks, and of its life: on real processes."""
+    """What is promised of a tree when it breaks, and of its life: on real processes. A whole run with --long, which takes an hour or two,
+    leaves the figures that docs/resilience.md shows."""
     make_tools()
-    return twice(*FAULTS, workers=WORKERS_E2E, arguments=arguments)
+    figures.LEFT.parent.mkdir(exist_ok=True)
+    figures.LEFT.unlink(missing_ok=True)
+    passed = twice(*FAULTS, workers=WORKERS_E2E, arguments=(*arguments, f"--figures={figures.LEFT}"))
+    if passed and "--long" in arguments:
+        figures.record()
+    return passed
 
 
 def kubernetes(arguments: Sequence[str] = ()) -> bool:

@@ -37,8 +37,8 @@ class Cargo:
         """How much left the root for it, by its size; 0 until it has come."""
 
     def send(self, *, may_arrive: bool = False, again: bool = False) -> None:
-        """Returns once it is under way on both hops, and has long to go. ``may_arrive``: before the fault is over, by another way.
-        ``again``: it will be published once more."""
+        """Returns once it is under way on both hops, and has long to go: now the fault begins. ``may_arrive``: by another way,
+        before its end. ``again``: it will be published once more."""
         self._may_arrive = may_arrive
         digest = hashlib.sha256()
         with self._ballast.open("wb") as file:
@@ -62,6 +62,7 @@ class Cargo:
         edge = self.ground.edges[0]
         until("a model is on its way", lambda: self.arrived(edge) >= min(BEGUN, self._size // 4))
         assert self.arrived(edge) < self._size, "the model had arrived before there was a fault"
+        self.ground.figures.begin()
 
     def publish(self) -> None:
         """What a person does once more where the root has lost its files: a backup has none (`banyan backup --help`)."""
@@ -93,6 +94,7 @@ class Cargo:
             return
         self.ratio = (self.ground.cable.payload - self._sent) / self._size
         print(f"\nmodel of {self._size / MEBIBYTE:g} MiB: {self.ratio:.3f} of its size left the root")
+        self.ground.figures.note(f"of a model of {self._size / MEBIBYTE:g} MiB left the root", f"{self.ratio:.3f}")
         for site in (self.ground.edges[0],) if self._may_arrive else (self.ground.region, self.ground.edges[0]):
             (found,) = (path for path in (site.folder / "blobs").rglob("*") if self._digest in path.name)
             digest = hashlib.sha256()

@@ -7,6 +7,7 @@ import pytest
 
 from e2e.faults.cargo import MEBIBYTE, Cargo
 from e2e.faults.exact import Before, until_exact
+from e2e.faults.figures import Figures
 from e2e.faults.ground import Ground, grounded
 
 
@@ -18,10 +19,11 @@ def ground(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture
-def before(ground: Ground) -> Before:
+def before(ground: Ground, figures: Figures) -> Before:
     """All is well, and this is what runs."""
     begun = Before(ground)
     until_exact(begun)
+    ground.figures = figures
     return Before(ground)
 
 

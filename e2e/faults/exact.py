@@ -16,6 +16,7 @@ changed or killed (`Before.less`); every instance that was started since runs no
 import shutil
 import sqlite3
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -210,9 +211,15 @@ def until_exact(before: Before, seconds: float = WAIT_SECONDS) -> None:
     if ground.cargo is not None:
         seconds += ground.cargo.let_go()
     said: list[str] = []
+    over = time.monotonic()
 
     def exact() -> bool:
-        said[:] = inexact(ground)
+        unready = list(_unready(ground))
+        if not unready:
+            ground.figures.took("all Ready after it", time.monotonic() - over)
+        said[:] = [*unready, *_unequal(ground), *_miscounted(ground)]
+        if all(ground.cargo is not None and line.startswith(f"{ground.cargo.name} of ") for line in said):
+            ground.figures.took("all exact after it", time.monotonic() - over)
         assert not said, "\n  ".join(["", *said[:12]])
         return True
 
@@ -224,4 +231,5 @@ def until_exact(before: Before, seconds: float = WAIT_SECONDS) -> None:
     for said in (before.killed(), before.surplus()):
         assert not said, "\n  ".join(["", *said[:12]])
     if ground.cargo is not None:
+        ground.figures.took("the model whole after it", time.monotonic() - over)
         ground.cargo.check()

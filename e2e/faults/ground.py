@@ -6,6 +6,7 @@ whoever was started twice, or stopped and started again, is found afterwards by 
 
 import contextlib
 import functools
+import shutil
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster_controller.identity import load
 from e2e.cable import Cable
+from e2e.faults.figures import Figures
 from e2e.netns import Fabric, Link, Namespace, weaving
 from e2e.placed import PlacedSite
 from e2e.support import APPS, Tree, application, growing, until
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 SITE_BIND = "127.0.1.1"  # the loopback of each machine is its own
 CAPACITY = "cpu=16,memory=16Gi"
+MODELS = "2500Mi"  # on each disk: the largest that is sent, and the one before
 STEADY, LOCAL = "steady", "local"
 
 
@@ -56,6 +59,8 @@ class Ground:
         """Between root and region."""
         self.cargo: Cargo | None = None
         """A model that is on its way."""
+        self.figures = Figures("")
+        """Of the test that runs."""
         self.starts = tree.folder / "starts"
         self.starts.touch()
         self.root = self.machine("root")
@@ -66,7 +71,11 @@ class Ground:
 
     def machine(self, name: str, space: Namespace | None = None, **environment: str) -> Machine:
         folder = self.tree.folder / name
-        given = {"BANYAN_SITE_BIND": SITE_BIND, "BANYAN_CAPACITY": CAPACITY} | self._environment(folder) | environment
+        given = (
+            {"BANYAN_SITE_BIND": SITE_BIND, "BANYAN_CAPACITY": CAPACITY, "BANYAN_BLOB_BUDGET": MODELS}
+            | self._environment(folder)
+            | environment
+        )
         site = Machine(folder, given, space or self.fabric.namespace(name))
         self.tree.sites[name] = site
         return site
@@ -186,3 +195,5 @@ def grounded(folder: Path, environment: Callable[[Path], dict[str, str]] = lambd
         except BaseException:
             print(ground.log())
             raise
+    for site in ground.machines:  # with gibibytes of models
+        shutil.rmtree(site.folder, ignore_errors=True)

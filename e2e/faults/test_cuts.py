@@ -49,6 +49,7 @@ def test_a_link_is_cut_and_both_sides_change_what_is_theirs(ground: Ground, befo
     cut = time.monotonic()
     ground.links["region-a"].cut()
     until("the root shows all below stale", lambda: set(phases(root).values()) == {"Ready", "Unknown"})
+    ground.figures.mark("shown stale by the root")
     ground.create(root, "from-above", 2)
     ground.create(region, "from-below", 2)
     ground.change(region, LOCAL, replicas=3)
@@ -73,6 +74,7 @@ def test_a_link_that_carries_one_way_only(ground: Ground, before: Before, cargo:
     lost = {site.name: losses(site) for site in (root, region)}
     (link.cut_up if way == "up" else link.cut_down)()
     until("both ends have noticed", lambda: all(losses(site) > lost[site.name] for site in (root, region)))
+    ground.figures.mark("noticed by both ends")
     until("nothing stale looks fresh", lambda: phases(root)["edge-1"] == "Unknown")
     ground.create(root, f"above-{way}")
     ground.create(region, f"below-{way}")
@@ -117,10 +119,12 @@ def test_links_that_flap(ground: Ground, before: Before, cargo: Cargo, long: boo
             samples.append(resources(ground))
     until_exact(before.less("flap-0", "flap-1", "flap-2"))
     assert sum(losses(site) for site in ground.machines) > lost
+    ground.figures.note("links lost", str(sum(losses(site) for site in ground.machines) - lost))
     samples.append(resources(ground))
     first, last = samples[0], samples[-1]
     for site in ground.machines:
         print(f"\n{site.name}: {'; '.join(str(sample[site.name]) for sample in samples)}")
+        ground.figures.note(site.name, f"{first[site.name]} → {last[site.name]}")
         was, now = first[site.name], last[site.name]
         assert now.descriptors <= was.descriptors + 2, f"descriptors of {site.name}: {was} before, {now} after"
         assert now.threads <= was.threads + 1, f"threads of {site.name}: {was} before, {now} after"

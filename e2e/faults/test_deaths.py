@@ -49,7 +49,7 @@ def test_a_controller_is_killed_and_started_at_once(ground: Ground, before: Befo
         if peer.parent_uid == site.uid or peer is site:
             linked = [at for at in events(peer, "link.up", begun) if at > begun]
             if linked:
-                print(f"\n{peer.name} linked {linked[-1] - served:.2f} s after {who} was there again")
+                ground.figures.took(f"{peer.name} linked after {who} was there again", linked[-1] - served)
 
 
 def test_a_parent_is_killed_and_comes_back_late(ground: Ground, before: Before, cargo: Cargo) -> None:
@@ -57,6 +57,7 @@ def test_a_parent_is_killed_and_comes_back_late(ground: Ground, before: Before, 
     cargo.send()
     ground.region.kill()
     until("the root misses it", lambda: phases(ground.root)["region-a"] != "Ready")
+    ground.figures.mark("missed by the root")
     ground.change(ground.root, STEADY, replicas=6)
     ground.region.run()
     until_exact(before)
@@ -69,6 +70,7 @@ def test_a_parent_freezes(ground: Ground, before: Before, cargo: Cargo) -> None:
     cargo.send()
     with frozen(pid_of(ground.region)):
         until("the root misses it", lambda: phases(ground.root)["region-a"] != "Ready")
+        ground.figures.mark("missed by the root")
         until("its edges miss it", lambda: all(site.log(10_000).count("link.lost") for site in ground.edges))
         ground.change(ground.root, STEADY, replicas=6)
     until_exact(before)
@@ -99,7 +101,9 @@ def test_all_controllers_die_at_once_and_start_in_any_order(ground: Ground, befo
         random.Random(SEED + turn).shuffle(order)
         for site in order:
             site.run()
+        started = time.monotonic()
         until("the region has its edges", lambda: [phases(ground.region)[edge.name] for edge in ground.edges] == ["Ready"] * 2)
+        ground.figures.took("the region has its edges after the last was started", time.monotonic() - started)
         ground.change(ground.region, LOCAL, replicas=3)
         ground.until_runs(ground.region, LOCAL, 3)
         ground.root.run()

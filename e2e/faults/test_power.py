@@ -1,5 +1,6 @@
 """The power fails everywhere at once: what was acknowledged is there, whoever starts first, and the root may stay dark."""
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -43,12 +44,14 @@ def test_everybody_loses_power_with_writes_under_way(ground: Ground, before: Bef
         ground.change(ground.region, LOCAL, replicas=3 + turn)
         machines = ground.machines
         changed = {site.name: power.fail(site) for site in machines}
-        print(f"\nfiles that lost something: {changed}")
+        ground.figures.note("files that lost something", ", ".join(f"{name} {count}" for name, count in changed.items()))
         assert sum(changed.values()) > 0, "the disks lost nothing: this cut was none"
         assert not any(instances(site) for site in machines)
         for site in (*ground.edges, ground.region):
             site.run()
+        started = time.monotonic()
         until("the region has its edges", lambda: [phases(ground.region)[edge.name] for edge in ground.edges] == ["Ready"] * 2)
+        ground.figures.took("the region has its edges after the last was started", time.monotonic() - started)
         ground.until_runs(ground.region, LOCAL, 3 + turn)
         ground.root.run()
         for site in (ground.root, ground.region):

@@ -1,5 +1,7 @@
 """A region that is cut off goes on alone: a leaf dies, another one joins, people create and change; and names meet afterwards."""
 
+import time
+
 import pytest
 
 from e2e.faults.cargo import Cargo
@@ -27,7 +29,9 @@ def test_a_region_is_cut_off_and_lives_on(ground: Ground, before: Before, cargo:
     until("the root misses the region", lambda: phases(root)["region-a"] != "Ready")
     # A leaf dies; the region replaces what may be replaced, and keeps what may not.
     dead.power_off()
+    died = time.monotonic()
     until("the region has four again", lambda: running(ground, "twins") == 4)
+    ground.figures.took(f"replaced ({REPLACE['afterSeconds']} s of patience included)", time.monotonic() - died)
     assert sum(one.application == STEADY for one in instances(alive)) == 2, "Keep was doubled"
     # Another one joins, and is given work from below and from above the cut.
     added = ground.machine("edge-3")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from banyanctl.demo import processes
+from e2e.faults.figures import Figures
 from e2e.netns import started
 from e2e.support import APPS, NEIGHBOURHOOD, ROOT, Site, growing, program, until
 
@@ -88,30 +89,36 @@ def wanted(root: Site, replicas: int) -> None:
 
 
 @pytest.mark.exact
-def test_a_shim_is_killed(shim: Shim, sites: tuple[Site, Site]) -> None:
+def test_a_shim_is_killed(shim: Shim, sites: tuple[Site, Site], figures: Figures) -> None:
     root, _ = sites
     before = shim.instances()
     assert len(before) == 3
     shim.kill()
+    figures.begin()
     until("nothing stale looks fresh", lambda: ready(root) == 0)
+    figures.mark("missed at the root")
     assert shim.instances() == before, "what runs does not notice"
     wanted(root, 4)
     shim.start()
+    figures.begin()
     until("four run", lambda: ready(root) == 4 and len(shim.instances()) == 4)
+    figures.mark("what was wanted meanwhile is done after it")
     assert before <= shim.instances(), "a healthy one was stopped"
     wanted(root, 3)
     until("three run", lambda: ready(root) == 3 and len(shim.instances()) == 3)
 
 
 @pytest.mark.exact
-def test_a_shim_hangs(shim: Shim, sites: tuple[Site, Site]) -> None:
+def test_a_shim_hangs(shim: Shim, sites: tuple[Site, Site], figures: Figures) -> None:
     """Its connection stays open and it says nothing: it is missed all the same. What it was told meanwhile it does, once."""
     root, edge = sites
     before = shim.instances()
     assert len(before) == 3
     shim.signal(signal.SIGSTOP)
+    figures.begin()
     try:
         until("it is missed", lambda: ready(root) == 0)
+        figures.mark("missed at the root")
         assert "has not answered for" in edge.log(200)
         reasons = {row.get("reason") for row in root.status("far")["clusters"]}
         assert reasons == {"ShimLost"}, reasons
@@ -119,7 +126,9 @@ def test_a_shim_hangs(shim: Shim, sites: tuple[Site, Site]) -> None:
         assert shim.instances() == before
     finally:
         shim.signal(signal.SIGCONT)
+    figures.begin()
     until("four run", lambda: ready(root) == 4 and len(shim.instances()) == 4)
+    figures.mark("what was wanted meanwhile is done after it")
     assert before <= shim.instances(), "a healthy one was stopped"
     wanted(root, 3)
     until("three run", lambda: ready(root) == 3 and len(shim.instances()) == 3)
