@@ -9,6 +9,7 @@ summary names it and why; with CI=true that is a failure, for a check that CI le
     root      uid 0 with namespaces of the network and of mounts
     cgroups   control groups that may be written: the kernel holds an instance to its processor time
     systemd-analyze   checks units; from Debian's package systemd
+    kserve    the interpreter of an environment with KServe's clients, installed once into ~/.cache/banyan-peers
 
 What was found is on the PATH of the test and of what it starts, so that a program which calls `kubectl` by its name gets the same one.
 """
@@ -163,8 +164,19 @@ def systemd_analyze() -> Path:
     return Path(found)
 
 
+@functools.cache
+def kserve() -> Path:
+    """The interpreter of an environment that has KServe's inference clients. Raises Missing."""
+    from benchmarks.peers import environments
+
+    try:
+        return environments.python("clients")
+    except (OSError, subprocess.SubprocessError) as error:
+        raise Missing(f"KServe's clients cannot be installed: {error}") from None
+
+
 TOOLS: dict[str, Callable[[], Path]] = {
-    "kubectl": kubectl, "go": go, "cc": cc, "root": root, "cgroups": cgroups, "systemd-analyze": systemd_analyze,
+    "kubectl": kubectl, "go": go, "cc": cc, "root": root, "cgroups": cgroups, "systemd-analyze": systemd_analyze, "kserve": kserve,
 }  # fmt: skip
 ON_PATH = ("kubectl", "go")  # what other programs call by its name
 _left_out: dict[str, list[str]] = {}

@@ -3,6 +3,7 @@
 python -m benchmarks.peers.environments      make those that are missing; says what each holds
 """
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -12,10 +13,12 @@ from pathlib import Path
 HOME = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "banyan-peers"
 INSTALL_SECONDS = 900
 ONNX = "onnxruntime>=1.20"
+CLIENTS = Path(__file__).with_name("clients.lock")
 WANTED = {
     "kserve": ("kserve==0.21.0", ONNX),
     "mlserver": ("mlserver==1.7.1", ONNX),
     "pytriton": ("nvidia-pytriton==0.7.0", ONNX),
+    "clients": ("--require-hashes", "-r", str(CLIENTS)),  # of the conformance suite, which CI runs
 }
 # PyTriton brings an interpreter that is older than some standard libraries of the same minor version that it is run with: without this
 # its model process ends in multiprocessing.resource_tracker. Nothing that is measured passes through it.
@@ -24,9 +27,16 @@ OLD_LOCK = "import threading\nif not hasattr(threading.RLock(), '_recursion_coun
 
 def python(peer: str) -> Path:
     """The interpreter of a peer's environment, which is made now if it is not there. CalledProcessError when it cannot be."""
+    HOME.mkdir(parents=True, exist_ok=True)
+    with (HOME / f"{peer}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the workers of one test run all need it at once: one installs, the others find it installed
+        return _made(peer)
+
+
+def _made(peer: str) -> Path:
     folder = HOME / peer
     done = folder / "installed"
-    wanted = "\n".join(WANTED[peer])
+    wanted = "\n".join(WANTED[peer]) if peer != "clients" else CLIENTS.read_text(encoding="utf-8")
     if not done.exists() or done.read_text(encoding="utf-8") != wanted:
         if find_spec("uv") is None:
             raise FileNotFoundError("uv is not installed: make setup")

@@ -16,14 +16,15 @@ def decode_request(
     if len(request.id) > tensors.MAX_ID:
         raise BadRequest(f"the id has {len(request.id)} characters; at most {tensors.MAX_ID} are sent back")
     raw = request.raw_input_contents
+    for item in request.inputs:
+        if "shared_memory_region" in item.parameters:
+            raise BadRequest(f"input '{item.name}': {tensors.NO_SHARED_MEMORY}")
     if raw and len(raw) != len(request.inputs):
         raise BadRequest(f"raw_input_contents has {len(raw)} entries for {len(request.inputs)} inputs; give one for each, or none")
     checker = Checker(inputs, max_batch)
     arrays: dict[str, Array] = {}
     for position, item in enumerate(request.inputs):
         kind, elements = checker.input(item.name, item.datatype, item.shape)
-        if "shared_memory_region" in item.parameters:
-            raise BadRequest(f"input '{item.name}': shared memory is not supported; send the data in the request")
         if raw:
             if item.HasField("contents"):
                 raise BadRequest(f"input '{item.name}': has contents although raw_input_contents is used")
@@ -31,6 +32,8 @@ def decode_request(
         else:
             arrays[item.name] = _from_contents(item, kind, elements)
     checker.finish()
+    if any("shared_memory_region" in output.parameters for output in request.outputs):
+        raise BadRequest(tensors.NO_SHARED_MEMORY)
     wanted = [WantedOutput(output.name, True) for output in request.outputs]
     priority, timeout = tensors.urgency(_number(request, "priority"), _number(request, "timeout"))
     return InferRequest(request.id, arrays, tensors.wanted_outputs(wanted, outputs, True), priority, timeout)

@@ -21,6 +21,8 @@ from edge_ai.serve.grpc_service import Context, Service, Unary
 from edge_ai.serve.grpc_wire import Messages, Unimplemented
 from edge_ai.serve.http import HttpServer
 from edge_ai.serve.http2 import Stream
+from edge_ai.serve.repository import CONTROL_ALONE
+from edge_ai.serve.tensors import NO_SHARED_MEMORY
 
 SILENT_SECONDS = 60.0  # then it is asked whether it is there
 UNREAD_MESSAGES = 16  # of a stream's, before its window is not opened any further
@@ -138,7 +140,7 @@ class GrpcConnection(asyncio.Protocol):
         try:
             left = grpc_wire.seconds(headers.get("grpc-timeout", ""))
             if unary is None and not streams:
-                raise Unimplemented(f"no such method: {path[:200]}")
+                raise Unimplemented(_why_not(path))
         except RequestError as error:
             self._fail(stream, error)
             return
@@ -278,6 +280,15 @@ class GrpcConnection(asyncio.Protocol):
                 self._http2.respond(stream, grpc_wire.HEAD)
             self._http2.finish(stream, grpc_wire.OK)
         self._write()
+
+
+def _why_not(path: str) -> str:
+    """What is said of a method that is not there; of Triton's many, why."""
+    if "SharedMemory" in path:
+        return NO_SHARED_MEMORY
+    if "/Repository" in path:
+        return CONTROL_ALONE
+    return f"no such method: {path[:200]}"
 
 
 def take_over(server: HttpServer, service: Service, most: int, transport: asyncio.Transport, first: bytes) -> GrpcConnection:

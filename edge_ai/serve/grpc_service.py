@@ -52,6 +52,7 @@ class Service:
             SERVICE + "ServerMetadata": self._server_metadata,
             SERVICE + "ModelMetadata": self._model_metadata,
             SERVICE + "ModelInfer": self._model_infer,
+            SERVICE + "ModelStatistics": self._model_statistics,
             HEALTH: self._health,
         }
 
@@ -80,6 +81,12 @@ class Service:
         model = self._repository.find(request.name, request.version)
         versions = list(self._repository.served(request.name).sources)
         return grpc_codec.encode_metadata(model.name, versions, model.platform, model.inputs, model.outputs).SerializeToString()
+
+    def _model_statistics(self, message: bytes, context: Context) -> bytes:
+        request = pb.ModelStatisticsRequest.FromString(message)
+        models = self._repository.loaded(request.name, request.version)
+        found = [pb.ModelStatistics(**model.statistics.document(model.name, model.version)) for model in models]
+        return pb.ModelStatisticsResponse(model_stats=found).SerializeToString()
 
     def _model_infer(self, message: bytes, context: Context) -> "bytes | asyncio.Future[Any]":
         began = self.now()

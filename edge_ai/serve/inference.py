@@ -46,6 +46,7 @@ class Inference:
         answer = encode(asked, values)
         rows = batches.rows(asked)
         self.metrics.ran(model.name, 0.0, now - started, rows)
+        model.statistics.run(0.0, now - started, rows, 1)
         self._answered(model, protocol, "200" if protocol == "rest" else "OK", now - began, rows=rows, waited=0.0)
         return answer
 
@@ -76,6 +77,7 @@ class Inference:
 
     def refused(self, model: LoadedModel, protocol: str, error: RequestError) -> None:
         self.metrics.count(model.name, protocol, str(error.status) if protocol == "rest" else error.grpc_code)
+        model.statistics.end(False, 0.0)
 
     def lane(self, name: str, threads: int, queue: int) -> Lane:
         return Lane(name, threads, queue, self._finished)
@@ -94,10 +96,13 @@ class Inference:
         waited = job.started - job.queued
         if job.rows:
             self.metrics.ran(model.name, waited, job.ran, job.rows)
+            assert job.asked is not None
+            model.statistics.run(waited, job.ran, batches.rows(job.asked), job.first)
         self._answered(model, job.protocol, code, clock() - job.queued, rows=job.rows, waited=waited)
 
     def _answered(self, model: Any, protocol: str, code: str, seconds: float, *, rows: int, waited: float) -> None:
         self.metrics.answered(model.name, protocol, code, seconds)
+        model.statistics.end(code in ("200", "OK"), seconds)
         self._count += 1
         if self._logged and self._count % self._logged == 0:
             took, queued = round(1000 * seconds, 3), round(1000 * waited, 3)

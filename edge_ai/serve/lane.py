@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 from edge_ai.serve import batches, events
 from edge_ai.serve.errors import Busy, Expired, RequestError
+from edge_ai.serve.statistics import Statistics
 from edge_ai.serve.tensors import Array, InferRequest
 
 CALIBRATION = 1 << 40  # a priority below all that a request can have
@@ -38,6 +39,7 @@ class Model(Protocol):
     version: str
     cap: int
     """Rows of a batch that are worth it; 1: none is."""
+    statistics: Statistics
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]: ...
 
@@ -47,7 +49,7 @@ class Model(Protocol):
 class Job:
     """One request on its way. ``decode`` and ``encode`` run on the lane's thread; ``future`` is resolved on the loop."""
 
-    __slots__ = ("asked", "decode", "emit", "encode", "future", "model", "queued", "ran", "request_deadline", "rows", "started")
+    __slots__ = ("asked", "decode", "emit", "encode", "first", "future", "model", "queued", "ran", "request_deadline", "rows", "started")
 
     def __init__(
         self,
@@ -70,6 +72,7 @@ class Job:
         self.started = self.queued
         self.ran = 0.0  # seconds of the run that it was part of
         self.rows = 0  # of that whole run
+        self.first = False  # of those in that run
 
     @property
     def late(self) -> bool:
@@ -223,7 +226,7 @@ class Lane:
         took = clock() - began
         rows = sum(batches.rows(request) for request in asked)
         for job, request, values in zip(group, asked, answers, strict=True):
-            job.ran, job.rows = took, rows
+            job.ran, job.rows, job.first = took, rows, job is group[0]
             try:
                 answer = job.encode(request, values)
             except Exception as error:  # as above
@@ -249,7 +252,7 @@ class Lane:
         except Exception as error:  # a refusal, or a defect, which the door answers and logs
             self._end(job, None, error)
             return
-        job.ran, job.rows = clock() - began, batches.rows(job.asked)
+        job.ran, job.rows, job.first = clock() - began, batches.rows(job.asked), True
         self._end(job, answer, None)
 
     def _end(self, job: Job, answer: Any, error: Exception | None) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from edge_ai.serve import batches, rest_codec
 from edge_ai.serve.batches import Knee
 from edge_ai.serve.errors import BadRequest, LoadFailed, ModelFailed
+from edge_ai.serve.statistics import Statistics
 from edge_ai.serve.tensors import DATATYPES, Array, TensorSpec
 
 WARM_UP_RUNS = 2
@@ -51,6 +52,7 @@ class LoadedModel:
         self.batching = True  # whether requests that wait may be run as one
         self.cap = 1
         self.seconds = 0.0
+        self.statistics = Statistics()
         self.run = executor.run
         self.stream = executor.stream
         self.reader = rest_codec.Reader(self.inputs, self.outputs, max_batch)

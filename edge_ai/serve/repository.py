@@ -25,6 +25,7 @@ from edge_ai.serve.tensors import brief
 RETURN_MEMORY_SECONDS = 5.0  # after a swap; requests in flight have left the old model by then
 MOST_MODELS = 64  # names; versions of one name
 MIB = 1 << 20
+CONTROL_ALONE = "the model repository is asked on the worker's control socket alone (--control)"
 
 
 class Source(NamedTuple):
@@ -105,6 +106,15 @@ class Repository:
             others = "', '".join(self.models)
             raise UnknownModel(f"model '{brief(name)}' is not served here; this worker serves '{others}'")
         return served
+
+    def loaded(self, name: str = "", version: str = "") -> list[LoadedModel]:
+        """What is in memory under that name and version, or all that is. Raises `UnknownModel`."""
+        if not name:
+            return [model for served in self.models.values() for model in served.versions.values()]
+        served = self.served(name)
+        if version and version not in served.sources:
+            raise UnknownModel(f"model '{name}' has no version '{brief(version)}' here")
+        return [model for model in served.versions.values() if version in ("", model.version)]
 
     async def load(self, name: str, version: str, source: Source, beside: bool = False) -> LoadedModel:
         """Put ``version`` in place of what serves under that name, or ``beside`` it. Raises `LoadFailed` and changes nothing."""

@@ -5,6 +5,7 @@
     GET  /v2/models/N[/versions/V]               model metadata
     GET  /v2/models/N[/versions/V]/ready
     POST /v2/models/N[/versions/V]/infer         JSON, with or without binary tensor data
+    GET  /v2/models[/N[/versions/V]]/stats       what was asked of it, as Triton's statistics extension has it
     GET  /metrics
 
 and, on the control socket alone:
@@ -32,11 +33,11 @@ from edge_ai.serve.http import JSON, Request, Response
 from edge_ai.serve.inference import Inference
 from edge_ai.serve.metrics import CONTENT_TYPE
 from edge_ai.serve.model import QUICK_BYTES, LoadedModel
-from edge_ai.serve.repository import Asleep, Source
-from edge_ai.serve.tensors import Array, InferRequest, brief
+from edge_ai.serve.repository import CONTROL_ALONE, Asleep, Source
+from edge_ai.serve.tensors import NO_SHARED_MEMORY, Array, InferRequest, brief
 
 OCTETS = b"application/octet-stream"
-EXTENSIONS = ("binary_tensor_data", "schedule_policy")
+EXTENSIONS = ("binary_tensor_data", "schedule_policy", "statistics")
 SERVER_NAME = "banyan"
 DECODED_AT_ONCE = 16 * 1024  # bytes of JSON that are read on the event loop: they may say how urgent the request is
 D = TypeVar("D")
@@ -116,6 +117,8 @@ class RestApp:
                 return self._get(request, lambda: _json({"live": True}))
             case ["v2"] | ["v2", ""]:
                 return self._get(request, self._server_metadata)
+            case ["v2", "models", "stats"] if "stats" not in self._repository.models:
+                return self._get(request, lambda: self._statistics("", ""))
             case ["v2", "models", name]:
                 return self._get(request, lambda: self._model_metadata(name, ""))
             case ["v2", "models", name, "versions", version]:
@@ -124,6 +127,14 @@ class RestApp:
                 return self._get(request, lambda: self._model_ready(name, ""))
             case ["v2", "models", name, "versions", version, "ready"]:
                 return self._get(request, lambda: self._model_ready(name, version))
+            case ["v2", "models", name, "stats"]:
+                return self._get(request, lambda: self._statistics(name, ""))
+            case ["v2", "models", name, "versions", version, "stats"]:
+                return self._get(request, lambda: self._statistics(name, version))
+            case ["v2", "systemsharedmemory" | "cudasharedmemory", *_]:
+                return self.refuse(404, NO_SHARED_MEMORY)
+            case ["v2", "repository", *_]:
+                return self.refuse(404, CONTROL_ALONE)
             case ["metrics"]:
                 return self._get(request, lambda: Response(200, [self._expose()], CONTENT_TYPE))
         return self.refuse(404, f"no such path: /{brief('/'.join(parts))}")
@@ -142,7 +153,7 @@ class RestApp:
         return answer()
 
     def _ready(self) -> Response:
-        return _json({"ready": self._repository.ready}, 200 if self._repository.ready else 503)
+        return _json({"live": True, "ready": self._repository.ready}, 200 if self._repository.ready else 503)
 
     def _server_metadata(self) -> Response:
         return _json({"name": SERVER_NAME, "version": self._version, "extensions": EXTENSIONS})
@@ -160,6 +171,10 @@ class RestApp:
             for specs in (model.inputs, model.outputs)
         ]
         return _json({"name": model.name, "versions": versions, "platform": model.platform, "inputs": tensors[0], "outputs": tensors[1]})
+
+    def _statistics(self, name: str, version: str) -> Response:
+        models = self._repository.loaded(name, version)
+        return _json({"model_stats": [model.statistics.document(model.name, model.version) for model in models]})
 
     def _infer_first(self, request: Request, name: str, version: str) -> "Response | asyncio.Future[Response]":
         """The model is there: from now on its path is known."""

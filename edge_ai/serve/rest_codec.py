@@ -21,22 +21,25 @@ class _Input(Struct):
     name: str
     shape: list[int]
     datatype: str
-    parameters: dict[str, Any] = field(default_factory=dict)
+    parameters: dict[str, Any] | None = None
     data: Raw = field(default_factory=lambda: Raw(b""))
 
 
 class _Output(Struct):
     name: str
-    parameters: dict[str, Any] = field(default_factory=dict)
+    parameters: dict[str, Any] | None = None
 
 
 class _Request(Struct):
+    """Libraries that write out all that they know of send ``null`` for what was not given."""
+
     inputs: list[_Input]
-    id: str = ""
-    parameters: dict[str, Any] = field(default_factory=dict)
-    outputs: list[_Output] = field(default_factory=list)
+    id: str | None = None
+    parameters: dict[str, Any] | None = None
+    outputs: list[_Output] | None = None
 
 
+NONE: dict[str, Any] = {}
 _decode = msgspec.json.Decoder(_Request).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -109,10 +112,11 @@ class Reader:
     def _plan(self, head: bytes, request: InferRequest) -> _Plan | None:
         """Of a request that was read from ``head``; None when its data is in there too. An id differs each time: not worth it."""
         items = _decode(head).inputs
-        if request.id or any("binary_data_size" not in item.parameters for item in items):
+        if request.id or any("binary_data_size" not in (item.parameters or NONE) for item in items):
             return None
         slots, at = [], 0
         for item in items:
+            assert item.parameters is not None
             kind, size = tensors.data_type(item.datatype, item.name), item.parameters["binary_data_size"]
             slots.append(_Slot(item.name, kind, math.prod(item.shape), tuple(item.shape), at, at + size))
             at += size
@@ -123,11 +127,13 @@ class Reader:
             request = _decode(head)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             raise BadRequest(f"the body is not an inference request: {error}") from None
-        if len(request.id) > tensors.MAX_ID:
-            raise BadRequest(f"the id has {len(request.id)} characters; at most {tensors.MAX_ID} are sent back")
-        binary = _flag(request.parameters, "binary_data_output", False)
-        priority, timeout = tensors.urgency(request.parameters.get("priority", 0), request.parameters.get("timeout", 0))
-        wanted = [WantedOutput(output.name, _flag(output.parameters, "binary_data", binary)) for output in request.outputs]
+        own, parameters = request.id or "", request.parameters or NONE
+        if len(own) > tensors.MAX_ID:
+            raise BadRequest(f"the id has {len(own)} characters; at most {tensors.MAX_ID} are sent back")
+        binary = _flag(parameters, "binary_data_output", False)
+        priority, timeout = tensors.urgency(parameters.get("priority", 0), parameters.get("timeout", 0))
+        asked = request.outputs or ()
+        wanted = [WantedOutput(output.name, _flag(output.parameters or NONE, "binary_data", binary)) for output in asked]
         checker = Checker(self._inputs, self._max_batch)
         arrays: dict[str, Array] = {}
         for item in request.inputs:
@@ -135,7 +141,7 @@ class Reader:
         checker.finish()
         if len(tail):
             raise BadRequest(f"{len(tail)} bytes of binary data are left over; the inputs' binary_data_size do not add up")
-        return InferRequest(request.id, arrays, tensors.wanted_outputs(wanted, self._outputs, binary), priority, timeout)
+        return InferRequest(own, arrays, tensors.wanted_outputs(wanted, self._outputs, binary), priority, timeout)
 
 
 def _flag(parameters: dict[str, Any], name: str, default: bool) -> bool:
@@ -143,15 +149,16 @@ def _flag(parameters: dict[str, Any], name: str, default: bool) -> bool:
     if not isinstance(value, bool):
         raise BadRequest(f"parameter '{name}' must be true or false")
     if "shared_memory_region" in parameters:
-        raise BadRequest("shared memory is not supported; send the data in the request")
+        raise BadRequest(tensors.NO_SHARED_MEMORY)
     return value
 
 
 def _decode_input(item: _Input, tail: memoryview, checker: Checker) -> tuple[Array, memoryview]:
     kind, elements = checker.input(item.name, item.datatype, item.shape)
-    if "shared_memory_region" in item.parameters:
-        raise BadRequest(f"input '{item.name}': shared memory is not supported; send the data in the request")
-    size = item.parameters.get("binary_data_size")
+    parameters = item.parameters or NONE
+    if "shared_memory_region" in parameters:
+        raise BadRequest(f"input '{item.name}': {tensors.NO_SHARED_MEMORY}")
+    size = parameters.get("binary_data_size")
     if size is None:
         return _from_json(item, kind, elements), tail
     if not isinstance(size, int) or isinstance(size, bool) or size < 0:

@@ -21,6 +21,7 @@ MAX_DIMENSIONS = 16
 MAX_NAME = 256  # characters of a name that an error repeats
 MAX_ID = 1024  # characters of a request's id, which is sent back
 MAX_PRIORITY = 1000
+NO_SHARED_MEMORY = "shared memory is not supported; send the data in the request"
 
 
 class DataType(NamedTuple):

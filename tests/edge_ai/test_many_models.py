@@ -108,7 +108,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(site: Site, tmp_path: 
 
 
 class Stub:
-    """By our own messages: Triton's client registers the same names, so it lives in processes of its own (triton_conformance.py)."""
+    """By our own messages: Triton's client registers the same names, so it lives in processes of its own (the folder conformance)."""
 
     def __init__(self, made: Worker) -> None:
         channel = grpc.insecure_channel(made.address)

@@ -280,3 +280,11 @@ def test_the_smallest_request_is_understood() -> None:
     assert msgspec.json.decode(rest_codec.encode({"a": 1})) == {"a": 1}
     request = decode(item())
     assert request.outputs == (WantedOutput("y", False),) and request.inputs["x"].tolist() == [[1.0, 2.0]]
+
+
+def test_null_is_taken_for_what_was_not_given() -> None:
+    document = item() | {"id": None, "parameters": None, "outputs": None}
+    document["inputs"][0]["parameters"] = None
+    request = decode(document | {"outputs": [{"name": "y", "parameters": None}]})
+    assert (request.id, request.priority, request.outputs) == ("", 0, (WantedOutput("y", False),))
+    assert decode(document).outputs == (WantedOutput("y", False),)
