@@ -40,7 +40,7 @@ from cluster_controller.placement.status import only_status, withdraw_applicatio
 from cluster_controller.placement.subtree import Subtree, placing_facts
 from cluster_controller.placement.taints import TaintAges
 from cluster_controller.placement.telling import Decided, Telling
-from cluster_controller.placement.transferring import Transferring
+from cluster_controller.placement.transferring import Transferring, stood_by
 from cluster_controller.placement.uses import Uses
 from cluster_controller.placement.works import Reader, Works
 from cluster_controller.reports import Reporter
@@ -335,6 +335,7 @@ class Engine:
         if not allotment.missing:
             given = yielding(shifted.given, self._uid, yields)
         plan = self._replacing.plan(tx, allotment, given, confirmed(seen))
+        awaited = self.transferring.awaited(tx, allotment, seen)
         rolled = NOTHING
         evicted: float | None = None
         if allotment.missing:
@@ -342,7 +343,7 @@ class Engine:
             placement = Placement(shares=standing(given), unplaced={}, waiting={}, refusals=(), eligible={})
             plan = Plan(given, before=plan.before)
         else:
-            placement, evicted = self._decide(tx, allotment, seen, plan.given)
+            placement, evicted = self._decide(tx, allotment, seen, stood_by(plan.given, awaited))
             shares = plan.whole(placement.shares)
             rolled = self._rolling.plan(tx, allotment, shares, seen)
             if rolled.back:
@@ -350,7 +351,7 @@ class Engine:
             rolled = self._overriding.lay(tx, allotment, shares, seen, rolled)
             if self._works.write(tx, allotment, shares, given, plan.renew, rolled=rolled, shifted=shifted):
                 seen = self._deciding.look(tx, application)
-            self.transferring.made(tx, allotment)
+            self.transferring.made(tx, allotment, seen)
             if self._lending.serve(tx, application, duplicated=allotment.placement.strategy == "Duplicated"):
                 seen = self._deciding.look(tx, application)
             self._telling.replaced(tx, allotment, plan, self._replacing.keep(tx, application, plan, placement.shares))
@@ -369,7 +370,8 @@ class Engine:
             ruled.told(placement, self._uid), left, plan, ruled.ruling.pinned, rolled, gave, self._deciding.revisions(tx, allotment, seen)
         )
         self._telling.refused(tx, asked, ruled.refused)
-        self._telling.report(tx, asked, decided, seen)
+        if not awaited or asked.key.space == "own":  # those above keep what is here until it is known what it is
+            self._telling.report(tx, asked, decided, seen)
 
     def _decide(
         self, tx: Tx, allotment: Allotment, seen: Mapping[str, Seen], given: Mapping[str, Mapping[str, Given]]

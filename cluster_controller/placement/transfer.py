@@ -89,7 +89,7 @@ def _less(item: Given, count: int, whole: bool, duplicated: bool) -> Given:
 def _more(item: Given, share: int, count: int, duplicated: bool) -> Given:
     """``count`` run there; ``share`` of them are wanted."""
     if duplicated:
-        return msgspec.structs.replace(item, ceiling=max(item.ceiling, count))  # so that a Work goes down in any case
+        return msgspec.structs.replace(item, share=max(item.share, share), ceiling=max(item.ceiling, count))  # a Work goes down in any case
     return msgspec.structs.replace(item, share=item.share + share, ceiling=item.ceiling + count)
 
 

@@ -2,6 +2,9 @@
 
 At the common ancestor a transfer waits as a fact until the application is settled next; below it comes with the Work. A controller that
 was set back to before a move finds the transfer in its Work and carries it out again, as its books are those of before.
+
+What has come to a target stands there until that target has answered for it, as behind a silent link: before, nobody here knows what
+runs where below it, and a leaf that is out of reach just then would look like one that has nothing.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -10,17 +13,21 @@ import msgspec
 from msgspec import Struct, field
 
 from cluster_controller.placement.allotment import Allotment
-from cluster_controller.placement.model import Given
-from cluster_controller.placement.transfer import Shifted, shift
+from cluster_controller.placement.contest import Seen
+from cluster_controller.placement.transfer import Shares, Shifted, shift, targets
 from cluster_controller.resources.application import Transfer
 from cluster_controller.store import Store, Tx
 
+NOTHING = Seen(None, None)
+
 
 class Book(Struct, frozen=True, omit_defaults=True):
-    """``waiting``: decided here and not yet carried out; ``done``: ids of those that are."""
+    """``waiting``: decided here and not yet carried out; ``done``: ids of those that are; ``entered``: targets to which something came
+    by them, and that have not answered for it."""
 
     waiting: list[Transfer] = field(default_factory=list)
     done: list[str] = field(default_factory=list)
+    entered: list[str] = field(default_factory=list)
 
 
 def fact(application: str) -> str:
@@ -63,7 +70,7 @@ class Transferring:
         unsettled = self.unsettled(tx)
         return bool(unsettled) and not set(targets).isdisjoint(unsettled)
 
-    def look(self, tx: Tx, allotment: Allotment, given: Mapping[str, Mapping[str, Given]], silent: Collection[str]) -> Shifted:
+    def look(self, tx: Tx, allotment: Allotment, given: Shares, silent: Collection[str]) -> Shifted:
         """What targets hold once all transfers are made."""
         due = _due(read(tx, allotment.application.uid), allotment.transfers)
         if not due:
@@ -71,15 +78,46 @@ class Transferring:
         reachable = {uid: uid not in silent for one in due for uid in (*one.out, *one.into)}
         return shift(given, due, self._uid, duplicated=allotment.placement.strategy == "Duplicated", reachable=reachable)
 
-    def made(self, tx: Tx, allotment: Allotment) -> None:
-        """In the commit of the Works that say so."""
+    def awaited(self, tx: Tx, allotment: Allotment, seen: Mapping[str, Seen]) -> frozenset[str]:
+        """Targets to which something has come, or comes now, and that have not answered for it."""
+        book = read(tx, allotment.application.uid)
+        return frozenset(self._entering(book, allotment)).union(_unanswered(book.entered, seen))
+
+    def made(self, tx: Tx, allotment: Allotment, seen: Mapping[str, Seen]) -> None:
+        """In the commit of the Works that say so; ``seen``: those Works, and what is answered to them."""
         application = allotment.application.uid
         book = read(tx, application)
-        if not _due(book, allotment.transfers):
+        entered = sorted(_unanswered({*book.entered, *self._entering(book, allotment)}, seen))
+        done = book.done
+        if _due(book, allotment.transfers):
+            carried = [one.move for one in allotment.transfers]
+            done = [*carried, *(one.move for one in book.waiting if one.move not in carried)]
+        elif entered == book.entered:
             return
-        carried = [one.move for one in allotment.transfers]
-        mine = [one.move for one in book.waiting if one.move not in carried]
-        _write(tx, application, Book(done=[*carried, *mine]))
+        _write(tx, application, Book(done=done, entered=entered))
+
+    def _entering(self, book: Book, allotment: Allotment) -> set[str]:
+        return {targets(one, self._uid)[1] for one in _due(book, allotment.transfers)} - {""}
+
+
+def stood_by(given: Shares, awaited: Collection[str]) -> Shares:
+    """What ``awaited`` targets hold is left as it is, as if they were out of reach."""
+    if not awaited:
+        return given
+    return {
+        target: {name: msgspec.structs.replace(item, reachable=False) for name, item in per.items()} if target in awaited else per
+        for target, per in given.items()
+    }
+
+
+def _unanswered(entered: Collection[str], seen: Mapping[str, Seen]) -> set[str]:
+    """Of these, who has a Work and has not said that it has read it."""
+    found = set()
+    for target in entered:
+        work, status = seen.get(target, NOTHING)
+        if work is not None and (status is None or status.seen < work.shares[-1].id):
+            found.add(target)
+    return found
 
 
 def _due(book: Book, carried: Sequence[Transfer]) -> list[Transfer]:

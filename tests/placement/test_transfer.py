@@ -58,9 +58,9 @@ def test_what_was_lowered_meanwhile_stays_lowered() -> None:
     assert (shifted.given["n"]["main"].share, shifted.given["n"]["main"].ceiling) == (1, 2)
 
 
-def test_where_each_has_the_whole_of_it_no_share_changes_but_a_work_goes_down() -> None:
+def test_where_each_has_the_whole_of_it_the_old_branch_keeps_its_share_and_the_new_one_has_it_too() -> None:
     shifted = shift(book(o=(2, 2)), [MOVE], "c", duplicated=True, reachable={})
-    assert shifted.given["o"]["main"].share == 2 and shifted.given["n"]["main"] == Given(share=0, ceiling=2)
+    assert shifted.given["o"]["main"].share == 2 and shifted.given["n"]["main"] == Given(share=2, ceiling=2)
 
 
 COUNTS = st.integers(0, 6)
