@@ -264,8 +264,12 @@ class Child:
                 attempt = 0
                 await asyncio.sleep(min(pause, MAX_CHECK_SECONDS))
                 continue
-            if not await self.renew_once(ask, wait):
-                await asyncio.sleep(renewal.retry(attempt).total_seconds())
+            answered = await self.renew_once(ask, wait)
+            if not answered or self.due(self._wall()) <= 0:
+                # Fresh certificates that are due again at once: the clocks of this cluster and its issuer are further apart than
+                # certificates last. Asking again changes nothing until one of the clocks is set.
+                pause = renewal.retry(attempt).total_seconds()
+                await asyncio.sleep(min(pause, MAX_CHECK_SECONDS) if answered else pause)
                 attempt += 1
 
     async def renew_once(self, ask: Callable[[RenewRequest], bool], wait: float) -> bool:

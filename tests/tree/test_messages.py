@@ -240,6 +240,45 @@ def test_renewal_comes_by_itself_in_time_and_is_tried_again(tmp_path: Path, monk
     run(main())
 
 
+@pytest.mark.parametrize("skew", [timedelta(days=365), timedelta(days=-365)])
+def test_a_clock_that_is_a_year_wrong_does_not_renew_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, skew: timedelta) -> None:
+    async def main() -> None:
+        clock, wrong = Clock(), Clock()
+        async with root(tmp_path / "root", clock) as top:
+            await join(await top.token(), tmp_path / "e", "edge-1", clock)
+            async with running(tmp_path / "e", wrong, dial=False) as one:
+                await one.membership.close()  # its own loop, which would renew too
+                wrong.now = began = clock.now + skew
+                asked: list[timedelta] = []
+                real = asyncio.sleep
+
+                async def sleep(seconds: float) -> None:
+                    wrong.now += timedelta(seconds=seconds)
+                    await real(0)
+
+                def ask(request: RenewRequest) -> bool:
+                    asked.append(wrong.now - began)
+
+                    async def answer() -> None:
+                        await one.membership.child.renewed(await top.membership.renew(request, one.identity().peer))
+
+                    tasks.append(asyncio.create_task(answer()))
+                    return True
+
+                tasks: list[asyncio.Task[None]] = []
+                monkeypatch.setattr(asyncio, "sleep", sleep)
+                loop = asyncio.create_task(one.membership.child.keep_renewed(ask, 20.0))
+                async with asyncio.timeout(SECONDS):
+                    while len(asked) < 8:
+                        await real(0.001)
+                monkeypatch.undo()
+                loop.cancel()
+                await asyncio.gather(loop, *tasks, return_exceptions=True)
+                assert [each.total_seconds() / 60 for each in asked[:8]] == [0, 1, 3, 7, 15, 31, 63, 123]
+
+    run(main())
+
+
 def test_an_unanswered_renewal_is_given_up(tmp_path: Path) -> None:
     async def main() -> None:
         async with root(tmp_path / "root", Clock()) as top, member(top, tmp_path / "r", "region-a") as one:
