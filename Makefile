@@ -44,7 +44,7 @@ test-benchmarks: $(VENV)/.ready-dev ## Every benchmark with small counts, to see
 
 simulate: $(VENV)/.ready-dev ## Whole trees in virtual time, with faults; SEEDS=200 FROM=0 JOBS=2 ROUNDS=5 CLUSTERS=20, or WEEKS=1; TRACE=FILE with one seed; SHRINK=1 finds the fewest steps
 	@$(BIN)/python -m tests.simulation --seeds $(or $(SEEDS),20) --from $(or $(FROM),0) --jobs $(or $(JOBS),1) \
-	    $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(CLUSTERS),--clusters $(CLUSTERS)) $(if $(WEEKS),--weeks) \
+	    $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(CLUSTERS),--clusters $(CLUSTERS)) $(if $(WEEKS),--weeks) $(if $(FAMILIES),--families $(FAMILIES)) \
 	    $(if $(TRACE),--trace $(TRACE)) $(if $(SHRINK),--shrink)
 
 simulate-mutants: $(VENV)/.ready-dev ## Put deliberate bugs into the simulated product, one after the other: each must be found
@@ -65,7 +65,7 @@ lint: $(VENV)/.ready-dev ## Style, format, types, import contracts, proto lint a
 format: $(VENV)/.ready-dev ## Let ruff format and mend what it can
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
 
-bench: $(VENV)/.ready-dev ## Every benchmark; results in build/bench and docs/performance.md
+bench: $(VENV)/.ready-dev ## Every benchmark, in at most forty minutes; results in benchmarks/results and docs/performance.md
 	@$(BIN)/python -m benchmarks all
 
 bench-%: $(VENV)/.ready-dev ## One benchmark by its name

@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from tests.simulation import scenario
+from tests.simulation.playing import FAMILIES
 from tests.simulation.scenario import Outcome, Plan
 from tests.simulation.shrink import shrink
 
@@ -43,6 +44,7 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--from", type=int, default=0, dest="first", help="the first one")
     parser.add_argument("--rounds", type=int, default=scenario.ROUNDS, help="of twelve minutes each")
     parser.add_argument("--clusters", type=int, default=scenario.CLUSTERS, help="of each tree")
+    parser.add_argument("--families", default="", help=f"further kinds of steps, with commas, or all: {', '.join(FAMILIES)}")
     parser.add_argument("--weeks", action="store_true", help="each seed is a week")
     parser.add_argument("--jobs", type=int, default=1, help="processes at once")
     parser.add_argument("--trace", type=Path, help="write the whole history of a single seed there")
@@ -66,7 +68,9 @@ def _one(options: argparse.Namespace, seed: int) -> Outcome:
 
 
 def _plan(options: argparse.Namespace, seed: int) -> Plan:
-    return scenario.draw_week(seed) if options.weeks else scenario.draw(seed, clusters=options.clusters, rounds=options.rounds)
+    plan = scenario.draw_week(seed) if options.weeks else scenario.draw(seed, clusters=options.clusters, rounds=options.rounds)
+    names = options.families.split(",") if options.families else []
+    return scenario.draw_with(plan, tuple(FAMILIES) if names == ["all"] else tuple(names))
 
 
 def _report(outcome: Outcome, options: argparse.Namespace) -> None:
@@ -85,6 +89,7 @@ def replay(seed: int, options: argparse.Namespace) -> str:
     else:
         words += [f"ROUNDS={options.rounds}"] * (options.rounds != scenario.ROUNDS)
         words += [f"CLUSTERS={options.clusters}"] * (options.clusters != scenario.CLUSTERS)
+    words += [f"FAMILIES={options.families}"] * bool(options.families)
     return " ".join(words)
 
 

@@ -5,7 +5,7 @@ that was broken has been mended and has had time to heal. A checker says what is
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -54,6 +54,7 @@ class Invariants:
         self.world = world
         self.wishes = wishes
         self.violations: list[Violation] = []
+        self.also: list[Callable[[Disk, Batch], None]] = []  # who else looks at every commit
         self._given: dict[str, Given] = {}
         self._counts: dict[tuple[str, str], int] = {}  # (site, application) → what runs
         self.totals: dict[str, int] = {}  # application → what runs in all
@@ -126,6 +127,8 @@ class Invariants:
                 raised[stored.key.name] = None
         for application in raised:
             self.allotment(disk, given, application)
+        for also in self.also:
+            also(disk, batch)
         self.world.note(disk.name, f"commit {batch.events[-1].revision if batch.events else '-'} {len(batch.events)} {len(batch.facts)}")
 
     def no_older_version(self, disk: Disk, stored: Stored, before: Stored | None) -> None:

@@ -6,7 +6,7 @@ heal, and all invariants are checked in full.
 
 import functools
 import gc
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from random import Random
@@ -15,20 +15,20 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from cluster_controller.errors import BanyanError
 from cluster_controller.identity.authority import Lifetimes
 from cluster_controller.store import Tx
 from cluster_controller.sync import conflicts
 from cluster_controller.tree import records
 from tests.simulation import applications
+from tests.simulation.applications import quietly
 from tests.simulation.faults import Faults
 from tests.simulation.invariants import Invariants, Violation
+from tests.simulation.playing import FAMILIES, extend
 from tests.simulation.reach import awake
+from tests.simulation.steps import ROUND_SECONDS, ROUNDS, Plan, Step
 from tests.simulation.wishes import Wish, Wishes
 from tests.simulation.world import Place, World
 
-ROUNDS = 5
-ROUND_SECONDS = 720.0
 CALM_SHARE = 1 / 3  # the end of each round, in which nothing more happens
 LOOK_SECONDS = 20.0
 HEAL_STEPS = (45.0, 45.0, 60.0, 90.0)  # within these everything has healed
@@ -37,31 +37,6 @@ SETTLE_SECONDS = 30.0  # after a start, before anything happens
 CLUSTERS = 20
 LARGE = 100  # clusters from which on the tree has four levels and more breaks
 GC_THRESHOLD = (50_000, 20, 50)  # most of what is made here lives long: look for garbage less often
-
-
-class Step(Struct, frozen=True):
-    """Something happens ``at`` so many seconds into the run. What is meant by ``args`` is its kind's to say."""
-
-    at: float
-    kind: str
-    place: str
-    seconds: float = 0.0
-    args: dict[str, Any] = {}
-
-    def __str__(self) -> str:
-        return f"{self.at:8.1f} {self.kind} {self.place} {self.seconds:.1f} s {self.args or ''}"
-
-
-class Plan(Struct, frozen=True):
-    """``tree``: name → name of the parent, parents first."""
-
-    seed: int
-    tree: dict[str, str]
-    steps: tuple[Step, ...]
-    rounds: int = ROUNDS
-    round_seconds: float = ROUND_SECONDS
-    heartbeat: float = 5.0
-    certificate_days: float = 90.0
 
 
 WEEK = {"rounds": 7, "round_seconds": 86_400.0, "heartbeat": 60.0, "certificate_days": 3.0}
@@ -255,6 +230,8 @@ class Run:
         self._plant()
         self.invariants = Invariants(world, self.wishes)
         self.faults = Faults(world, self.invariants)
+        self.families = [FAMILIES[name](self) for name in plan.families]
+        self.invariants.also += [each.committed for each in self.families]
 
     def _plant(self) -> None:
         world, inner = self.world, set(self.plan.tree.values())
@@ -286,6 +263,8 @@ class Run:
         while loop.time() < until:
             loop.run_to(min(until, loop.time() + LOOK_SECONDS * self._slower**2))
             self.invariants.look()
+            for each in self.families:
+                each.look()
             if self._set_back and not self.invariants.rewound:
                 self._decide_conflicts()  # a parent that forgot may ask for more of what it does not know of, long after
 
@@ -296,6 +275,8 @@ class Run:
             self._pass(end)  # nothing can be quite as it should be before those have ended
             return
         self.world.note("-", "mended")
+        for each in self.families:
+            each.mending = True
         wrong: list[tuple[str, str]] = []
         for seconds in HEAL_STEPS:
             self._pass(self.world.loop.time() + seconds * self._slower)
@@ -303,19 +284,25 @@ class Run:
                 self.wishes.ask_again()
                 self._decide_conflicts()
                 self._decide_held()
-            wrong = list(self.invariants.unhealed())
+            wrong = self._wrong()
             if not wrong:
                 break
         if wrong:  # clusters go on measuring the way to their parent: what is on its way up just now has arrived a moment later
             self._pass(self.world.loop.time() + ON_ITS_WAY_SECONDS)
-            wrong = list(self.invariants.unhealed())
+            wrong = self._wrong()
         for invariant, what in wrong:
             self.invariants.violated(invariant, what)
+        for each in self.families:
+            each.mending = False
+            each.quiet()
         self.invariants.quiet()
         for place in self.world.places.values():
             place.backup = place.disk.copy()
         self.world.note("-", f"quiet {len(wrong)}")
         self._pass(end)
+
+    def _wrong(self) -> list[tuple[str, str]]:
+        return [*self.invariants.unhealed(), *(what for each in self.families for what in each.unhealed())]
 
     def _decide_conflicts(self) -> None:
         """A person looks at what a restored parent would change, and lets it."""
@@ -324,7 +311,7 @@ class Run:
                 kinds = sorted({key.kind for key, _ in waiting})
                 self.world.note(place.name, f"decides {len(waiting)} conflicts")
                 self.wishes.decided()
-                place.run(_quietly(place.controller.store.commit, functools.partial(_keep_root, kinds=kinds)))
+                place.run(quietly(place.controller.store.commit, functools.partial(_keep_root, kinds=kinds)))
 
     def _decide_held(self) -> None:
         """A person keeps the instance that is no copy, once the copies are switched off."""
@@ -335,7 +322,7 @@ class Run:
                 child = self.world.by_uid.get(member.uid)
                 if member.held and child is not None and child.controller is not None and awake(child):
                     self.world.note(place.name, f"keeps {child.name}")
-                    place.run(_quietly(place.controller.membership.keep_cluster, member.name, child.controller.membership.child.instance))
+                    place.run(quietly(place.controller.membership.keep_cluster, member.name, child.controller.membership.child.instance))
 
     # --- steps ---
 
@@ -347,8 +334,11 @@ class Run:
             "delete": self._delete,
             "join": self._join,
         }
+        family = next((each for each in self.families if step.kind in each.steps), None)
         if step.kind in writes:
             writes[step.kind](step)
+        elif family is not None:
+            family.do(step)
         else:
             self.faults.strike(step.kind, self.world.places[step.place], step.seconds, step.args)
             self._set_back = self._set_back or bool(self.invariants.rewound)
@@ -365,7 +355,7 @@ class Run:
     def _create(self, step: Step) -> None:
         place = self.world.places[step.place]
         if place.alive:
-            place.run(_quietly(self.wishes.create, place, step.args["name"], step.args["spec"]))
+            place.run(quietly(self.wishes.create, place, step.args["name"], step.args["spec"]))
 
     def _change(self, step: Step) -> None:
         wish = self.wishes.by_name.get(step.args["name"])
@@ -380,7 +370,7 @@ class Run:
         if "half" in step.args:
             spec["placement"] = self._moved(wish, step.args["half"])
             self._disturb(wish, step.args)
-        wish.origin.run(_quietly(self.wishes.change, wish.name, spec))
+        wish.origin.run(quietly(self.wishes.change, wish.name, spec))
 
     def _moved(self, wish: Wish, half: str) -> dict[str, Any]:
         """To the clusters of one half, or anywhere; where it is, when there are none or each shall run it."""
@@ -404,7 +394,7 @@ class Run:
     def _delete(self, step: Step) -> None:
         wish = self.wishes.by_name.get(step.args["name"])
         if wish is not None and wish.origin.alive:
-            wish.origin.run(_quietly(self.wishes.delete, wish.name))
+            wish.origin.run(quietly(self.wishes.delete, wish.name))
 
 
 def _keep_root(tx: Tx, kinds: Sequence[str]) -> None:
@@ -412,20 +402,20 @@ def _keep_root(tx: Tx, kinds: Sequence[str]) -> None:
         conflicts.resolve(tx, "desired", "root", kind=kind)
 
 
-async def _quietly(function: Callable[..., Awaitable[object]], *args: Any) -> None:
-    """A write that the disk refuses is an answer to a person, who looks later what has become of it."""
-    try:
-        await function(*args)
-    except BanyanError:
-        return
+def draw_with(plan: Plan, families: tuple[str, ...]) -> Plan:
+    """``plan`` with further kinds of steps."""
+    return extend(plan, families, SETTLE_SECONDS, CALM_SHARE) if families else plan
 
 
 def simulate(plan: Plan, trace: Path | None = None) -> Outcome:
     threshold = gc.get_threshold()
     gc.set_threshold(*GC_THRESHOLD)
+    gc.collect()
+    gc.freeze()  # what is there before it begins is not looked at again each time
     try:
         return _simulate(plan, trace)
     finally:
+        gc.unfreeze()
         gc.set_threshold(*threshold)
 
 

@@ -13,17 +13,20 @@ from random import Random
 
 from cluster_shim import contract
 from cluster_shim.contract import Phase, ShimError
+from tests.simulation import versions
 from tests.simulation.life import LIFE, Machine
 
 GIBI = 1024**3
+CRASHES = 2  # after which the shim speaks of a loop
 NOBODY = Context()  # whose doings go on without a controller
 
 
 class Instance:
-    __slots__ = ("app", "component", "id", "phase", "ready", "restarts", "revision")
+    __slots__ = ("app", "began", "command", "component", "id", "phase", "ready", "restarts", "revision")
 
-    def __init__(self, app: str, component: str, name: str, revision: str) -> None:
-        self.app, self.component, self.id, self.revision = app, component, name, revision
+    def __init__(self, app: str, component: str, name: str, revision: str, command: str = "") -> None:
+        self.app, self.component, self.id, self.revision, self.command = app, component, name, revision, command
+        self.began = 0.0
         self.phase = Phase.STARTING
         self.ready = False
         self.restarts = 0
@@ -141,11 +144,11 @@ class Site:
         if old and all(each.ready for each in alive if each.revision == revision) and len(mine) == len(alive):
             self._stop(old[0], "replaced")
         for _ in range(count - len(mine)):
-            self._start(uid, name, revision)
+            self._start(uid, name, revision, wanted.command[0] if wanted is not None and wanted.command else "")
 
-    def _start(self, uid: str, component: str, revision: str) -> None:
+    def _start(self, uid: str, component: str, revision: str, command: str) -> None:
         self._number += 1
-        instance = Instance(uid, component, f"{component}-{self._number}", revision)
+        instance = Instance(uid, component, f"{component}-{self._number}", revision, command)
         self.instances.setdefault(uid, {})[instance.id] = instance
         self._later(self.habits.start, self._started, instance)
 
@@ -157,8 +160,14 @@ class Site:
     # --- what instances do ---
 
     def _started(self, instance: Instance) -> None:
-        if instance.phase is Phase.STARTING:
-            instance.phase, instance.ready = Phase.RUNNING, True
+        if instance.phase is Phase.STARTING and versions.crashes(instance.command):
+            instance.phase = Phase.BACKOFF
+            instance.restarts += 1
+            self._later(self.habits.backoff, self._begin_again, instance)
+            self._tell(instance.app)
+        elif instance.phase is Phase.STARTING:
+            instance.phase, instance.ready = Phase.RUNNING, versions.becomes_ready(instance.command)
+            instance.began = self._loop.time()
             self._converge(instance.app)
             self._tell(instance.app)
 
@@ -217,7 +226,8 @@ class Site:
         ready = sum(each.ready for each in mine)
         desired = wanted.replicas if wanted is not None else 0
         updated = sum(each.ready for each in mine if wanted is not None and each.revision == wanted.revision)
-        reason = "" if ready >= desired else "Starting"
+        looping = any(versions.crashes(each.command) and each.restarts >= CRASHES for each in mine)
+        reason = "" if ready >= desired else versions.CRASH_LOOP if looping else "Starting"
         return contract.ObservedComponent(name=name, desired=desired, ready=ready, updated=updated, reason=reason)
 
     def node(self) -> contract.Node:
@@ -242,6 +252,26 @@ class Session:
         self.wake.set()
 
 
+class Exposition:
+    """Answers one GET."""
+
+    def __init__(self, text: str) -> None:
+        self._answer = f"HTTP/1.0 200 OK\r\nContent-Length: {len(text)}\r\n\r\n{text}".encode()
+
+    async def read(self, limit: int = 65536) -> bytes:
+        found, self._answer = self._answer[:limit], self._answer[limit:]
+        return found
+
+    async def write(self, data: bytes) -> None:
+        pass
+
+    async def close_write(self) -> None:
+        pass
+
+    def abort(self, reason: str = "") -> None:
+        pass
+
+
 class SimShim:
     """Of one controller's life."""
 
@@ -254,7 +284,12 @@ class SimShim:
         return contract.Description(kind="process", version="simulated", limits="none")
 
     async def open(self, target: contract.OpenTarget) -> contract.ByteStream:
-        raise ShimError("a simulated site has no byte streams")
+        """The metrics of an instance; a simulated site has no other byte streams."""
+        await self._answer()
+        instance = self._site.instances.get(target.uid, {}).get(target.instance)
+        if instance is None or not instance.ready:
+            raise ShimError(f"{self._site.name} has no instance {target.instance} that answers")
+        return Exposition(versions.metrics(instance.command, asyncio.get_running_loop().time() - instance.began))
 
     async def reconcile(self, desired: AsyncIterator[contract.Desired]) -> AsyncIterator[contract.Observed]:
         site = self._site
