@@ -35,6 +35,7 @@ class StandIn:
 
     def __init__(self) -> None:
         self.works: dict[str, Work] = {}
+        self._unready: set[str] = set()  # those that `flip` has left so: a Desired that comes after it does not heal them
         self._said: asyncio.Queue[Observed] = asyncio.Queue()
 
     async def describe(self) -> Description:
@@ -56,7 +57,7 @@ class StandIn:
             for uid in state.removed:
                 self.works.pop(uid, None)
             self.works |= {work.uid: work for work in state.works}
-            seen = tuple(observed(work) for work in state.works)
+            seen = tuple(observed(work, ready=work.uid not in self._unready) for work in state.works)
             self._said.put_nowait(Observed(works=seen, removed=state.removed, full=state.full, nodes=(NODE,) if state.full else None))
 
     async def open(self, target: OpenTarget) -> ByteStream:
@@ -64,6 +65,7 @@ class StandIn:
 
     def flip(self, uid: str, *, ready: bool) -> float:
         """Everything of this application has become ready, or has ceased to be; when (monotonic)."""
+        (self._unready.discard if ready else self._unready.add)(uid)
         self._said.put_nowait(Observed(works=(observed(self.works[uid], ready=ready),)))
         return time.monotonic()
 
