@@ -17,7 +17,7 @@ import structlog
 
 from cluster_controller import clock, drill, reports, restored
 from cluster_controller.config import Config, split_address
-from cluster_controller.distance import ParentDistance
+from cluster_controller.distance import ParentDistance, UserDistances
 from cluster_controller.documents import Documents
 from cluster_controller.drill import Doors, Drill
 from cluster_controller.errors import Conflict, NotFound, StoreError, Unreachable
@@ -188,6 +188,8 @@ class Controller:
         self.astray = Astray(store, uid=self.uid, heard=self.membership.away.heard)
         self.distance = ParentDistance(self._parent_rtt, self.census.self_changed)
         self._tasks.keep("distance", self.distance.run)
+        self.users = UserDistances(lambda: self.census.users, self.census.self_changed)
+        self._tasks.keep("users", self.users.run)
         self.upward = Upward(
             store,
             reporter,
@@ -335,6 +337,7 @@ class Controller:
             shim_trouble=self.reconciler.trouble if self.reconciler is not None else "",
             models=self.present.models(),
             parent_rtt_millis=self.distance.millis,
+            user_rtt_millis=self.users.millis,
         )
         if self.shim is None or (self._nodes_told and self.description is not None):
             return fresh
@@ -352,6 +355,7 @@ class Controller:
             shim_trouble=fresh.shim_trouble,
             models=fresh.models,
             parent_rtt_millis=fresh.parent_rtt_millis,
+            user_rtt_millis=fresh.user_rtt_millis,
         )
 
     def _parent_rtt(self) -> float | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import msgspec
 
 from cluster_controller.documents import Documents, decode
-from cluster_controller.placement.model import Request
+from cluster_controller.placement.model import EMPTY_MILLIS, Request
 from cluster_controller.placement.records import model_digest, request
 from cluster_controller.reconcile.observe import charge, node_classes
 from cluster_controller.resources import kinds
@@ -135,6 +135,7 @@ def cluster_facts(
     shim_trouble: str = "",
     models: Sequence[kinds.ModelPresence] = (),
     parent_rtt_millis: float | None = None,
+    user_rtt_millis: Mapping[str, float] = EMPTY_MILLIS,
 ) -> kinds.ClusterFacts:
     requested = requested_by.sums()
     by_node = {node.name: requested for node in nodes} if len(nodes) <= 1 else charge(nodes, requested_by.parts())
@@ -165,6 +166,7 @@ def cluster_facts(
         architectures=sorted({node.architecture for node in nodes}),
         models=list(models),
         parent_rtt_millis=parent_rtt_millis,
+        user_rtt_millis=dict(user_rtt_millis),
         applications=store.size("local"),
         instances=len(store.list("observed", "Pod")),
         conflicts=len(undecided(store, "desired")),

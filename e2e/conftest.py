@@ -94,7 +94,8 @@ def grove(_grove: Tree) -> Iterator[Tree]:
     for item in root.get(f"{API}/applications")["items"]:
         root.ask("DELETE", f"{API}/namespaces/{item['metadata']['namespace']}/applications/{item['metadata']['name']}")
     until("all applications are deleted", lambda: root.get(f"{API}/applications")["items"] == [])
-    clean = {"metadata": {"labels": {"zone": None}}, "spec": {"unschedulable": False, "taints": []}}
+    clean = {"metadata": {"labels": {"zone": None}}, "spec": {"unschedulable": False, "taints": [], "users": []}}
+    root.ask("PATCH", f"{API}/clusters/root", {"spec": {"users": []}}, kind="application/merge-patch+json")
     for edge in (_grove.sites["edge-1"], _grove.sites["edge-2"]):
         code, answer = root.ask("PATCH", f"{API}/clusters/{edge.name}", clean, kind="application/merge-patch+json")
         assert code == 200, answer

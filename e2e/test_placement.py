@@ -1,6 +1,7 @@
 """Where an application runs, tried from the root on a real tree: selectors, taints, cordon, capacity, and moves between live leaves."""
 
 import json
+import socket
 import sys
 import threading
 import time
@@ -226,3 +227,22 @@ def select(root: Site, name: str, placement: dict[str, Any]) -> None:
         return root.ask("PUT", f"{APPS}/{name}", document)[0] == 200
 
     until("it is placed anew", tried)
+
+
+def test_what_serves_users_runs_near_them(grove: Tree) -> None:
+    """Both leaves measure the way to an address that is named once, at the root; how far the crew is, is known."""
+    root = grove.sites["root"]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        overlay(root, "root", spec={"users": [{"name": "hall", "address": f"127.0.0.1:{server.getsockname()[1]}"}]})
+        overlay(root, "edge-1", spec={"users": [{"name": "crew", "millis": 600}]})
+        overlay(root, "edge-2", spec={"users": [{"name": "crew", "millis": 40}]})
+
+        def told() -> bool:
+            facts = [root.clusters()[edge]["facts"].get("userRttMillis", {}) for edge in ("edge-1", "edge-2")]
+            return all(each.keys() == {"hall", "crew"} for each in facts)
+
+        until("both leaves have told how far the users are", told)
+    near = {"latency": {"users": ["hall", "crew"], "maxMillis": 300}}
+    name = create(root, program("near", replicas=2, placement=BOTH | near), ready=2)
+    assert where(root, name) == {"edge-2": 2}
+    assert "the way to users hall, users crew is 600 ms, at most 300 ms is allowed" in root.banyan("explain", name).stdout

@@ -1,9 +1,22 @@
 """What is told of the way to the parent: what changes placement, and nothing else."""
 
+import asyncio
+from collections.abc import Mapping
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster_controller.distance import TOLD_FACTOR, TOLD_MILLIS, ParentDistance, steady
+from cluster_controller.distance import (
+    MISSED,
+    TOLD_FACTOR,
+    TOLD_MILLIS,
+    USERS_SECONDS,
+    ParentDistance,
+    UserDistances,
+    connect_millis,
+    steady,
+)
+from cluster_controller.resources.cluster import UserPoint
 
 millis = st.floats(min_value=0, max_value=1e6)
 
@@ -34,3 +47,66 @@ def test_only_a_change_is_news() -> None:
     while samples:
         watched.look()
     assert news == [50.0, 120.0]
+
+
+class Users:
+    """What is asked for, and who answers how fast."""
+
+    def __init__(self) -> None:
+        self.points: list[UserPoint] = []
+        self.answers: dict[str, float | None] = {}
+        self.asked: list[str] = []
+        self.told: list[dict[str, float]] = []
+        self.watched = UserDistances(lambda: self.points, lambda: self.told.append(dict(self.watched.millis)), self.measure)
+
+    async def measure(self, address: str) -> float | None:
+        self.asked.append(address)
+        return self.answers.get(address)
+
+    def look(self, now: float) -> Mapping[str, float]:
+        asyncio.run(self.watched.look(now))
+        return self.watched.millis
+
+
+def test_users_are_measured_now_and_then_and_told_calmly() -> None:
+    users = Users()
+    assert users.look(0) == {} and not users.told
+    users.points = [UserPoint(name="hall", address="10.0.0.5:443"), UserPoint(name="known", millis=7)]
+    users.answers["10.0.0.5:443"] = 31.4
+    assert users.look(15) == {"hall": 31.0, "known": 7.0}
+    users.answers["10.0.0.5:443"] = 33.0
+    assert users.look(30) == {"hall": 31.0, "known": 7.0} and len(users.asked) == 1
+    assert users.look(15 + USERS_SECONDS) == {"hall": 31.0, "known": 7.0} and len(users.asked) == 2, "a breath is no news"
+    users.answers["10.0.0.5:443"] = 90.0
+    assert users.look(15 + 2 * USERS_SECONDS)["hall"] == 90.0
+    assert len(users.told) == 2
+    users.points = users.points[1:]
+    assert users.look(500) == {"known": 7.0}
+
+
+def test_users_that_do_not_answer_count_as_not_measured_after_a_while() -> None:
+    users = Users()
+    users.points = [UserPoint(name="hall", address="10.0.0.5:443")]
+    users.answers["10.0.0.5:443"] = 20.0
+    users.look(0)
+    users.answers.clear()
+    for missed in range(1, MISSED + 1):
+        assert ("hall" in users.look(missed * USERS_SECONDS)) == (missed < MISSED)
+    users.answers["10.0.0.5:443"] = 20.0
+    assert users.look((MISSED + 1) * USERS_SECONDS) == {"hall": 20.0}
+    users.points = [UserPoint(name="hall", address="10.0.0.6:443")]
+    assert users.look((MISSED + 1) * USERS_SECONDS) == {}, "another address is another distance"
+
+
+def test_a_round_trip_is_a_connection_accepted_or_refused() -> None:
+    async def main() -> None:
+        server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        answered = await connect_millis(f"127.0.0.1:{port}")
+        server.close()
+        await server.wait_closed()
+        refused = await connect_millis(f"127.0.0.1:{port}")
+        assert answered is not None and refused is not None
+        assert await connect_millis("name.invalid:80") is None
+
+    asyncio.run(main())

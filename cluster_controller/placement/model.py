@@ -3,7 +3,12 @@
 Plain data, no I/O. Units: cpu in millicores, memory in bytes, accelerators in pieces.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from msgspec import Struct, field
+
+EMPTY_MILLIS: Mapping[str, float] = MappingProxyType({})
 
 
 class Taint(Struct, frozen=True):
@@ -90,11 +95,13 @@ class Dividing(Struct, frozen=True, kw_only=True):
 
 
 class Objective(Struct, frozen=True, kw_only=True):
-    """What a replica costs somewhere: ``cost`` x thousandths of the currency an hour + ``latency`` x milliseconds to ``to``."""
+    """What a replica costs somewhere: ``cost`` x thousandths of the currency an hour + ``latency`` x milliseconds to ``to``
+    and ``users``."""
 
     cost: int = 1
     latency: int = 1
     to: tuple[str, ...] = ()  # names of clusters; from several the farthest counts
+    users: tuple[str, ...] = ()  # names of users; likewise, and the farthest of both
     within_millis: int = 0  # a cluster farther away does not qualify; 0: any distance
 
 
@@ -154,6 +161,7 @@ class ClusterRecord(Struct, frozen=True, kw_only=True):
     own: bool = False
     parent: str = ""  # uid
     rtt_millis: float | None = None  # of its link to its parent; None: not measured
+    user_millis: Mapping[str, float] = EMPTY_MILLIS  # round trips that it told of, to named users
     hourly_micros: int = 0  # what an hour of the whole cluster costs, in millionths of the currency
     models: frozenset[str] = frozenset()  # digests of models whose files are there
     residents: tuple[Resident, ...] = ()  # what runs there, of the priorities that it told of

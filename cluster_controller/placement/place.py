@@ -112,7 +112,7 @@ def place(
 
 
 def _distance(demand: Demand, fleet: Fleet) -> score.Distance:
-    return score.distances(fleet, demand.objective.to) if demand.objective is not None and demand.objective.to else score.nowhere
+    return score.nowhere if demand.objective is None else score.distances(fleet, demand.objective.to, demand.objective.users)
 
 
 def _filter(

@@ -89,6 +89,7 @@ def objective(placement: kinds.Placement) -> Objective | None:
         cost=placement.cost.weight if placement.cost is not None else 1,
         latency=latency.weight if latency is not None else 0,
         to=tuple(latency.to) if latency is not None else (),
+        users=tuple(latency.users) if latency is not None else (),
         within_millis=latency.max_millis if latency is not None else 0,
     )
 
@@ -155,6 +156,7 @@ def cluster(document: kinds.Cluster, via: str, running: Mapping[str, int]) -> Cl
         running=dict(running),
         parent=status.parent_uid,
         rtt_millis=facts.parent_rtt_millis,
+        user_millis=facts.user_rtt_millis,
         hourly_micros=hourly_micros(status.labels or document.metadata.labels),
         models=frozenset(model.digest for model in facts.models if model.digest),
         residents=tuple(

@@ -5,7 +5,7 @@ share of a node (the largest of its shares of cpu, memory and accelerators: what
 the same of the cluster. A component that says nothing of what it needs is taken for a small one, as Kubernetes' scheduler does.
 
 Distances are round-trip times along the links of the tree, which is the way that traffic between its clusters takes; each link is
-measured by its own ends.
+measured by its own ends. How far users are, each cluster measures itself.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -71,7 +71,11 @@ def steps(demand: Demand, component: ComponentDemand, cluster: ClusterRecord, mi
 def cost(objective: Objective, hourly_micros: int, millis: float | None) -> int:
     """In thousandths of the objective's unit, so that sums are exact."""
     money = objective.cost * hourly_micros
-    return money + round(1000 * objective.latency * (UNKNOWN_MILLIS if millis is None else millis)) if objective.to else money
+    return (
+        money + round(1000 * objective.latency * (UNKNOWN_MILLIS if millis is None else millis))
+        if objective.to or objective.users
+        else money
+    )
 
 
 def preference(demand: Demand, cluster: ClusterRecord, labels: Mapping[str, Mapping[str, str]]) -> int:
@@ -99,25 +103,31 @@ def nowhere(uid: str) -> float | None:
     return None
 
 
-def distances(clusters: Sequence[ClusterRecord], names: Sequence[str]) -> Distance:
-    """How far each cluster is from the farthest of ``names``, along the links of the tree.
+def distances(clusters: Sequence[ClusterRecord], names: Sequence[str], users: Sequence[str] = ()) -> Distance:
+    """How far each cluster is from the farthest of ``names``, along the links of the tree, and of ``users``, as it says itself.
 
-    A name that is not below this controller is reached through it: the way from here on is the same for all, and not counted.
+    A name that is not below this controller is reached through it: the way from here on is the same for all, and not counted. From
+    users that a cluster has not measured it is as far as along a link that nobody has.
     """
     known = {cluster.uid: cluster for cluster in clusters}
     named = {cluster.name: cluster.uid for cluster in clusters}
     ways = [_way_up(named[name], known) if name in named else None for name in names]
 
     def distance(uid: str) -> float | None:
-        farthest: float | None = 0.0
+        farthest = 0.0
         for way in ways:
             apart = _apart(uid, way, known)
             if apart is None:
                 return None
-            farthest = max(farthest or 0.0, apart)
+            farthest = max(farthest, apart)
+        for name in users:
+            apart = known[uid].user_millis.get(name) if uid in known else None
+            if apart is None:
+                return None
+            farthest = max(farthest, apart)
         return farthest
 
-    return distance if names else nowhere
+    return distance if names or users else nowhere
 
 
 def _way_up(uid: str, known: Mapping[str, ClusterRecord]) -> dict[str, float | None]:

@@ -247,6 +247,7 @@ def placing_facts(cluster: kinds.Cluster) -> tuple[object, ...]:
         status.facts.shim_trouble,
         status.facts.models,
         status.facts.parent_rtt_millis,
+        status.facts.user_rtt_millis,
         classes,
         cluster.metadata.name,
     )

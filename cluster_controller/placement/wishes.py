@@ -42,14 +42,17 @@ def _distance(objective: Objective, component: ComponentDemand, cluster: Cluster
     millis = around.distance(cluster.uid)
     if millis is not None and millis <= objective.within_millis:
         return None
-    names = ", ".join(objective.to)
+    names = ", ".join((*objective.to, *(f"users {name}" for name in objective.users)))
+    unmeasured = [name for name in objective.users if name not in cluster.user_millis]
+    measure = f"name {unmeasured[0]} with an address in spec.users of cluster {cluster.name}" if unmeasured else ""
     found = "was not measured yet" if millis is None else f"is {millis:.0f} ms"
     return Refusal(
         cluster=cluster.uid,
         component=component.name,
         filter="Latency",
         message=f"is too far: the way to {names} {found}, at most {objective.within_millis} ms is allowed",
-        remedy="wait until its link was measured" if millis is None else "raise placement.latency.maxMillis, or name a nearer cluster",
+        remedy=measure
+        or ("wait until its link was measured" if millis is None else "raise placement.latency.maxMillis, or add a nearer cluster"),
     )
 
 

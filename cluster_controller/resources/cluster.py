@@ -1,8 +1,8 @@
 """Cluster, what it reports of itself, and what its ancestors lay over it."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from msgspec import field
+from msgspec import Meta, field
 
 from cluster_controller.resources.meta import Condition, Document, Labels, Resource
 
@@ -14,11 +14,23 @@ class Taint(Document, frozen=True, kw_only=True):
     time_added: str = ""  # when
 
 
+MOST_USERS = 16  # that one Cluster may name, and that one cluster measures
+
+
+class UserPoint(Document, frozen=True, kw_only=True):
+    """Users of applications, under a name that placement.latency.users may say. Either an address, or how far they are."""
+
+    name: str  # that Applications call them by
+    address: str = ""  # HOST:PORT of something that stands where they are and takes TCP connections: the cluster measures how far it is
+    millis: Annotated[float, Meta(ge=0, le=3_600_000)] | None = None  # how far they are, where it is known and cannot be measured
+
+
 class ClusterSpec(Document, frozen=True, kw_only=True):
     """This controller's own overlay; ``metadata.labels`` are its labels."""
 
     unschedulable: bool = False  # cordon: nothing new is placed here or below
     taints: list[Taint] = field(default_factory=list)  # keep away what does not tolerate them; banyan.dev/drain from here and below
+    users: list[UserPoint] = field(default_factory=list)  # whose distance this cluster tells; at most 16. The nearest who names one counts
 
 
 class ResourceSums(Document, frozen=True, kw_only=True):
@@ -76,6 +88,7 @@ class ClusterFacts(Document, frozen=True, kw_only=True):
     architectures: list[str] = field(default_factory=list)  # of its machines
     models: list[ModelPresence] = field(default_factory=list)  # whose files are here, at most 50
     parent_rtt_millis: float | None = None  # round trip to its parent, measured over their link; changes by a quarter and 5 ms are told
+    user_rtt_millis: dict[str, float] = field(default_factory=dict)  # round trip to the users that somebody named here
     applications: int = 0  # that run here
     instances: int = 0  # that run here
     conflicts: int = 0  # objects that a parent with another history would change: they wait for a person's decision
@@ -151,6 +164,7 @@ class ClusterOverlaySpec(Document, frozen=True, kw_only=True):
     labels: Labels = field(default_factory=dict)
     taints: list[Taint] = field(default_factory=list)
     unschedulable: bool = False
+    users: list[UserPoint] = field(default_factory=list)
 
 
 class ClusterOverlay(Resource, frozen=True, kw_only=True):

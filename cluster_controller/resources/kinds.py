@@ -65,6 +65,7 @@ from cluster_controller.resources.application import (
     WorkStatusStatus,
 )
 from cluster_controller.resources.cluster import (
+    MOST_USERS,
     Cluster,
     ClusterFacts,
     ClusterOverlay,
@@ -82,6 +83,7 @@ from cluster_controller.resources.cluster import (
     Revocation,
     RevocationSpec,
     Taint,
+    UserPoint,
 )
 from cluster_controller.resources.core import (
     ConfigMap,
@@ -264,6 +266,7 @@ __all__ = [
     "DRAIN_FORCED",
     "GROUP",
     "HOURLY_COST",
+    "MOST_USERS",
     "MOVES",
     "OVERRIDES",
     "OVERRIDE_FAILED",
@@ -396,6 +399,7 @@ __all__ = [
     "Toleration",
     "Transfer",
     "User",
+    "UserPoint",
     "UserSpec",
     "UserStatus",
     "Veto",

@@ -59,8 +59,9 @@ class CostWish(Document, frozen=True, kw_only=True):
 
 
 class LatencyWish(Document, frozen=True, kw_only=True):
-    """Measured round trips along the links of the tree."""
+    """Measured round trips: to clusters along the links of the tree, to users as each cluster measures it."""
 
-    to: list[str]  # names of clusters that it serves; the farthest counts
+    to: list[str] = field(default_factory=list)  # names of clusters that it serves; the farthest counts
+    users: list[str] = field(default_factory=list)  # names of users that it serves, from spec.users of a Cluster; the farthest counts
     weight: Importance = 1  # with LowestCost: of a millisecond, beside the weight of a thousandth of the currency an hour
     max_millis: Annotated[int, Meta(ge=0, le=3_600_000)] = 0  # clusters farther away do not qualify; 0: any distance

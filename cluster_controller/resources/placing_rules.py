@@ -1,6 +1,6 @@
 """What a placement must also mean: selectors that parse, numbers that fit each other, and nothing that would be ignored."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from cluster_controller.errors import InvalidInput
@@ -14,6 +14,7 @@ MOST_TERMS = 50  # of each list
 class Report(Protocol):
     def __call__(self, field: str, message: str, reason: str = "FieldValueInvalid") -> None: ...
     def run(self, field: str, check: Callable[[str], object], value: str) -> None: ...
+    def unique(self, field: str, values: Iterable[object]) -> None: ...
 
 
 def wishes(placement: kinds.Placement, path: str, report: Report) -> None:
@@ -65,12 +66,16 @@ def _objective(placement: kinds.Placement, path: str, report: Report) -> None:
     latency = placement.latency
     if latency is None:
         return
-    if not latency.to:
-        report(f"{path}.latency.to", "at least one cluster is required: to whom?", "FieldValueRequired")
+    if not latency.to and not latency.users:
+        report(f"{path}.latency.to", "at least one cluster, or one name of users, is required: to whom?", "FieldValueRequired")
     for index, name in enumerate(latency.to):
         problem = subdomain_problem(name)
         if problem:
             report(f"{path}.latency.to[{index}]", problem)
+    for index, name in enumerate(latency.users):
+        problem = label_problem(name)
+        if problem:
+            report(f"{path}.latency.users[{index}]", problem)
     if not cheapest and not latency.max_millis:
         report(f"{path}.latency", "means nothing without maxMillis or division: {by: LowestCost}", "FieldValueForbidden")
 
@@ -93,6 +98,7 @@ def _bounded(placement: kinds.Placement, path: str, report: Report) -> None:
         ("spread", len(placement.spread)),
         ("division.weights", len(placement.division.weights)),
         ("latency.to", len(placement.latency.to) if placement.latency is not None else 0),
+        ("latency.users", len(placement.latency.users) if placement.latency is not None else 0),
     )
     for name, count in lists:
         if count > MOST_TERMS:
@@ -104,6 +110,23 @@ def _selector(selector: kinds.LabelSelector | None, path: str, report: Report) -
         from_struct(selector, path)
     except InvalidInput as error:
         report(error.field or path, str(error))
+
+
+def users(points: Sequence[kinds.UserPoint], path: str, report: Report) -> None:
+    """Names of users, each with what tells how far they are."""
+    if len(points) > kinds.MOST_USERS:
+        report(path, f"has {len(points)} entries; at most {kinds.MOST_USERS}", "FieldValueTooMany")
+    report.unique(path, (each.name for each in points))
+    for index, each in enumerate(points):
+        where = f"{path}[{index}]"
+        problem = label_problem(each.name)
+        if problem:
+            report(f"{where}.name", problem)
+        if bool(each.address) == (each.millis is not None):
+            report(where, "needs either address, which is measured, or millis, which is taken for true", "FieldValueRequired")
+        host, _, port = each.address.rpartition(":")
+        if each.address and not (host.strip("[]") and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+            report(f"{where}.address", f"{shown(each.address)} is not HOST:PORT, as in 10.0.0.5:443 or [2001:db8::5]:443")
 
 
 def hourly_cost_problem(value: str) -> str:

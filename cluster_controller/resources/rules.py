@@ -21,7 +21,7 @@ from cluster_controller.resources.names import (
     subdomain_problem,
 )
 from cluster_controller.resources.overriding import overrides
-from cluster_controller.resources.placing_rules import hourly_cost_problem, wishes
+from cluster_controller.resources.placing_rules import hourly_cost_problem, users, wishes
 from cluster_controller.resources.rollout_rules import gates, starts, waves
 from cluster_controller.resources.selectors import check_key, check_value, from_struct
 from cluster_controller.resources.shape import Problem
@@ -295,6 +295,7 @@ def cluster(new: kinds.Cluster, previous: kinds.Cluster | None, report: Report) 
     for index, taint in enumerate(new.spec.taints):
         report.run(f"spec.taints[{index}].key", check_key, taint.key)
         report.run(f"spec.taints[{index}].value", check_value, taint.value)
+    users(new.spec.users, "spec.users", report)
     price = new.metadata.labels.get(kinds.HOURLY_COST)
     if price is not None:
         _problem(f"metadata.labels.{kinds.HOURLY_COST}", hourly_cost_problem(price), report)

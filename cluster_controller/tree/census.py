@@ -19,7 +19,7 @@ from cluster_controller.settling import Settler
 from cluster_controller.store import Event, Key, Store, Stored, Tx
 from cluster_controller.tree.known import Heard, Known
 from cluster_controller.tree.listing import DECIDED
-from cluster_controller.tree.merge import Merged, merge
+from cluster_controller.tree.merge import Merged, merge, users_of
 from cluster_controller.tree.overlays import Overlays
 
 log = structlog.get_logger()
@@ -73,6 +73,7 @@ class Census:
         self._direct: dict[str, str] | None = None  # names of direct children by uid, until a Cluster changes
         self._via: dict[str, str] = {}  # cluster → the direct child, or the stray, that reports it
         self._strays: set[str] = set()
+        self.users: Sequence[kinds.UserPoint] = ()  # whose distance from here is asked for (`cluster_controller.users`)
         self._overlays = Overlays(uid, name, path, self._documents)
         self._lost: dict[str, float] = {}  # direct child → when it was last heard
         self._told: dict[str, float] = {}  # cluster → when we were told that it fell silent
@@ -103,16 +104,26 @@ class Census:
             elif kind == "Cluster" and space == "own":
                 self._direct = None
                 self._settler.mark(event.stored.uid)
+                if event.stored.uid == self._uid and self._named(event):
+                    self._settler.mark_all(self._via)
                 if event.previous is None or event.kind_of == "delete":
                     self._settler.mark(self._uid)  # how many children it has
             elif kind == "ClusterOverlay" and space == "desired":
-                self._settler.mark(self._documents.read(event.stored, kinds.ClusterOverlay).spec.cluster)
+                cluster = self._documents.read(event.stored, kinds.ClusterOverlay).spec.cluster
+                self._settler.mark(cluster)
+                if cluster == self._uid:
+                    self._settler.mark_all(self._via)  # the users that are named for here are named for all below
             elif space == "conflict/desired" or (kind == "Work" and space == "local") or (kind == "Pod" and space == "observed"):
                 self._settler.mark(self._uid)
             elif event.kind_of == "delete" and (
                 (kind == "Work" and space.startswith("down/")) or (kind == "WorkStatus" and space.startswith("up/"))
             ):
                 self._mark_below(space.partition("/")[2])  # what it has yet to withdraw
+
+    def _named(self, event: Event) -> bool:
+        """Does the own Cluster name other users than before?"""
+        before = msgspec.json.decode(event.previous.document, type=kinds.Cluster).spec.users if event.previous is not None else []
+        return before != self._documents.read(event.stored, kinds.Cluster).spec.users
 
     def _reported(self, event: Event) -> None:
         uid, (kind, _, via) = event.stored.key.name, event.stored.key.space.partition("/")
@@ -227,11 +238,20 @@ class Census:
             return
         own = self._documents.read(stored, kinds.Cluster) if stored is not None else None
         overlays = self._overlays.of(tx, uid, own)
+        if uid == self._uid:
+            self.users = users_of(overlays)
+        else:
+            overlays = self._overlays.inherited(overlays, uid, self._here(tx))
         merged = merge(known.name, known.facts.labels, overlays)
         self._write_cluster(tx, known, stored, own, merged)
         self._write_report(tx, known)
         if known.via != self._uid and known.via not in self._strays:  # what was laid on its way home stays there
             self._overlays.write(tx, known.uid, known.via, overlays)
+
+    def _here(self, tx: Tx) -> list[kinds.ClusterOverlaySpec]:
+        """What is laid over this controller itself, for users that it names for all below."""
+        stored = self._find(tx, self._uid)
+        return self._overlays.of(tx, self._uid, self._documents.read(stored, kinds.Cluster) if stored is not None else None)
 
     def _known(self, tx: Tx, uid: str) -> Known | None:
         if uid == self._uid:

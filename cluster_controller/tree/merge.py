@@ -35,5 +35,15 @@ def merge(site: str, site_labels: Mapping[str, str], overlays: Sequence[kinds.Cl
         if overlay.unschedulable:
             unschedulable = True
             sources.append(kinds.LabelSource(key="cordon", set_by=overlay.set_by))
+        sources += [kinds.LabelSource(key=f"users {each.name}", value=each.address, set_by=overlay.set_by) for each in overlay.users]
     sources = [kinds.LabelSource(key=key, value=labels[key], set_by=setters[key]) for key in sorted(labels)] + sources
     return Merged(labels=labels, taints=list(taints.values()), unschedulable=unschedulable, sources=sources)
+
+
+def users_of(overlays: Sequence[kinds.ClusterOverlaySpec]) -> list[kinds.UserPoint]:
+    """Whose distance a cluster shall tell: of two who name the same users the nearer one counts."""
+    found: dict[str, kinds.UserPoint] = {}
+    for overlay in overlays:
+        for each in overlay.users:
+            found.setdefault(each.name, each)
+    return list(found.values())[: kinds.MOST_USERS]

@@ -82,6 +82,20 @@ def test_distances_are_sums_of_links_through_the_nearest_common_cluster() -> Non
     assert score.distances([cluster("a", "b", 1.0), cluster("b", "a", 1.0)], ("z",))("a") == 1.0, "a circle ends"
 
 
+def test_users_are_as_far_as_each_cluster_says_and_the_farthest_of_all_counts() -> None:
+    tree = [
+        cluster("root"),
+        cluster("near", "root", 10.0, user_millis={"hall": 3.0, "dock": 40.0}),
+        cluster("far", "root", 20.0, user_millis={"hall": 25.0}),
+    ]
+    hall = score.distances(tree, (), ("hall",))
+    assert [hall(name) for name in ("near", "far", "root", "nobody")] == [3.0, 25.0, None, None]
+    assert score.distances(tree, (), ("hall", "dock"))("near") == 40.0
+    assert score.distances(tree, (), ("hall", "dock"))("far") is None
+    assert score.distances(tree, ("near",), ("hall",))("far") == 30.0
+    assert score.cost(Objective(users=("hall",)), 0, None) > score.cost(Objective(users=("hall",)), 0, 900.0)
+
+
 def test_wishes_are_added_up() -> None:
     labels = {"a": {"zone": "x"}, "b": {"zone": "x"}, "c": {}}
     wanted = Demand(

@@ -52,6 +52,8 @@ def test_all_of_it_together_is_accepted() -> None:
         ({"latency": {"to": ["a"]}}, f"{P}.latency"),
         ({"latency": {"to": [], "maxMillis": 5}}, f"{P}.latency.to"),
         ({"latency": {"to": ["A_"], "maxMillis": 5}}, f"{P}.latency.to[0]"),
+        ({"latency": {"users": ["A_"], "maxMillis": 5}}, f"{P}.latency.users[0]"),
+        ({"latency": {"users": ["a"] * 51, "maxMillis": 5}}, f"{P}.latency.users"),
         ({"strategy": "Duplicated", "spread": [{"maxSkew": 1}]}, f"{P}.spread"),
         ({"strategy": "Duplicated", "division": CHEAPEST}, f"{P}.division"),
         ({"strategy": "Duplicated", "affinity": {"clusters": [TERM]}}, f"{P}.affinity.clusters"),
@@ -67,3 +69,27 @@ def test_a_price_is_a_quantity() -> None:
     labels = {"apiVersion": "banyan.dev/v1alpha1", "kind": "Cluster", "metadata": {"name": "a", "labels": {kinds.HOURLY_COST: "-1"}}}
     with pytest.raises(InvalidInput):
         validate.decode("Cluster", msgspec.json.encode(labels))
+
+
+@pytest.mark.parametrize(
+    ("users", "field"),
+    [
+        ([{"name": "A_", "millis": 3}], "spec.users[0].name"),
+        ([{"name": "hall"}], "spec.users[0]"),
+        ([{"name": "hall", "address": "a:1", "millis": 3}], "spec.users[0]"),
+        ([{"name": "hall", "address": "10.0.0.5"}], "spec.users[0].address"),
+        ([{"name": "hall", "address": ":443"}], "spec.users[0].address"),
+        ([{"name": "hall", "address": "a:70000"}], "spec.users[0].address"),
+        ([{"name": "hall", "millis": 3}, {"name": "hall", "millis": 4}], "spec.users[1]"),
+        ([{"name": f"hall-{index}", "millis": 3} for index in range(17)], "spec.users"),
+    ],
+)
+def test_users_have_a_name_and_either_an_address_or_a_distance(users: list[dict[str, Any]], field: str) -> None:
+    document = {"apiVersion": "banyan.dev/v1alpha1", "kind": "Cluster", "metadata": {"name": "a"}, "spec": {"users": users}}
+    assert field in problems("Cluster", document)
+    document["spec"] = {"users": [{"name": "hall", "address": "[::1]:443"}, {"name": "dock", "millis": 0}]}
+    assert not problems("Cluster", document)
+
+
+def test_users_alone_are_somebody_to_be_near_to() -> None:
+    assert problems("Application", application(placement={"latency": {"users": ["hall"], "maxMillis": 5}})) == set()

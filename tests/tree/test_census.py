@@ -359,6 +359,32 @@ def test_overlays_go_down_and_the_nearest_ancestor_is_laid_on_first(tmp_path: Pa
     play(tmp_path, main)
 
 
+def test_users_that_are_named_for_a_controller_are_named_for_all_below_it(tmp_path: Path) -> None:
+    async def main(bench: Bench) -> None:
+        def sent(uid: str) -> dict[str, tuple[str, str]]:
+            found = (decode(stored.document, kinds.ClusterOverlay).spec for stored in bench.store.list("down/e1", "ClusterOverlay"))
+            return {each.name: (each.address, spec.set_by) for spec in found if spec.cluster == uid for each in spec.users}
+
+        await family(bench)
+        hall, dock = kinds.UserPoint(name="hall", address="a:1"), kinds.UserPoint(name="dock", address="b:2")
+        await bench.overlay("me", "top", users=[hall])
+        assert sent("e1") == sent("deep") == {"hall": ("a:1", "name-top")}
+        assert list(bench.census.users) == [hall]
+        await bench.change("region", users=[{"name": "dock", "address": "b:2"}])
+        assert sent("deep") == {"hall": ("a:1", "name-top"), "dock": ("b:2", "region")}
+        assert list(bench.census.users) == [dock, hall]
+        assert {source.key: source.value for source in bench.cluster("region").status.sources} == {"users hall": "a:1", "users dock": "b:2"}
+        nearer = kinds.UserPoint(name="hall", address="c:3")
+        await bench.overlay("deep", "top", users=[nearer], unschedulable=True)
+        assert sent("deep")["hall"] == ("c:3", "name-top"), "what is said of the cluster itself comes first"
+        await bench.delete(Key("desired", "ClusterOverlay", "", "deep.top"))
+        await bench.delete(Key("desired", "ClusterOverlay", "", "me.top"))
+        await bench.change("region")
+        assert sent("e1") == sent("deep") == {} and not bench.census.users
+
+    play(tmp_path, main)
+
+
 def test_what_is_laid_over_this_cluster_counts_here_and_goes_no_further(tmp_path: Path) -> None:
     async def main(bench: Bench) -> None:
         bench.own = kinds.ClusterFacts(labels={"site": "x"})
