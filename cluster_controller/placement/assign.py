@@ -7,7 +7,7 @@ Pure, and independent of the order of bins. Every rule is one key by which the n
 (and only shrink while they are taken), so a heap whose entries are looked at again when they come up finds the same bin as looking at all.
 For `LowestCost` the cost of one more replica in a bin never falls, so taking the cheapest next is optimal (Federgruen and Groenevelt 1986,
 greedy allocation over laminar bounds); a spread with a bound is made laminar by fixing what the emptiest place shall have, and all such
-values are tried.
+values are tried. With several such spreads small cases are searched (`placement.tight`): adding one by one may end before it must.
 """
 
 import heapq
@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from cluster_controller.placement.model import Spread
+from cluster_controller.placement.tight import Search
 
 MOST_STEPS = 50_000  # placed replicas over all values tried for one spread; beyond, the spread is kept and the cost is a good one
 
@@ -73,6 +74,7 @@ def assign(wanted: int, bins: Sequence[Bin], by: str = "Even", spreads: Sequence
         return Assignment(counts={each.uid: count for each, count in zip(ordered, counts, strict=True)})
     division = _Division(ordered, spreads, by, wanted)
     left = _cheapest(division, wanted - held) if by == "LowestCost" else division.add(wanted - held)
+    left = _tightly(division, wanted - held, left)
     return Assignment(
         counts={each.uid: count for each, count in zip(ordered, division.counts, strict=True)},
         missing=left,
@@ -127,9 +129,9 @@ class _Division:
                 places[each.places[number]] = places.get(each.places[number], 0) + each.holds
         self._levels = [_levels(places) for places in self.places]
         self.caps: dict[str, int] | None = None  # of the places of the first spread, instead of its skew
-        self._by = by
+        self.by = by
         self._quotas = self._fair(wanted) if by in {"Weights", "FreeCapacity"} else []
-        self._parked: dict[int, str] = {}
+        self.parked: dict[int, str] = {}
         self._lowering = wanted < sum(self.counts)
 
     def copy(self) -> "_Division":
@@ -137,7 +139,7 @@ class _Division:
         other.bins, other.spreads, other.counts = self.bins, self.spreads, list(self.counts)
         other.places = [dict(places) for places in self.places]
         other._levels = [(dict(levels), least) for levels, least in self._levels]
-        other.caps, other._by, other._quotas, other._parked, other._lowering = None, self._by, self._quotas, {}, self._lowering
+        other.caps, other.by, other._quotas, other.parked, other._lowering = None, self.by, self._quotas, {}, self._lowering
         return other
 
     def _fair(self, wanted: int) -> list[int]:
@@ -157,7 +159,7 @@ class _Division:
 
     def _measure(self, index: int) -> tuple[float, ...]:
         count, each = self.counts[index], self.bins[index]
-        if self._by == "LowestCost":
+        if self.by == "LowestCost":
             return (each.steps[-1][1] if self._lowering and each.steps else self.cost(index), count)
         if not self._quotas:
             return (count,)
@@ -178,9 +180,9 @@ class _Division:
     def add(self, missing: int, among: Sequence[int] | None = None) -> int:
         """Up to ``missing`` more; returns how many found no bin."""
         open_bins = range(len(self.bins)) if among is None else among
-        heap = [(self._key(index), index) for index in open_bins if self._open(index)]
+        heap = [(self._key(index), index) for index in open_bins if self.open(index)]
         heapq.heapify(heap)
-        self._parked = {}
+        self.parked = {}
         while missing and heap:
             key, index = heapq.heappop(heap)
             now = self._key(index)
@@ -189,21 +191,21 @@ class _Division:
                 continue
             where = self._full_place(index)
             if where:
-                self._parked[index] = where
+                self.parked[index] = where
                 continue
-            rose = self._put(index, 1)
+            rose = self.put(index, 1)
             missing -= 1
-            if self._open(index):
+            if self.open(index):
                 heapq.heappush(heap, (self._key(index), index))
-            if rose and self._parked:
-                for parked in self._parked:
+            if rose and self.parked:
+                for parked in self.parked:
                     heapq.heappush(heap, (self._key(parked), parked))
-                self._parked = {}
+                self.parked = {}
         return missing
 
-    def _open(self, index: int) -> bool:
+    def open(self, index: int) -> bool:
         each = self.bins[index]
-        return self.counts[index] < each.limit and not (self._by == "Weights" and each.weight <= 0)
+        return self.counts[index] < each.limit and not (self.by == "Weights" and each.weight <= 0)
 
     def _full_place(self, index: int) -> str:
         """A place that may have no more now, or ""."""
@@ -216,7 +218,7 @@ class _Division:
                 return place
         return ""
 
-    def _put(self, index: int, more: Literal[1, -1]) -> bool:
+    def put(self, index: int, more: Literal[1, -1]) -> bool:
         """Whether the emptiest place of some spread has more than before."""
         self.counts[index] += more
         rose = False
@@ -239,11 +241,11 @@ class _Division:
         for index, each in enumerate(self.bins):
             if not each.room or self.counts[index] >= each.holds + each.room:
                 continue
-            if index in self._parked:
+            if index in self.parked:
                 found[each.uid] = "Spread"
             elif each.most and self.counts[index] >= each.most:
                 found[each.uid] = "PerCluster"
-            elif self._by == "Weights" and each.weight <= 0:
+            elif self.by == "Weights" and each.weight <= 0:
                 found[each.uid] = "Weight"
         return found
 
@@ -261,7 +263,7 @@ class _Division:
             if now != key:
                 heapq.heappush(heap, (now, index))
                 continue
-            self._put(index, -1)
+            self.put(index, -1)
             surplus -= 1
             if self.counts[index]:
                 heapq.heappush(heap, (self._take_key(index), index))
@@ -328,8 +330,38 @@ def _cheapest(division: _Division, missing: int) -> int:
             best, found = judged, trial
     if best is None:
         return division.add(missing)
-    division.counts, division.places, division._levels, division._parked = found.counts, found.places, found._levels, found._parked
+    division.counts, division.places, division._levels, division.parked = found.counts, found.places, found._levels, found.parked
     return best[0]
+
+
+def _tightly(division: _Division, missing: int, left: int) -> int:
+    """Under several hard spreads: as many as there can be, for the least, where that can be searched; returns how many found no bin."""
+    hard = [number for number, spread in enumerate(division.spreads) if spread.hard]
+    cheapest = division.by == "LowestCost"
+    if len(hard) < 2 or not missing or not (left or cheapest):
+        return left
+    bins = division.bins
+    found = Search(
+        [each.holds for each in bins],
+        [each.holds if division.by == "Weights" and each.weight <= 0 else max(each.holds, each.limit) for each in bins],
+        [[each.places[number] for each in bins] for number in hard],
+        [division.spreads[number] for number in hard],
+        [[_price(each, more, cheapest=cheapest) for more in range(min(missing, each.room))] for each in bins],
+    ).run(missing)
+    if found is None or (sum(found) == sum(division.counts) and not cheapest):
+        return left
+    for index, count in enumerate(found):
+        for _ in range(abs(count - division.counts[index])):
+            division.put(index, 1 if count > division.counts[index] else -1)
+    division.parked = {index: "" for index in range(len(found)) if division.open(index)}
+    return missing - sum(found) + sum(each.holds for each in bins)
+
+
+def _price(each: Bin, more: int, *, cheapest: bool) -> tuple[int, ...]:
+    """Of one replica beyond ``more`` additional ones: what is short of its least, what is wished, then cost, or evenness."""
+    count = each.holds + more
+    cost = sum(_costs(each, more + 1)) - sum(_costs(each, more)) if cheapest else 2 * count + 1
+    return (-1 if count < each.least else 0, -each.tier, cost)
 
 
 def _with_floor(trial: _Division, missing: int, floor: int, skew: int) -> int | None:

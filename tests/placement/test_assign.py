@@ -81,6 +81,63 @@ def test_the_lowest_cost_under_a_spread_is_what_brute_force_finds(wanted: int, a
     assert judged(wanted, among, listed(among, found)) == min(judged(wanted, among, counts) for counts in allowed)
 
 
+def within(among: Sequence[Bin], counts: Sequence[int], spreads: Sequence[Spread]) -> bool:
+    """Whether every place that got something has at most its skew more than the emptiest."""
+    for number, spread in enumerate(spreads):
+        places: dict[str, int] = {}
+        for each, count in zip(among, counts, strict=True):
+            places[each.places[number]] = places.get(each.places[number], 0) + count
+        grew = {each.places[number] for each, count in zip(among, counts, strict=True) if count > each.holds}
+        if any(places[place] - min(places.values()) > spread.skew for place in grew):
+            return False
+    return True
+
+
+@given(
+    st.integers(0, 6),
+    st.integers(1, 3).flatmap(lambda spreads: st.tuples(bins(held=2, spreads=spreads), st.just(spreads))),
+    st.sampled_from(["Even", "Weights", "FreeCapacity", "LowestCost"]),
+    st.lists(st.integers(1, 2), min_size=3, max_size=3),
+)
+@settings(max_examples=1500, deadline=None)
+def test_under_hard_spreads_as_many_have_a_place_as_brute_force_finds(
+    more: int, drawn: tuple[list[Bin], int], by: str, skews: list[int]
+) -> None:
+    """What stands is never moved for a spread, so the fewest moves are none: as many as possible are added, at the least cost."""
+    among, count = drawn
+    spreads = [Spread(f"label-{number}", skews[number]) for number in range(count)]
+    wanted = more + sum(each.holds for each in among)
+    found = assign(wanted, among, by, spreads)
+    counts = listed(among, found)
+    assert within(among, counts, spreads)
+    assert all(count >= each.holds for each, count in zip(among, counts, strict=True)), "nothing is moved"
+    closed = [each.holds if by == "Weights" and not each.weight else 99 for each in among]
+    allowed = [
+        judged(wanted, among, other)
+        for other in every(wanted, among)
+        if all(one <= most for one, most in zip(other, closed, strict=True)) and within(among, other, spreads)
+    ]
+    if by == "LowestCost":
+        assert judged(wanted, among, counts) == min(allowed)
+    assert found.missing == wanted - sum(counts) == min(allowed)[0]
+    if found.missing:
+        assert all(each.uid in found.blocked for each, has in zip(among, counts, strict=True) if has < each.holds + each.room)
+
+
+def test_two_spreads_are_searched_and_too_many_clusters_are_filled_one_by_one() -> None:
+    """One more in the place that has least of both closes the others: added one by one, two of three find no place."""
+    cross = [
+        Bin(uid="a", name="a", room=1, places=("x", "p")),
+        Bin(uid="b", name="b", room=1, places=("x", "q")),
+        Bin(uid="c", name="c", room=1, places=("y", "p")),
+    ]
+    spreads = (Spread("zone", 1), Spread("rack", 1))
+    assert assign(2, cross, spreads=spreads).counts == {"a": 0, "b": 1, "c": 1}
+    many = [Bin(uid=f"{index:03}", name=f"{index:03}", room=9, places=("xyz"[index % 3], "pq"[index % 2])) for index in range(200)]
+    found = assign(300, many, "LowestCost", spreads)
+    assert found.missing == 0 and within(many, listed(many, found), spreads)
+
+
 @given(st.integers(0, 12), bins(held=3, spreads=2), st.sampled_from(["Even", "Weights", "FreeCapacity", "LowestCost"]), st.booleans())
 @settings(max_examples=800, deadline=None)
 def test_only_the_difference_moves_and_bounds_hold(wanted: int, among: list[Bin], by: str, hard: bool) -> None:
