@@ -6,13 +6,11 @@ other into the running product and counts the seeds until an invariant is violat
 
 import argparse
 import asyncio
-import contextlib
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 from cluster_controller import reports
 from cluster_controller.app import Controller
@@ -41,26 +39,12 @@ from cluster_controller.tunnel.protocol.liveness import Liveness
 from cluster_controller.tunnel.router import Router
 from cluster_controller.tunnel.tunnel import Tunnel
 from cluster_shim import contract
-from tests.simulation import scenario
+from tests.simulation import family_mutants, scenario
+from tests.simulation.deliberate import MUTANTS, both, mutant, put
 from tests.simulation.life import machine
 from tests.simulation.loop import Stuck
 
-Mutant = Callable[[], contextlib.AbstractContextManager[Any]]
-MUTANTS: dict[str, tuple[str, Mutant]] = {}
-
-
-def mutant(what: str) -> Callable[[Callable[[], Any]], Mutant]:
-    def note(function: Callable[[], Any]) -> Mutant:
-        MUTANTS[function.__name__] = what, function
-        return function
-
-    return note
-
-
-def put(owner: Any, name: str, value: Any) -> contextlib.AbstractContextManager[Any]:
-    assert hasattr(owner, name), f"{owner} has no {name} any more: write this mutant anew"
-    return mock.patch.object(owner, name, value)
-
+FURTHER = family_mutants  # which add theirs
 
 # --- the store ---
 
@@ -110,7 +94,7 @@ def ack_before_commit() -> Any:
     def acked(self: Source, message: Ack) -> None:
         original(self, message)
 
-    return _both(put(_Run, "_receive", receive), put(Source, "acked", acked))
+    return both(put(_Run, "_receive", receive), put(Source, "acked", acked))
 
 
 @mutant("the cursor is written without what it stands for")
@@ -142,7 +126,7 @@ def no_version_check() -> Any:
         resume(self, message)
         self._sent = max(0, self._sent - 20)
 
-    return _both(put(Target, "_batch", batch), put(Source, "resume", resumed))
+    return both(put(Target, "_batch", batch), put(Source, "resume", resumed))
 
 
 @mutant("an old report is believed again")
@@ -197,7 +181,7 @@ def never_dead() -> Any:
     def begin(self: Liveness, *args: Any, **more: Any) -> None:
         original(self, *args, **more)
 
-    return _both(put(Liveness, "__init__", begin), put(Liveness, "dead_after", property(lambda self: math.inf, lambda self, value: None)))
+    return both(put(Liveness, "__init__", begin), put(Liveness, "dead_after", property(lambda self: math.inf, lambda self, value: None)))
 
 
 @mutant("a lease is measured by the wall clock, which jumps")
@@ -377,23 +361,15 @@ def dials_once() -> Any:
     return put(Dialer, "_wait", wait)
 
 
-@contextlib.contextmanager
-def _both(*patches: contextlib.AbstractContextManager[Any]) -> Iterator[None]:
-    with contextlib.ExitStack() as stack:
-        for each in patches:
-            stack.enter_context(each)
-        yield
-
-
 # --- the check ---
 
 
 def caught(name: str, seeds: range, rounds: int = scenario.ROUNDS) -> tuple[int, str] | None:
     """The first of ``seeds`` that finds the bug, and how; None when none does."""
     for seed in seeds:
-        with MUTANTS[name][1]():
+        with MUTANTS[name].put_in():
             try:
-                outcome = scenario.simulate(scenario.draw(seed, rounds=rounds))
+                outcome = scenario.simulate(scenario.draw_with(scenario.draw(seed, rounds=rounds), MUTANTS[name].families))
             except Stuck as error:
                 return seed, f"nothing gets on any more: {error}"
             if outcome.violations:
@@ -416,7 +392,7 @@ def main() -> int:
         spent = time.process_time() - began
         if found is None:
             missed += 1
-            print(f"MISSED  {name} ({MUTANTS[name][0]}): not found by {options.seeds} seeds, {spent:.0f} s", flush=True)
+            print(f"MISSED  {name} ({MUTANTS[name].what}): not found by {options.seeds} seeds, {spent:.0f} s", flush=True)
         else:
             print(f"caught  {name}: seed {found[0]}, {spent:.0f} s: {found[1][:160]}", flush=True)
     print(f"{len(names)} deliberate bugs, {len(names) - missed} caught")
