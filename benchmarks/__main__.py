@@ -1,8 +1,9 @@
 """Measure, and write down: `make bench`, `make bench-NAME`.
 
     python -m benchmarks all                 every benchmark, each in a process of its own, then the report
-    python -m benchmarks NAME                one: build/bench/NAME.json and a table
-    python -m benchmarks report              docs/performance.md's tables again, from the result files
+    python -m benchmarks NAME                one: benchmarks/results/NAME.json and a table
+    python -m benchmarks report              docs/performance.md and its charts again, from the result files
+    python -m benchmarks check               fails when they are not what the result files say
 
 --quick measures with small counts in seconds: it shows that a benchmark works, its figures mean nothing and go nowhere but to --output.
 """
@@ -12,6 +13,7 @@ import asyncio
 import importlib
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,10 +25,18 @@ import structlog
 from benchmarks import records, report
 from benchmarks.records import Options
 
+# Seconds that each may take on two cores, set-up included; all of them forty minutes. One that takes twice as long is ended.
+BUDGET = {
+    "footprint": 140, "size": 10, "startup": 25, "idle": 250, "propagation": 190, "three": 140, "relay": 110,
+    "burst": 40, "lists": 60, "decode": 55, "serve": 300, "placement": 40, "replace": 90, "failover": 125, "healing": 170,
+    "growth": 180, "demo": 90, "members": 130, "crowd": 90, "kubectl": 80,
+}  # fmt: skip
+LONGEST = 40 * 60
+INTERRUPTED_SECONDS = 60.0
 CLUSTERS = ("members", "crowd", "kubectl")  # on real Kubernetes clusters: `make testbed`
 ALONE = (
     "footprint", "size", "startup", "idle", "propagation", "three", "relay",
-    "burst", "lists", "decode", "serve", "placement", "replace", "failover", "healing", "demo",
+    "burst", "lists", "decode", "serve", "placement", "replace", "failover", "healing", "growth", "demo",
 )  # fmt: skip
 NAMES = (*ALONE, *CLUSTERS)
 DISK = "/var/tmp"  # a real disk, where /tmp may be memory; each run makes a folder of its own there
@@ -34,15 +44,17 @@ DISK = "/var/tmp"  # a real disk, where /tmp may be memory; each run makes a fol
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=("all", "report", *NAMES), metavar="NAME", help=f"all, report, {', '.join(NAMES)}")
+    parser.add_argument("name", choices=("all", "report", "check", *NAMES), metavar="NAME", help=f"all, report, check, {', '.join(NAMES)}")
     parser.add_argument("--quick", action="store_true", help="small counts, seconds; the figures mean nothing")
     parser.add_argument("--seed", type=int, default=1, help="of every random choice (default: 1)")
-    parser.add_argument("--output", type=Path, help="folder of the result files (default: build/bench, with --quick build/bench/quick)")
+    parser.add_argument("--output", type=Path, help="folder of the result files (default: benchmarks/results; build/bench/quick)")
     given = parser.parse_args()
-    output = given.output or (records.RESULTS / "quick" if given.quick else records.RESULTS)
+    output = given.output or (records.SCRATCH if given.quick else records.RESULTS)
     if given.name == "report":
         report.write(NAMES, output)
         return 0
+    if given.name == "check":
+        return report.check(NAMES)
     if given.name == "all":
         code = everything(sys.argv[1:])
         if output == records.RESULTS:
@@ -54,25 +66,41 @@ def main() -> int:
 
 def everything(arguments: list[str]) -> int:
     """Each in a process of its own, so that none pays for what another has loaded; goes on after a failure and ends with 1."""
-    failed = []
+    failed, began = [], time.monotonic()
     for name in NAMES:
         records.say(f"=== {name}")
         argv = [sys.executable, "-m", "benchmarks", *(name if word == "all" else word for word in arguments)]
-        if subprocess.run(argv, check=False).returncode != 0:
+        if bounded(argv, 2 * BUDGET[name]) != 0:
             failed.append(name)
+    took = time.monotonic() - began
+    records.say(f"all benchmarks: {took / 60:.1f} minutes of {LONGEST / 60:g}")
     if failed:
         records.say(f"could not be measured: {', '.join(failed)}")
     return 1 if failed else 0
 
 
+def bounded(argv: list[str], seconds: float) -> int:
+    """Its exit code. One that takes longer is interrupted, so that it takes its tree down itself, and killed when it does not."""
+    process = subprocess.Popen(argv)
+    for signal_, patience in ((signal.SIGINT, seconds), (signal.SIGKILL, INTERRUPTED_SECONDS)):
+        try:
+            return process.wait(patience)
+        except subprocess.TimeoutExpired:
+            records.say(f"{' '.join(argv[1:])} is ended: it did not end by itself within {patience:g} s")
+            process.send_signal(signal_)
+    return process.wait()
+
+
 def conduct(name: str, output: Path, *, quick: bool, seed: int) -> None:
     prepare()
     benchmark = importlib.import_module(f"benchmarks.{name}")
+    where = records.machine()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(dir=DISK, prefix="banyan-bench-") as folder:
         options = Options(folder=Path(folder), quick=quick, seed=seed)
         rows = asyncio.run(benchmark.measure(options))
-    made = records.result(name, options, rows, time.monotonic() - began)
+    network = getattr(benchmark, "NETWORK", records.LOOPBACK)
+    made = records.result(name, options, rows, time.monotonic() - began, where=where, network=network)
     path = records.save(made, output)
     print(records.table(rows))
     for note in records.notes(rows):

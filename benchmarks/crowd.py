@@ -17,7 +17,7 @@ PER_NODE = 110
 
 
 async def measure(options: Options) -> list[Row]:
-    pods, per_second, seconds, settle = (60, 50.0, 2.0, 0.5) if options.quick else (5000, 200.0, 60.0, 20.0)
+    pods, per_second, seconds, settle = (60, 50.0, 2.0, 0.5) if options.quick else (5000, 200.0, 40.0, 15.0)
     shape = Shape.kwok(nodes=-(-pods // PER_NODE) + 1, pods=PER_NODE)
     async with clusters.clusters(crowd=shape) as found, growing(options.folder) as tree:
         member = found["crowd"]

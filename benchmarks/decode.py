@@ -6,7 +6,6 @@ The pods are what an API server answers with, managed fields included.
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ from benchmarks import gauges, records
 from benchmarks.records import Options, Row
 
 CLIENT = "the official Python client's models"
-HERE = "measured in the same run"
+HERE = records.HERE
 PAGE = 500  # pods in one answer, as the shim asks for them
 
 
@@ -35,17 +34,18 @@ async def measure(options: Options) -> list[Row]:
             took.setdefault(f"{prefix}events", []).append(timed(reader.events, lines))
     memory = {who: kept(who, pods) for who in ("narrow", "official")}
     size = sum(map(len, pages)) / pods
-    note = f"median of {rounds} interleaved rounds; a pod is {size:,.0f} bytes of JSON, managed fields included; one core"
+    note = f"a pod is {size:,.0f} bytes of JSON, managed fields included; one core"
     rows = []
     for name, what in (("list", f"list of {pods:,} pods, in pages of {PAGE}"), ("events", f"{events:,} watch events of pods")):
-        ours, theirs = statistics.median(took[name]), statistics.median(took[f"their {name}"])
+        ours, theirs = took[name], took[f"their {name}"]
+        times = [other / mine for mine, other in zip(ours, theirs, strict=True)]
         rows += [
-            Row(what=f"{what}: decoded", measured=ours, unit="ms", peer=CLIENT, peer_measured=theirs, peer_source=HERE, note=note),
-            Row(what=f"{what}: times as fast as {CLIENT}", target=5, measured=theirs / ours, unit="×", least=True),
+            records.rounds(f"{what}: decoded", ours, "ms", peer=CLIENT, theirs=theirs, note=note),
+            records.rounds(f"{what}: times as fast as {CLIENT}", times, "×", target=5, least=True),
         ]
     what = f"{pods:,} pods kept in memory"
-    theirs = memory["official"]
-    return [*rows, Row(what=what, measured=memory["narrow"], unit="MiB", peer=CLIENT, peer_measured=theirs, peer_source=HERE)]
+    held = memory["official"]
+    return [*rows, Row(what=what, measured=memory["narrow"], unit="MiB", peer=CLIENT, peer_measured=held, peer_source=HERE)]
 
 
 def timed(read: Callable[[list[bytes]], object], data: list[bytes]) -> float:

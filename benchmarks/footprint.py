@@ -17,7 +17,7 @@ IMPORTED = re.compile(r"^import time:\s+\d+ \|\s+\d+ \|\s+(\S+)", re.MULTILINE)
 
 
 async def measure(options: Options) -> list[Row]:
-    count, seconds, settle = (1, 2.0, 0.5) if options.quick else (5, 120.0, 40.0)
+    count, seconds, settle = (1, 2.0, 0.5) if options.quick else (5, 90.0, 25.0)
     async with growing(options.folder) as tree:
         root = await tree.root()
         edge = await tree.edge("edge-1", root)

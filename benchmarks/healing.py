@@ -25,6 +25,7 @@ LOSS = 10  # of a hundred packets
 PER_SECOND = 100.0
 WIRE = 1500  # bytes of the largest packet
 TABLE = "lossy"
+NETWORK = f"loopback of a network namespace with packets of {WIRE} bytes, {LOSS} % of those to and from the root's tunnel lost"
 AT_ONCE = 8  # requests, in order: where the root is too busy to take more, no change of an Application overtakes the one before
 
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 from banyanctl.endpoint import read
-from benchmarks import clusters, gauges, records
+from benchmarks import clusters, gauges, pairs, records
 from benchmarks.api import Pool
 from benchmarks.harness import Site, all_ready, growing
 from benchmarks.members import trunk
@@ -18,7 +18,7 @@ from e2e.testbed import Member, Shape
 from tools import needs
 
 DIRECT = "kubectl, straight to the API server"
-HERE = "measured in the same run"
+HERE = records.HERE
 INOTIFY = Path("/proc/sys/fs/inotify/max_user_instances")
 SERVES = "while true; do dd if=/dev/zero bs=65536 count={blocks} 2>/dev/null | nc -l -p 8080; done"
 TALKS = "while true; do echo the time is $(date); sleep 1; done"
@@ -40,17 +40,16 @@ async def measure(options: Options) -> list[Row]:
             grown = await followed(through, {"root": root, "region": region, "edge": site}, logs)
     direct, tree_ = statistics.median(took["direct"]), statistics.median(took["tree"])
     note = f"Kubernetes' own kubectl, {gets} times each, in turns; a whole cluster with a node, its controller on the host that measures"
-    speed = {name: statistics.median(values) for name, values in rates.items()}
+    shares = [100 * ours / theirs for ours, theirs in zip(rates["tree"], rates["direct"], strict=True)]
     size = blocks * 65536 / gauges.MIB
     most = max(grown, key=lambda name: grown[name])
     return [
         Row(what="kubectl get pods through two hops, P50", measured=tree_, unit="ms", peer=DIRECT, peer_measured=direct, peer_source=HERE,
-            note=note),
+            note=note, ratio=pairs.ratio(took["tree"], took["direct"])),
         Row(what="kubectl get pods: added by two hops, P50", target=5, measured=tree_ - direct, unit="ms"),
-        Row(what=f"kubectl port-forward through two hops, download of {size:,.0f} MiB", measured=speed["tree"], unit="MiB/s", peer=DIRECT,
-            peer_measured=speed["direct"], peer_source=HERE),
-        Row(what="port-forward: of kubectl's own direct one", target=40, measured=100 * speed["tree"] / speed["direct"], unit="%",
-            least=True),
+        records.rounds(f"kubectl port-forward through two hops, download of {size:,.0f} MiB", rates["tree"], "MiB/s", peer=DIRECT,
+                       theirs=rates["direct"]),
+        records.rounds("port-forward: of kubectl's own direct one", shares, "%", target=40, least=True),
         Row(what=f"{logs} concurrent logs -f: growth of the relay", target=64, measured=grown["region"], unit="MiB"),
         Row(what=f"{logs} concurrent logs -f: growth of the controller that grew most ({most})", measured=grown[most], unit="MiB"),
     ]  # fmt: skip

@@ -26,7 +26,7 @@ BURST = "Karmada 1.19, defaults (tuned: 122 s)"
 
 
 async def measure(options: Options) -> list[Row]:
-    apps, count, many, members = (2, 10, 10, 1) if options.quick else (50, 600, 1000, 3)
+    apps, count, many, members = (2, 10, 10, 1) if options.quick else (50, 300, 1000, 3)
     rows: list[Row] = []
     async with clusters.clusters(bare=BARE, kwok=Shape.kwok(nodes=3)) as found, growing(options.folder) as tree:
         root, region = await trunk(tree)

@@ -1,10 +1,10 @@
-"""Rows know whether they met their target, and the document's tables come from result files alone."""
+"""Rows know whether they met their target and keep their rounds; a result says of what, where and when."""
 
 from pathlib import Path
 
 import pytest
 
-from benchmarks import records, report
+from benchmarks import records
 from benchmarks.records import Options, Row
 
 ROWS = [
@@ -57,36 +57,34 @@ def test_a_result_says_where_when_and_of_what_it_was_measured(tmp_path: Path) ->
     assert len(made.commit.rstrip("+")) >= 7
 
 
-def test_the_document_changes_between_its_markers_only(tmp_path: Path) -> None:
-    document = tmp_path / "performance.md"
-    document.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n", encoding="utf-8")
-    results = tmp_path / "results"
-    written(results)
-    written(results, "size", quick=True)
-    for _ in range(2):  # a second time changes nothing
-        report.write(["footprint", "size", "lists"], results, document)
-        text = document.read_text(encoding="utf-8")
-        assert text.startswith(f"before\n{report.BEGIN}\n## footprint\n")
-        assert text.endswith(f"{report.END}\nafter\n")
-        assert "| memory \\| at rest | ≤ 64 MiB | **46.9** MiB | yes | KubeEdge 1.23, 5 pods: 90 MiB |\n" in text
-        assert "| frames | ≥ 200,000 /s | **199,999** /s | NO | websockets |\n" in text
-        assert "| for understanding | – | **0.012** s | – | – |\n" in text
-        assert "## size\n\nNot measured yet: `make bench-size`." in text  # a quick run is no measurement
-        assert "## lists\n\nNot measured yet" in text
-        assert "old" not in text
+def test_rounds_are_kept_and_their_middle_and_range_shown() -> None:
+    row = records.rounds("frames", [10.0, 30.0, 20.0], "/s", target=25, least=True, peer="bare", theirs=[5.0, 15.0, 10.0])
+    assert (row.measured, row.peer_measured, row.met) == (20.0, 10.0, False)
+    assert records.measured(row) == "20 /s (10 to 30, 3 rounds)"
+    assert records.peer(row) == "bare: 10 /s; this is × 2 (2 to 2)"
+    assert records.verdict(row) == "SHORT"
+    assert any(note.startswith("“this is ×”: geometric mean") for note in records.notes([row]))
+    assert records.rounds("frames", [0.0], "/s", peer="bare", theirs=[1.0]).ratio is None
+    alone = records.rounds("frames", [10.0], "/s")
+    assert (records.measured(alone), alone.ratio, alone.peer_measured) == ("10 /s", None, None)
 
 
-def test_a_document_without_markers_is_left_alone(tmp_path: Path) -> None:
-    document = tmp_path / "performance.md"
-    document.write_text("nothing here\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="needs the lines"):
-        report.write(["footprint"], tmp_path, document)
-    assert document.read_text(encoding="utf-8") == "nothing here\n"
+def test_a_result_says_how_busy_the_machine_was_before_and_what_lay_between(tmp_path: Path) -> None:
+    before = records.machine()
+    made = records.result("idle", Options(folder=tmp_path), ROWS, 1.0, where=before, network="a wire")
+    loaded = records.load(records.save(made, tmp_path))
+    assert (loaded.machine, loaded.network) == (before, "a wire")
+    assert loaded.machine.load is not None and loaded.machine.load >= 0
 
 
-def test_the_document_of_this_repository_has_its_markers() -> None:
-    text = report.DOCUMENT.read_text(encoding="utf-8")
-    assert text.count(report.BEGIN) == text.count(report.END) == 1
+def test_a_result_of_before_there_were_rounds_is_read(tmp_path: Path) -> None:
+    text = (
+        '{"name":"x","machine":{"cpu":"c","cores":2,"memory_gib":1,"kernel":"k"},"versions":{},"commit":"a","date":"2026-01-01","seed":1,'
+        '"quick":false,"seconds":1,"rows":[{"what":"w","target":1,"measured":2,"unit":"s","met":false}]}'
+    )
+    (tmp_path / "x.json").write_text(text, encoding="utf-8")
+    made = records.load(tmp_path / "x.json")
+    assert (made.rows[0].met, made.rows[0].rounds, made.machine.load, made.network) == (False, [], None, records.LOOPBACK)
 
 
 def test_a_result_of_another_version_is_named_with_the_remedy(tmp_path: Path) -> None:
