@@ -5,7 +5,8 @@
 How a request walks through the modules (arrows are imports; nothing imports back):
 
     __main__ ─> worker ─┬─> http      bytes ⇄ Request, Response (asyncio.Protocol, httptools); knows no inference
-                        ├─> rest      Request → what to do → Response; the JSON and binary codec is in `rest_codec`
+                        ├─> rest      Request → what to do → Response; the JSON and binary codec is in `rest_codec`, streams of lines are
+                        │             `rest_stream` and, below it, `http_stream`
                         ├─> grpc_door the same over gRPC, imported when the first HTTP/2 client comes: `http2` (pure), `grpc_wire`,
                         │             `grpc_service`, `grpc_codec`
                         ├─> repository which models serve; verified, warmed up, then swapped in one assignment

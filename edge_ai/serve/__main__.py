@@ -15,7 +15,7 @@ from pathlib import Path
 import uvloop
 
 from edge_ai.serve import events
-from edge_ai.serve.http import Limits
+from edge_ai.serve.http_parts import Limits
 from edge_ai.serve.lane import default_threads
 from edge_ai.serve.worker import BACKLOG, Settings, Worker
 

@@ -11,6 +11,7 @@ Invariants
 """
 
 import asyncio
+import contextlib
 from typing import Any, cast
 
 from google.protobuf.message import DecodeError
@@ -263,14 +264,15 @@ class GrpcConnection(asyncio.Protocol):
                 yield message
 
         try:
-            async for answer in self._service.stream(requests(), call):
-                if not stream.answered:
-                    self._http2.respond(stream, grpc_wire.HEAD)
-                drained.clear()
-                self._http2.write(stream, grpc_wire.framed(answer))
-                self._write()
-                if stream.pending:
-                    await drained.wait()
+            async with contextlib.aclosing(self._service.stream(requests(), call)) as answers:
+                async for answer in answers:
+                    if not stream.answered:
+                        self._http2.respond(stream, grpc_wire.HEAD)
+                    drained.clear()
+                    self._http2.write(stream, grpc_wire.framed(answer))
+                    self._write()
+                    if stream.pending:
+                        await drained.wait()
         except (RequestError, DecodeError) as error:
             self._fail(stream, error if isinstance(error, RequestError) else BadRequest("a message is not what this method takes"))
         except Exception as error:  # a defect: the client is told, the log has it

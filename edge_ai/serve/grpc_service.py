@@ -5,10 +5,10 @@ Beside the protocol's own service there is `grpc.health.v1.Health/Check`, which 
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from edge_ai.serve import grpc_codec, rest
+from edge_ai.serve import grpc_codec, rest, streams
 from edge_ai.serve.errors import LoadFailed, NotReady, RequestError, UnknownModel
 from edge_ai.serve.inference import Inference
 from edge_ai.serve.model import LoadedModel
@@ -19,10 +19,8 @@ from edge_ai.serve.tensors import Array, InferRequest
 SERVICE = "/inference.GRPCInferenceService/"
 HEALTH = "/grpc.health.v1.Health/Check"
 SERVING, NOT_SERVING = b"\x08\x01", b"\x08\x02"  # a HealthCheckResponse with its one field
-STREAMED = 16  # requests of one stream that are under way, and answers to one of them that the client has not taken
 QUICK_BYTES = 32 * 1024
 
-Answer = bytes | Exception | None  # None: all answers to that request were given
 Unary = Callable[[bytes, "Context"], "bytes | asyncio.Future[Any]"]
 
 
@@ -106,50 +104,23 @@ class Service:
         made: bytes = await self._submit(model, self._decode(model, request), context, _encoder(model))
         return made
 
-    async def stream(self, messages: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+    def stream(self, messages: AsyncIterator[bytes], context: Context) -> AsyncGenerator[bytes]:
         """Answers in the order of the requests, each as soon as it is made, while more of them come. One that fails ends nothing."""
-        begun: asyncio.Queue[asyncio.Queue[Answer] | None] = asyncio.Queue(STREAMED)
-        tasks: set[asyncio.Task[None]] = set()
-        reader = asyncio.create_task(self._read(messages, begun, tasks, context), name="grpc/read")
-        try:
-            while (answers := await _next(begun, reader)) is not None:
-                while (answer := await answers.get()) is not None:
-                    if isinstance(answer, Exception):
-                        raise answer
-                    yield answer
-        finally:
-            for task in (reader, *tasks):
-                task.cancel()
-            await asyncio.wait((reader, *tasks))
+        return streams.in_order(messages, lambda message, put: self._answer(message, put, context))
 
-    async def _read(
-        self, messages: AsyncIterator[bytes], begun: "asyncio.Queue[Any]", tasks: "set[asyncio.Task[None]]", context: Context
-    ) -> None:
-        """Begins each request as it comes; at most `STREAMED` are under way, then the client is not read any more."""
-        async for message in messages:
-            request = pb.ModelInferRequest.FromString(message)
-            answers: asyncio.Queue[Answer] = asyncio.Queue(STREAMED)
-            await begun.put(answers)
-            task = asyncio.create_task(self._answer(request, answers, context), name="grpc/streamed")
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-        await begun.put(None)
-
-    async def _answer(self, request: pb.ModelInferRequest, answers: "asyncio.Queue[Answer]", context: Context) -> None:
+    async def _answer(self, message: bytes, put: streams.Put, context: Context) -> None:
+        request = pb.ModelInferRequest.FromString(message)
         try:
             model = await self._find(request)
             asked = self._decode(model, request)
             encode = _stream_encoder(model)
             if model.streams:
-                await self._submit(model, asked, context, encode, emit=answers.put)
+                await self._submit(model, asked, context, encode, emit=put)
             else:
-                await answers.put(await self._submit(model, asked, context, encode))
+                await put(await self._submit(model, asked, context, encode))
         except RequestError as error:
             failed = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
-            await answers.put(pb.ModelStreamInferResponse(error_message=str(error), infer_response=failed).SerializeToString())
-        except Exception as error:  # a defect: it ends the stream, whose door logs it
-            await answers.put(error)
-        await answers.put(None)
+            await put(pb.ModelStreamInferResponse(error_message=str(error), infer_response=failed).SerializeToString())
 
     async def _find(self, request: pb.ModelInferRequest) -> LoadedModel:
         try:
@@ -174,22 +145,6 @@ class Service:
         return self._inference.submit(
             "grpc", model, lambda: asked, encode, priority=asked.priority, deadline=context.deadline, emit=emit
         )  # fmt: skip
-
-
-async def _next(begun: "asyncio.Queue[Any]", reader: "asyncio.Task[None]") -> "asyncio.Queue[Answer] | None":
-    """What was begun next; None when no more comes. Raises what ended the reader, once all that was begun before is answered."""
-    if begun.empty() and not reader.done():
-        getting = asyncio.ensure_future(begun.get())
-        await asyncio.wait((getting, reader), return_when=asyncio.FIRST_COMPLETED)
-        if getting.done():
-            found: asyncio.Queue[Answer] | None = getting.result()
-            return found
-        getting.cancel()
-    if begun.empty():
-        reader.result()
-        return None
-    waiting: asyncio.Queue[Answer] | None = begun.get_nowait()
-    return waiting
 
 
 def _encoder(model: LoadedModel) -> Callable[[InferRequest, list[Array]], bytes]:

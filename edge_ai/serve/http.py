@@ -11,95 +11,18 @@ Invariants
 """
 
 import asyncio
+import contextlib
 from collections import deque
 from http import HTTPStatus
-from typing import Protocol, cast
+from typing import Any, cast
 
 import httptools
-from msgspec import Struct
+
+from edge_ai.serve import http_stream
+from edge_ai.serve.http_parts import Application, Client, Limits, Request, Response, Upgrade
+from edge_ai.serve.http_stream import Answering, Lines
 
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-JSON = b"application/json"
-_MIB = 1 << 20
-
-
-class Limits(Struct, frozen=True):
-    """Sizes in bytes, times in seconds."""
-
-    head: int = 16 * 1024  # 431 beyond
-    body: int = 16 * _MIB  # 413 beyond
-    bodies: int = 64 * _MIB  # of all connections together while they are received; 429 beyond
-    connections: int = 1024  # 503 beyond
-    pipelined: int = 64  # 503 beyond
-    receive_seconds: float = 30.0  # for the whole head, and without a byte in the middle of a body: 408
-    request_seconds: float = 300.0  # for one whole request to arrive: 408
-    idle_seconds: float = 120.0  # between requests: closed
-    stalled_seconds: float = 60.0  # peer does not take its answer: dropped
-    idle_drain_seconds: float = 5.0
-    linger_seconds: float = 2.0  # after a refusal, so that the peer reads it before the connection is reset
-
-
-class Request:
-    """``headers``: only those in `KEPT_HEADERS`, lower-case names. ``target``: as sent, percent-encoded."""
-
-    __slots__ = ("body", "headers", "keep_alive", "method", "target")
-
-    def __init__(self, method: bytes, target: bytes, headers: dict[bytes, bytes], body: bytes | bytearray, keep_alive: bool) -> None:
-        self.method = method
-        self.target = target
-        self.headers = headers
-        self.body = body
-        self.keep_alive = keep_alive
-
-
-class Response:
-    """``body``: parts, written one after the other; ``headers``: complete lines, each with its line end."""
-
-    __slots__ = ("body", "content_type", "headers", "status")
-
-    def __init__(self, status: int, body: list[bytes], content_type: bytes = JSON, headers: bytes = b"") -> None:
-        self.status = status
-        self.body = body
-        self.content_type = content_type
-        self.headers = headers
-
-
-class Application(Protocol):
-    """Answers at once, or later through a future, which the caller cancels when the peer is gone."""
-
-    def __call__(self, request: Request) -> "Response | asyncio.Future[Response]": ...
-
-    def refuse(self, status: int, message: str, headers: bytes = b"") -> Response:
-        """The answer to what is no valid request: the application's own form of an error."""
-        ...
-
-    def crashed(self, error: BaseException) -> Response:
-        """The answer to a request whose future failed: a defect, which the application logs."""
-        ...
-
-
-class Client(Protocol):
-    """One connection, as the server of its socket knows it: HTTP/1.1 here, HTTP/2 in `grpc_door`."""
-
-    def retire(self) -> None:
-        """The end is near: ask the client to go elsewhere next time."""
-        ...
-
-    def close_if_idle(self) -> None: ...
-
-    def abort(self) -> None: ...
-
-    def expire(self, now: float) -> None:
-        """Called now and then with the loop's time."""
-        ...
-
-
-class Upgrade(Protocol):
-    """Takes a connection over whose first bytes are HTTP/2's, registered with `HttpServer.admit` before it is told of them."""
-
-    def __call__(self, transport: asyncio.Transport, first: bytes) -> asyncio.Protocol: ...
-
-
 KEPT_HEADERS = frozenset({b"inference-header-content-length", b"content-encoding", b"content-type"})
 _REASONS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: ".encode() for status in HTTPStatus}
 
@@ -189,8 +112,11 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpRequestParser(self)
         self._first: bytes | None = b"" if server.http2 else None  # bytes that may yet turn out to be HTTP/2
-        self._waiting: deque[Request | Response] = deque()  # a Response in it is a refusal: the connection's last answer
-        self._pending: asyncio.Future[Response] | None = None
+        self._waiting: deque[Request | Response | Lines] = deque()  # a Response in it is a refusal: the connection's last answer
+        self._pending: asyncio.Future[Any] | None = None
+        self._lines: Lines | None = None  # the input that is being received
+        self._streamed: Lines | None = None  # the one that is being answered
+        self._drained = asyncio.Event()  # of a stream's answers
         self._request: Request | None = None  # the one that is being answered
         self._receiving = False
         self._deaf = False  # what still comes is thrown away
@@ -213,6 +139,9 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         self._deaf = True
+        for item in self._waiting:
+            if isinstance(item, Lines):
+                item.close()
         self._waiting.clear()
         self._drop_body()
         if self._pending is not None:
@@ -238,7 +167,9 @@ class Connection(asyncio.Protocol):
         self._next()
 
     def eof_received(self) -> bool:
-        # A peer may close its direction and still read the answers to what it sent.
+        # A peer may close its direction and still read the answers to what it sent; not in the middle of a stream: that one is gone.
+        if self._lines is not None:
+            return False
         self._stop_reading()
         self._drop_body()
         self._closing = self._busy() or not self._writable
@@ -251,6 +182,7 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._writable = True
         self._since = self._loop.time()
+        self._drained.set()
         self._next()
 
     def _switch_to_http2(self, data: bytes) -> bool:
@@ -279,6 +211,7 @@ class Connection(asyncio.Protocol):
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
         self._head_size = 0
+        self._length = 0
         self._expects = False
         self._chunks: bytes | bytearray = b""
         self._reserved = 0
@@ -292,8 +225,8 @@ class Connection(asyncio.Protocol):
         lower = name.lower()
         if lower in KEPT_HEADERS:
             self._headers[lower] = value
-        elif lower == b"content-length":
-            self._announced(value)
+        elif lower == b"content-length" and value.isdigit() and len(value) < 19:
+            self._length = int(value)
         elif lower == b"expect":
             self._expects = value.lower() == b"100-continue"
 
@@ -301,11 +234,6 @@ class Connection(asyncio.Protocol):
         self._head_size += size
         if self._head_size > self._server.limits.head and not self._deaf:
             self._refuse(431, f"the request's head is over {self._server.limits.head} bytes")
-
-    def _announced(self, value: bytes) -> None:
-        """Refuse an oversized body before it is sent, and take the room for the others at once."""
-        if value.isdigit() and len(value) < 19:
-            self._take_room(int(value))
 
     def _take_room(self, size: int) -> None:
         if self._deaf or size <= self._reserved:
@@ -320,10 +248,25 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        if self._expects and not self._deaf and self._transport is not None and not self._busy():
+        if self._deaf:
+            return
+        idle = not self._busy()
+        opened = self._server.application.stream(self._parser.get_method(), self._target)
+        if opened is None or self._parser.get_http_version() != "1.1":
+            self._take_room(self._length)  # an oversized body is refused before it is sent, and the others have theirs at once
+        elif isinstance(opened, Response):
+            self._stop_reading()
+            self._waiting.append(opened)
+        else:
+            self._open(opened)
+        if self._expects and not self._deaf and self._transport is not None and idle:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
+        if self._lines is not None:
+            self._lines.push(body)
+            self._pace()
+            return
         self._take_room(len(self._chunks) + len(body))
         if self._deaf:
             return
@@ -337,8 +280,15 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._deaf:
             return
-        # An HTTP/1.0 client would have to be told that the connection stays; closing is always right.
-        keep_alive = self._parser.should_keep_alive() and not self._parser.should_upgrade() and self._parser.get_http_version() == "1.1"
+        keep_alive = self._keeps()
+        if self._lines is not None:
+            self._lines.end()
+            self._lines = None
+            self._reset_message()
+            self._receiving = False
+            if not keep_alive:
+                self._stop_reading()
+            return
         request = Request(self._parser.get_method(), self._target, self._headers, self._chunks, keep_alive)
         self._drop_body()
         self._reset_message()
@@ -350,7 +300,14 @@ class Connection(asyncio.Protocol):
         if not keep_alive:
             self._stop_reading()
 
+    def _keeps(self) -> bool:
+        """An HTTP/1.0 client would have to be told that the connection stays; closing is always right."""
+        return self._parser.should_keep_alive() and not self._parser.should_upgrade() and self._parser.get_http_version() == "1.1"
+
     def _drop_body(self) -> None:
+        if self._lines is not None:
+            self._lines.fail("the request breaks off")
+            self._lines = None
         self._server.release(self._reserved)
         self._reserved = 0
         self._chunks = b""
@@ -380,6 +337,9 @@ class Connection(asyncio.Protocol):
                 self._write(item, close=True)
                 self._finish()
                 return
+            if isinstance(item, Lines):
+                self._answer_lines(item)
+                return
             self._request = item
             result = self._server.application(item)
             if isinstance(result, Response):
@@ -406,6 +366,65 @@ class Connection(asyncio.Protocol):
         self._write(response, close, bodiless=request.method == b"HEAD")
         if close:
             self._finish()
+
+    # --- streams -----------------------------------------------------------------------------------------------------
+
+    def _open(self, answering: Answering) -> None:
+        """From now on the body goes there, line by line; it is answered in its turn."""
+        limits = self._server.limits
+        if len(self._waiting) >= limits.pipelined:
+            self._refuse(503, f"more than {limits.pipelined} requests at once on one connection")
+            return
+        self._lines = Lines(answering, self._server, limits.body, self._keeps())
+        self._lines.taken = self._pace
+        self._waiting.append(self._lines)
+
+    def _pace(self) -> None:
+        """Read from the client no faster than its lines are taken."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        if self._lines is not None and self._lines.full:
+            if self._transport.is_reading():
+                self._transport.pause_reading()
+        elif not self._transport.is_reading():
+            self._transport.resume_reading()
+
+    def _answer_lines(self, lines: Lines) -> None:
+        self._streamed = lines
+        self._pending = self._loop.create_task(self._stream(lines), name="http/stream")
+        self._pending.add_done_callback(self._stream_ended)
+
+    async def _stream(self, lines: Lines) -> None:
+        assert self._transport is not None
+        self._transport.write(http_stream.HEAD % (b"" if lines.keep_alive and not self._server.draining else http_stream.CLOSE))
+        async with contextlib.aclosing(lines.answering(lines.read())) as answers:
+            async for answer in answers:
+                await self._written(http_stream.chunk(answer))
+        await self._written(http_stream.LAST)
+
+    async def _written(self, data: bytes) -> None:
+        while not self._writable:
+            self._drained.clear()
+            await self._drained.wait()
+        assert self._transport is not None
+        self._since = self._loop.time()
+        self._transport.write(data)
+
+    def _stream_ended(self, task: "asyncio.Future[None]") -> None:
+        lines, self._streamed, self._pending = self._streamed, None, None
+        assert lines is not None
+        unfinished = not lines.ended or lines is self._lines  # its input: what comes of it belongs to nobody
+        lines.close()
+        if self._transport is None or task.cancelled():
+            return
+        if (error := task.exception()) is not None:
+            self._server.application.crashed(error)
+            self._transport.abort()  # a body that breaks off is how a client is told, when its head was sent
+        elif unfinished or not lines.keep_alive or ((self._closing or self._server.draining) and not (self._waiting or self._receiving)):
+            self._finish()
+            self._pace()
+        else:
+            self._next()
 
     def _write(self, response: Response, close: bool, bodiless: bool = False) -> None:
         assert self._transport is not None
@@ -442,6 +461,8 @@ class Connection(asyncio.Protocol):
     def close_if_idle(self) -> None:
         if self._idle() and self._transport is not None:
             self._transport.close()
+        if self._streamed is not None:
+            self._streamed.fail("the worker ends; ask again")
 
     def abort(self) -> None:
         if self._transport is not None:
@@ -450,9 +471,12 @@ class Connection(asyncio.Protocol):
     def expire(self, now: float) -> None:
         """Called now and then with the loop's time."""
         limits, waited = self._server.limits, now - self._since
-        if self._transport is None or self._pending is not None:
+        if self._transport is None or (self._pending is not None and self._streamed is None):
             return
-        if not self._writable:
+        if self._streamed is not None and self._writable:
+            if waited > limits.idle_seconds:
+                self._streamed.fail(f"nothing came for {limits.idle_seconds:g} s")
+        elif not self._writable:
             if waited > limits.stalled_seconds:
                 self._transport.abort()
         elif self._closing:

@@ -5,6 +5,7 @@
     GET  /v2/models/N[/versions/V]               model metadata
     GET  /v2/models/N[/versions/V]/ready
     POST /v2/models/N[/versions/V]/infer         JSON, with or without binary tensor data
+    POST /v2/models/N[/versions/V]/infer_stream  lines of JSON, answered while they come: `rest_stream`
     GET  /v2/models[/N[/versions/V]]/stats       what was asked of it, as Triton's statistics extension has it
     GET  /metrics
 
@@ -18,6 +19,7 @@ Errors are ``{"error": "…"}`` with the status of `edge_ai.serve.errors`.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,19 +29,20 @@ from urllib.parse import unquote
 import msgspec
 from msgspec import Struct, field
 
-from edge_ai.serve import events, rest_codec
+from edge_ai.serve import events, rest_codec, rest_stream
 from edge_ai.serve.errors import BadRequest, Busy, LoadFailed, RequestError
-from edge_ai.serve.http import JSON, Request, Response
+from edge_ai.serve.http_parts import JSON, Request, Response
+from edge_ai.serve.http_stream import Answering
 from edge_ai.serve.inference import Inference
 from edge_ai.serve.metrics import CONTENT_TYPE
 from edge_ai.serve.model import QUICK_BYTES, LoadedModel
 from edge_ai.serve.repository import CONTROL_ALONE, Asleep, Source
+from edge_ai.serve.rest_stream import DECODED_AT_ONCE
 from edge_ai.serve.tensors import NO_SHARED_MEMORY, Array, InferRequest, brief
 
 OCTETS = b"application/octet-stream"
 EXTENSIONS = ("binary_tensor_data", "schedule_policy", "statistics")
 SERVER_NAME = "banyan"
-DECODED_AT_ONCE = 16 * 1024  # bytes of JSON that are read on the event loop: they may say how urgent the request is
 D = TypeVar("D")
 MOST_PATHS = 256  # that are remembered
 
@@ -92,6 +95,25 @@ class RestApp:
         except RequestError as error:
             return self.failed(error)
 
+    def stream(self, method: bytes, target: bytes) -> "Answering | Response | None":
+        if method != b"POST" or not target.endswith(rest_stream.ENDING):
+            return None
+        try:
+            match [unquote(part, errors="strict") for part in target.decode("ascii").split("/")[1:]]:
+                case ["v2", "models", name, "infer_stream"]:
+                    return self._streamed(name, "")
+                case ["v2", "models", name, "versions", version, "infer_stream"]:
+                    return self._streamed(name, version)
+        except (UnicodeDecodeError, RequestError) as error:
+            return self.failed(error) if isinstance(error, RequestError) else None
+        return None
+
+    def _streamed(self, name: str, version: str) -> Answering:
+        """Raises `UnknownModel`, `NotReady`: one that sleeps is woken by the first request."""
+        with contextlib.suppress(Asleep):
+            self._repository.find(name, version)
+        return rest_stream.Streamed(self._inference, name, version)
+
     def refuse(self, status: int, message: str, headers: bytes = b"") -> Response:
         return _json({"error": message}, status, headers)
 
@@ -131,6 +153,8 @@ class RestApp:
                 return self._get(request, lambda: self._statistics(name, ""))
             case ["v2", "models", name, "versions", version, "stats"]:
                 return self._get(request, lambda: self._statistics(name, version))
+            case ["v2", "models", _, "infer_stream"] | ["v2", "models", _, "versions", _, "infer_stream"]:
+                return self._post(request, lambda: self.refuse(400, "a stream needs HTTP/1.1"))
             case ["v2", "systemsharedmemory" | "cudasharedmemory", *_]:
                 return self.refuse(404, NO_SHARED_MEMORY)
             case ["v2", "repository", *_]:

@@ -20,7 +20,8 @@ from msgspec import Struct
 from edge_ai.serve import events
 from edge_ai.serve.engine import How
 from edge_ai.serve.errors import LoadFailed
-from edge_ai.serve.http import HttpServer, Limits
+from edge_ai.serve.http import HttpServer
+from edge_ai.serve.http_parts import Limits
 from edge_ai.serve.inference import Inference
 from edge_ai.serve.lane import Lane
 from edge_ai.serve.metrics import Metrics
