@@ -122,7 +122,7 @@ class Rollouts(Family):
         """To the last version that can be well, with the replicas of now."""
         now = wish.spec["components"][0]
         for components in reversed(self._written.get(wish.uid, [])):
-            spec = {**wish.spec, "components": [{**components[0], "replicas": now["replicas"]}]}
+            spec = {**wish.spec, "components": [{**components[0], "replicas": now.get("replicas", 1)}]}
             if components[0]["command"] != now["command"] and not versions.broken(spec):
                 self._write(wish, spec)
                 return

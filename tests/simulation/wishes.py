@@ -29,7 +29,7 @@ class Wish(Struct, eq=False):
 
     @property
     def replicas(self) -> int:
-        return sum(each["replicas"] for each in self.spec["components"]) if self.spec and not self.deleted else 0
+        return sum(each.get("replicas", 1) for each in self.spec["components"]) if self.spec and not self.deleted else 0
 
     @property
     def divided(self) -> bool:
@@ -88,7 +88,7 @@ class Wishes:
         if wish is None or wish.deleted or not wish.sure or not wish.origin.alive:
             return
         self._touch(wish)
-        wish.most = max(wish.most, sum(each["replicas"] for each in spec["components"]))
+        wish.most = max(wish.most, sum(each.get("replicas", 1) for each in spec["components"]))
         await applications.change(wish.origin, name, spec)
         wish.spec, wish.sure = spec, True
 
