@@ -1,21 +1,24 @@
 """The adapter of a controller's own cluster, made from its settings. Each is loaded only where it is asked for."""
 
 import os
+import secrets
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from cluster_controller import config
+from cluster_controller import config, durable, identity
 from cluster_controller.config import Config
-from cluster_controller.errors import InvalidInput
+from cluster_controller.errors import InvalidInput, NotFound
 from cluster_controller.resources import quantity
 
 if TYPE_CHECKING:
     from cluster_shim.contract import Shim
-    from cluster_shim.kubernetes.shim import KubernetesShim
+    from cluster_shim.kubernetes.shim import KubernetesShim, Owner
 
 KUBERNETES = ("kubernetes", "k3s")
+OWNER = "owner"  # in DATA/kubernetes
 SHIM_CREDENTIALS = ("ca.pem", "certificate.pem", "key.pem")  # in DATA/shim, for a shim that is spoken to over TCP
 
 
@@ -122,6 +125,21 @@ def kubernetes(settings: Config) -> "KubernetesShim":
     except ShimError as error:
         raise InvalidInput(str(error), "kubernetes") from None
     access = Access(kubeconfig=settings.member_kubeconfig, context=settings.member_context)
+    owner = partial(_owner, settings)
     if settings.shim == "k3s":
-        return K3sShim(access, chosen, settings.kubernetes_folder, service_type_chosen="service_type" in settings.kubernetes)
-    return KubernetesShim(access, chosen, settings.kubernetes_folder)
+        return K3sShim(access, chosen, settings.kubernetes_folder, owner, service_type_chosen="service_type" in settings.kubernetes)
+    return KubernetesShim(access, chosen, settings.kubernetes_folder, owner)
+
+
+def _owner(settings: Config) -> "Owner":
+    """Who manages a member: this cluster, by the uid that a backup brings back too. A shim in a process of its own has none, and gives
+    itself one that stays with its folder. Reads the disk."""
+    from cluster_shim.kubernetes.shim import Owner
+
+    try:
+        return Owner(identity.load(settings.data / "identity").uid, settings.name)
+    except NotFound:
+        path = settings.kubernetes_folder / OWNER
+        if not path.exists():
+            durable.write(path, secrets.token_hex(13).encode())
+        return Owner(path.read_text(encoding="ascii"))

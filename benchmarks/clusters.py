@@ -66,6 +66,7 @@ async def clusters(**shapes: Shape) -> AsyncIterator[dict[str, Member]]:
 
 async def join(tree: Tree, parent: Site, member: Member, kubeconfig: Path | None = None, **settings: Any) -> Site:
     """A controller outside of the cluster, for it."""
+    await asyncio.to_thread(member.disown)
     chosen = {"tunnel_listen": "", "shim": "kubernetes", "member_kubeconfig": str(kubeconfig or member.kubeconfig)} | settings
     return await tree.member(member.name, await token(parent), **chosen)
 

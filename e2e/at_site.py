@@ -50,6 +50,7 @@ class SiteController:
         self.folder = folder
 
     def join(self, token: str, **kubernetes: str) -> None:
+        self.member.disown()
         used = [word for key, value in kubernetes.items() for word in ("--kubernetes", f"{key}={value}")]
         self._start(
             "join", token, "--name", self.name, "--api-listen", "127.0.0.1:0", "--tunnel-listen", "",

@@ -42,6 +42,7 @@ class Far:
         self.region.join(self.root.token(), "--tunnel-listen", f"{member.wan_host}:0", "--shim", "none")
         self.region.wait()
         self.data = member.folder / "edge-controller"
+        member.disown()
         self.run_edge("join", self.region.token(), "--name", EDGE, "--api-listen", "127.0.0.1:0", "--tunnel-listen", "",
                       "--shim", "kubernetes", "--kubeconfig", str(member.site_kubeconfig))  # fmt: skip
         until(f"{EDGE} is Ready", self.is_ready, JOIN_SECONDS)

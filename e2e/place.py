@@ -95,7 +95,8 @@ class Place:
 
 
 def join(tree: Tree, root: Site, name: str, member: Member, *options: str, kubeconfig: Path | None = None) -> Site:
-    """A controller beside this host that speaks for a member's cluster; it answers when this returns."""
+    """A controller beside this host that speaks for a member's cluster, in the place of any from before; it answers when this returns."""
+    member.disown()
     site = tree.site(name)
     given = ["--shim", "kubernetes", "--kubeconfig", str(kubeconfig or member.kubeconfig), *options]
     site.join(root.token(), "--tunnel-listen", "", *given)

@@ -194,6 +194,7 @@ def test_one_manifest_makes_the_cluster_a_member_and_its_rights_are_those_it_use
         "join", root.token(), "--name", "edge-k8s", "--print-manifest", "--image", installed.image, "--storage-class", CLASS,
         "--labels", "tier=edge",
     ).stdout  # fmt: skip
+    member.disown()
     try:
         member.kubectl("apply", "-f", "-", stdin=made)
         is_ready(root, "edge-k8s")
@@ -340,6 +341,7 @@ def test_helm_installs_upgrades_and_removes_it_and_what_runs_runs_on(installed: 
     root, member = installed.root, installed.member
     given = values(installed, root.token())
     until("the namespace can be made", lambda: "Terminating" not in member.kubectl("get", "namespace", NAMESPACE, check=False))
+    member.disown()
     member.kubectl("create", "namespace", NAMESPACE)
     try:
         helm(member, "install", "edge", str(CHART), "-n", "site", "--create-namespace", "--wait", "--timeout", "170s", values=given)

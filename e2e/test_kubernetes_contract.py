@@ -29,6 +29,7 @@ Check = Callable[[Shim], Awaitable[None]]
 
 def furnish(member: Member, image: Path) -> str:
     """What a site gives its cluster: a volume that a claim of any size below it gets, and the worker's image, whose name this returns."""
+    member.disown()
     member.give_volume("contract", "1Gi")
     return load_worker(member, image)
 

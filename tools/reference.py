@@ -192,10 +192,8 @@ def rights_page() -> str:
     inside = {grant.name: grant for grant in rights.grants("namespaced")}
     for grant in rights.grants("full"):
         other = inside.get(grant.name)
-        places = "not granted" if other is None else "everywhere" if other.everywhere else "in the namespaces that the site names"
-        parts.append(
-            f"## {grant.about.rstrip('.')}\n\nRole `…-{grant.name}`. Profile `full`: everywhere. Profile `namespaced`: {places}.\n"
-        )
+        places = f"Profile `full`: {_where(grant)}. Profile `namespaced`: {'not granted' if other is None else _where(other)}."
+        parts.append(f"## {grant.about.rstrip('.')}\n\nRole `…-{grant.name}`. {places}\n")
         parts += ["| group | resources | verbs | why |", "|---|---|---|---|"]
         for rule in grant.rules:
             only = f", only {_codes(rule.names)}" if rule.names else ""
@@ -218,6 +216,12 @@ def rights_page() -> str:
         "",
     ]
     return "\n".join(parts)
+
+
+def _where(grant: rights.Grant) -> str:
+    if grant.within:
+        return f"in the namespace `{grant.within}`"
+    return "everywhere" if grant.everywhere else "in the namespaces that the site names"
 
 
 def _codes(words: Iterable[str]) -> str:

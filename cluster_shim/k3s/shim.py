@@ -7,6 +7,7 @@ a Service where it works and the site chose no other type. Its ingress (traefik)
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -16,6 +17,7 @@ from msgspec import Struct, structs
 from cluster_shim.contract import ShimError
 from cluster_shim.kubernetes import render
 from cluster_shim.kubernetes.api import Access, Api
+from cluster_shim.kubernetes.owner import Owner
 from cluster_shim.kubernetes.shim import KubernetesShim
 
 log = structlog.get_logger()
@@ -46,8 +48,16 @@ class K3sShim(KubernetesShim):
 
     kind = "k3s"
 
-    def __init__(self, given: Access, settings: render.Settings, folder: Path, *, service_type_chosen: bool = False) -> None:
-        super().__init__(given, settings, folder)
+    def __init__(
+        self,
+        given: Access,
+        settings: render.Settings,
+        folder: Path,
+        owner: Callable[[], Owner] | None = None,
+        *,
+        service_type_chosen: bool = False,
+    ) -> None:
+        super().__init__(given, settings, folder, owner)
         self._service_type_chosen = service_type_chosen
 
     def _access_now(self) -> Access:

@@ -41,6 +41,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     cache: str = "hostPath:/var/lib/banyan/models"  # or pvc:CLAIM, emptyDir
     files_url: str = ""  # https://HOST:PORT where pods of this cluster find `files`; found out if it is not said
     files_listen: str = ""  # HOST:PORT where `files` listens, if that is not every address and the port of files_url
+    take_over: str = ""  # uid of the cluster whose controller managed this member before and is gone for good (`owner`)
 
 
 class Source(Struct, frozen=True):

@@ -25,6 +25,10 @@ ROLES = {"banyan:admin": "cluster-admin", "banyan:edit": "edit", "banyan:view": 
 # A ClusterRole with this label is added to what the shim may do: how a site lets Applications bring other kinds of objects.
 EXTRA = {"banyan.dev/aggregate-to-edge": "true"}
 
+# The Lease by which a member knows its controller (owner.py): in a namespace that every API server makes.
+OWNER = "banyan-owner"
+OWNER_NAMESPACE = "kube-public"
+
 CORE = ""
 EVERY = "*"
 
@@ -53,12 +57,14 @@ class Rule(Struct, frozen=True, kw_only=True):
 
 
 class Grant(Struct, frozen=True, kw_only=True):
-    """Rules that are granted together. ``everywhere``: by a ClusterRole and its binding; else in namespaces that the site chose."""
+    """Rules that are granted together. ``everywhere``: by a ClusterRole and its binding; else in the namespace ``within``, and without
+    that in those that the site chose."""
 
     name: str  # a DNS label, part of the role's name
     about: str
     everywhere: bool
     rules: tuple[Rule, ...]
+    within: str = ""
 
 
 SEE = (
@@ -130,6 +136,16 @@ NAMESPACES = (
         reason="An Application's namespace is made when it is missing, and removed when it was made so and is empty.",
     ),
 )
+OWN = (
+    Rule(
+        group="coordination.k8s.io",
+        resources=("leases",),
+        names=(OWNER,),
+        verbs=("get", "update"),
+        reason="One controller per cluster: this Lease says whose it is, and another controller is refused.",
+    ),
+    Rule(group="coordination.k8s.io", resources=("leases",), verbs=("create",), reason="To make that Lease where there is none yet."),
+)
 TIDY = (
     Rule(
         group=EVERY,
@@ -164,7 +180,8 @@ def grants(profile: Profile) -> tuple[Grant, ...]:
     namespaces = Grant(name="namespaces", about="Make and remove the namespaces of Applications.", everywhere=True, rules=NAMESPACES)
     tidy = Grant(name="tidy", about="Look whether a namespace is empty before it is removed.", everywhere=True, rules=TIDY)
     enter = Grant(name="enter", about="Let people in through the tree, as this cluster's RBAC allows them.", everywhere=True, rules=ENTER)
-    return (see, usage, run, namespaces, tidy, enter) if full else (see, run, enter)
+    own = Grant(name="own", about="Be the one controller of the cluster.", everywhere=False, rules=OWN, within=OWNER_NAMESPACE)
+    return (see, usage, run, namespaces, tidy, own, enter) if full else (see, run, own, enter)
 
 
 def rules(profile: Profile) -> Iterator[Rule]:

@@ -95,6 +95,7 @@ class Session:
         self._nodes_dirty = True
         self._nodes_timer: asyncio.TimerHandle | None = None
         self._told_any = False
+        self._refused: ShimError | None = None
         self._tasks = Tasks("shim/kubernetes/session")
 
     async def run(self, desired: AsyncIterator[Desired]) -> AsyncGenerator[Observed, None]:
@@ -108,6 +109,8 @@ class Session:
             self._first()
             while not listening.done():
                 await self._tell.wait()
+                if self._refused is not None:
+                    raise self._refused
                 await asyncio.sleep(GATHER_SECONDS)
                 self._tell.clear()
                 observed = self._news()
@@ -122,6 +125,11 @@ class Session:
                 self._nodes_timer.cancel()
             await end_task(listening)
             await self._tasks.close()
+
+    def refuse(self, error: ShimError) -> None:
+        """The member is not this controller's any more: nothing more is done to it."""
+        self._refused = error
+        self._tell.set()
 
     def _failing(self) -> str:
         return next((one.error for one in self._picture.informers() if one.error), "no answer")

@@ -5,7 +5,7 @@ It is a view, as every shim: closing it, or killing the controller, changes noth
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import aclosing
 from pathlib import Path
 
@@ -21,12 +21,13 @@ from cluster_shim.kubernetes.health import Blind, Health
 from cluster_shim.kubernetes.helm import Helm
 from cluster_shim.kubernetes.jobs import FILE, Jobs
 from cluster_shim.kubernetes.member import Door
+from cluster_shim.kubernetes.owner import Owner, Tenure
 from cluster_shim.kubernetes.picture import Picture
 from cluster_shim.kubernetes.session import Session
 
 log = structlog.get_logger()
 
-__all__ = ["Access", "KubernetesShim"]
+__all__ = ["Access", "KubernetesShim", "Owner"]
 
 TRIES = 3  # instances of an application that are asked for a connection
 NEEDED = [rule for rule in rights.SEE if rule.group in ("", "apps", "batch") and "events" not in rule.resources]
@@ -34,14 +35,17 @@ KINDS = ("model", "command", "container", "manifests", "helm")
 
 
 class KubernetesShim:
-    """``access``: whom to ask, and as whom. ``settings``: how the site's Kubernetes is used."""
+    """``access``: whom to ask, and as whom. ``settings``: how the site's Kubernetes is used. ``owner``: for whom it is managed, asked
+    when that is to be written there (it may read a disk); without it nobody else is kept from managing it too."""
 
     kind = "kubernetes"
 
-    def __init__(self, access: Access, settings: render.Settings, folder: Path) -> None:
+    def __init__(self, access: Access, settings: render.Settings, folder: Path, owner: Callable[[], Owner] | None = None) -> None:
         self._access = access
         self._settings = settings
         self._folder = folder
+        self._owner = owner
+        self._tenure: Tenure | None = None
         self._api: Api | None = None
         self._files: FileServer | None = None
         self._picture: Picture | None = None
@@ -61,11 +65,18 @@ class KubernetesShim:
             raise ShimError("this cluster is being reconciled already; end that reconciliation first")
         api, picture = await self._connected()
         assert self._files is not None
+        if self._owner is not None and self._tenure is None:
+            self._tenure = Tenure(await asyncio.to_thread(self._owner), self._settings.take_over)
+        if self._tenure is not None:
+            await self._tenure.claim(api)
         jobs = Jobs(self._folder / FILE)
         await asyncio.to_thread(jobs.load)
         charts = Helm(self._folder / "charts")
         applier = Applier(api, self._settings, touched=self._touched, source=self._files.source, charts=charts, jobs=jobs)
         session = self._session = Session(picture, applier, self._blind)
+        keeping = Tasks("shim/kubernetes/owner")
+        if self._tenure is not None:
+            keeping.spawn("keep", self._tenure.keep(api, session.refuse))
         try:
             await applier.start()
             async with aclosing(session.run(self._files.listen(desired))) as news:
@@ -73,6 +84,7 @@ class KubernetesShim:
                     yield observed
         finally:
             self._session = None
+            await keeping.close()
             await applier.close()
 
     async def open(self, target: OpenTarget) -> ByteStream:

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from cluster_shim.kubernetes.rights import OWNER, OWNER_NAMESPACE
 from e2e.testbed import build, components, host, images, registry
 from e2e.testbed.components import APISERVER, CONTAINERD, CONTROLLERS, DATASTORE, KUBELET, KWOK, MASTERS, PROXY, SCHEDULER, SERVICE_ADDRESS
 from e2e.testbed.machine import API_PORT, LAN_ADDRESS, Machine, MachineError
@@ -146,6 +147,10 @@ class Member:
         finally:
             connection.close()
         return answer.status, json.loads(text) if text[:1] == b"{" else text.decode(errors="replace")
+
+    def disown(self) -> None:
+        """Whichever controller managed this cluster is gone for good: as a person says who knows that (docs/how-to/join-kubernetes.md)."""
+        self.kubectl("delete", "lease", OWNER, "-n", OWNER_NAMESPACE, "--ignore-not-found")
 
     # --- components ---
 

@@ -223,7 +223,7 @@ def bound(objects: list[Object]) -> dict[tuple[str, str], list[Object]]:
 def test_the_chart_grants_what_the_code_says_and_nothing_else(profile: Profile) -> None:
     namespaces = ["shop", "cameras"] if profile == "namespaced" else []
     found = bound(render("banyan-edge", {"rights": {"profile": profile, "namespaces": namespaces}}))
-    places = {grant.name: [""] if grant.everywhere else namespaces for grant in rights.grants(profile)}
+    places = {grant.name: [""] if grant.everywhere else [grant.within] if grant.within else namespaces for grant in rights.grants(profile)}
     expected = {
         (f"banyan-edge-{grant.name}", place): [rule.as_policy() for rule in grant.rules]
         for grant in rights.grants(profile)
