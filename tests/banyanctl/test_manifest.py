@@ -33,7 +33,7 @@ def test_the_command_prints_one_manifest_and_warns_of_the_token(tmp_path: Path) 
     assert WORD not in done.stderr
     assert not (tmp_path / "none").exists()
     elsewhere = [each for each in objects if each["metadata"].get("namespace", "site") != "site"]
-    assert [(each["kind"], each["metadata"]["namespace"]) for each in elsewhere] == [("RoleBinding", "kube-public")]  # the Lease of its owner
+    assert [(each["kind"], each["metadata"]["namespace"]) for each in elsewhere] == [("RoleBinding", "kube-public")]
 
 
 @pytest.mark.parametrize(
