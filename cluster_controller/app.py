@@ -22,7 +22,7 @@ from cluster_controller.documents import Documents
 from cluster_controller.drill import Doors, Drill
 from cluster_controller.errors import Conflict, NotFound, StoreError, Unreachable
 from cluster_controller.facts import Present, Requested, cluster_facts
-from cluster_controller.identity import PeerCertificate, rotation
+from cluster_controller.identity import PeerCertificate
 from cluster_controller.identity import load as load_identity
 from cluster_controller.links import Links
 from cluster_controller.models.blobs import BlobStore
@@ -331,7 +331,7 @@ class Controller:
             nodes=nodes,
             description=self.description,
             version=self.version,
-            authority=rotation.authority(self.identity()),
+            authority=self.identity().authority_name,
             labels=labels,
             can_parent=self.identity().may_issue,
             shim_trouble=self.reconciler.trouble if self.reconciler is not None else "",

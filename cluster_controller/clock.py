@@ -21,7 +21,7 @@ def wall() -> datetime:
 
 def timestamp() -> str:
     """Now, for people: RFC 3339 in UTC, to the second."""
-    return wall().strftime("%Y-%m-%dT%H:%M:%SZ")
+    return wall().replace(tzinfo=None).isoformat(timespec="seconds") + "Z"
 
 
 def boot_id() -> str:

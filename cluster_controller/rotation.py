@@ -21,6 +21,7 @@ from cluster_controller.identity.holder import Identity
 from cluster_controller.identity.rotation import Announcement
 from cluster_controller.resources import kinds
 from cluster_controller.store import Event, Key, Store, Stored, Tx
+from cluster_controller.tasks import follow
 from cluster_controller.tree import records
 from cluster_controller.tree.child import IdentityHolder
 from cluster_controller.tree.times import format_time, parse_time
@@ -87,16 +88,7 @@ class Rotation:
 
     async def run(self) -> None:
         """For ever."""
-        pause = RETRY_SECONDS[0]
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            if await self._follow():
-                pause = RETRY_SECONDS[0]
-                continue
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, RETRY_SECONDS[1])
-            self._wake.set()
+        await follow(self._wake, self._follow, RETRY_SECONDS)
 
     # --- following what the root says ---
 
@@ -122,9 +114,9 @@ class Rotation:
     async def _take_over(self, said: Announcement) -> bool:
         async with self._turn:
             await self._change(lambda identity: rotation.accept(identity, said))
-            if not rotation.renewed(self._identity()):
+            if not self._identity().hangs_from_newest:
                 await asyncio.sleep(SPREAD_SECONDS * int(self._identity().uid[-2:], 36) / 36**2)
-                if not await self._renew() or not rotation.renewed(self._identity()):
+                if not await self._renew() or not self._identity().hangs_from_newest:
                     return False
                 self.tell()
             if said.closed:
@@ -137,7 +129,7 @@ class Rotation:
 
     def tell(self) -> None:
         """Who this controller is has changed."""
-        log.info("authority.changed", authority=rotation.authority(self._identity()), trusted=len(self._identity().anchors))
+        log.info("authority.changed", authority=self._identity().authority_name, trusted=len(self._identity().anchors))
         for listener in self.listeners:
             listener()
 
@@ -194,7 +186,7 @@ class Rotation:
     def state(self) -> State:
         """As far as is known here: what was reported last, however long ago."""
         identity, said = self._identity(), self._announced()
-        wanted = rotation.authority(identity)
+        wanted = identity.authority_name
         phase = "both" if len(identity.anchors) > 1 else "closed" if said is not None else "none"
         clusters = [decode(stored.document, kinds.Cluster) for stored in self._store.list(records.OWN, "Cluster")]
         missing = [

@@ -72,7 +72,7 @@ class Site:
         """What the census writes: a Cluster for each, with the CA that its certificates hang from."""
         for site in (self, *others):
             identity = site.holder()
-            facts = kinds.ClusterFacts(authority=keys.authority(identity))
+            facts = kinds.ClusterFacts(authority=identity.authority_name)
             status = kinds.ClusterState(uid=identity.uid, phase="Ready", facts=facts)
             document = kinds.Cluster(metadata=kinds.Metadata(name=identity.name, uid=identity.uid), status=status)
             key = Key("own", "Cluster", "", identity.name)
@@ -112,12 +112,12 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def newest(site: Site) -> bool:
-    return len(site.holder().anchors) == 2 and keys.renewed(site.holder())
+    return len(site.holder().anchors) == 2 and site.holder().hangs_from_newest
 
 
 def test_it_goes_down_level_by_level_and_ends_when_nobody_is_missing(tmp_path: Path) -> None:
     async def body(root: Site, region: Site, edge: Site) -> None:
-        before = keys.authority(root.holder())
+        before = root.holder().authority_name
         state = await root.rotation.begin()
         assert (state.phase, state.authority != before) == ("both", True)
         await root.until(lambda: root.passed_on(region))

@@ -90,6 +90,20 @@ class Identity:
     def spki(self) -> bytes:
         return keys.spki(self._key.public_key())
 
+    @cached_property
+    def hangs_from_newest(self) -> bool:
+        """Whether the own chain leads to the newest CA. Signatures are checked once: an identity never changes, it is replaced."""
+        try:
+            certificates.verify_chain(self._chain, self.anchors[-1])
+        except InvalidInput:
+            return False
+        return True
+
+    @cached_property
+    def authority_name(self) -> str:
+        """The CA that the own chain hangs from, for people: the first 16 digits of its digest."""
+        return certificates.digest(self.anchors[-1] if self.hangs_from_newest else self.tree_ca)[:16]
+
     def sign(self, data: bytes, purpose: str = "banyan.data.v1") -> bytes:
         """A signature with the identity key; check it with `keys.verify` under the same purpose."""
         return keys.sign(self._key, purpose, data)

@@ -87,25 +87,11 @@ def accept(identity: Identity, said: Announcement) -> Identity:
     return _trusting(identity, certificates.pem(identity.tree_ca, fresh))
 
 
-def renewed(identity: Identity) -> bool:
-    """Whether the own chain leads to the newest CA."""
-    try:
-        certificates.verify_chain(certificates.parse_pem(b"".join(identity.certificate_chain), identity.name), identity.anchors[-1])
-    except InvalidInput:
-        return False
-    return True
-
-
-def authority(identity: Identity) -> str:
-    """The CA that the own chain hangs from, for people: the first 16 digits of its digest."""
-    return certificates.digest(identity.anchors[-1] if renewed(identity) else identity.tree_ca)[:16]
-
-
 def closed(identity: Identity) -> Identity:
     """``identity`` trusting the newest CA alone; Conflict while its own certificates hang from the one before."""
     if len(identity.anchors) < 2:
         return identity
-    if not renewed(identity):
+    if not identity.hangs_from_newest:
         raise Conflict(f"the certificates of {identity.name} hang from the tree's old key; they are renewed first")
     newest = identity.anchors[-1]
 

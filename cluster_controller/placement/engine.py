@@ -37,7 +37,7 @@ from cluster_controller.placement.replacing import Plan, Replacing
 from cluster_controller.placement.ruling import KEY as POLICY
 from cluster_controller.placement.ruling import SiteRules
 from cluster_controller.placement.status import only_status, withdraw_application
-from cluster_controller.placement.subtree import Subtree, placing_facts
+from cluster_controller.placement.subtree import Subtree, distances, placing_facts
 from cluster_controller.placement.taints import TaintAges
 from cluster_controller.placement.telling import Decided, Telling
 from cluster_controller.placement.transferring import Transferring, stood_by
@@ -87,6 +87,7 @@ class Engine:
         self._uses = Uses()
         self._unplaced: set[str] = set()
         self._everywhere: set[str] = set()  # applications that every cluster that qualifies shall have
+        self._near: set[str] = set()  # applications that are placed by latency
         self._ledger = Ledger()
         self._subtree = Subtree(uid, self._documents, self._ledger)
         self._refused = Refused()
@@ -190,6 +191,7 @@ class Engine:
         else:
             self._keys.pop(application, None)
             self._everywhere.discard(application)
+            self._near.discard(application)
             self._beside.gone(application)
             self._uses.learn(application, frozenset())
         self._settler.mark(application)
@@ -212,10 +214,8 @@ class Engine:
         self._contest.learn(application, priority)
         self._beside.learn(application, name, placement)
         self._settler.mark_all(self._beside.watchers(application))
-        if placement.strategy == "Duplicated":
-            self._everywhere.add(application)
-        else:
-            self._everywhere.discard(application)
+        (self._everywhere.add if placement.strategy == "Duplicated" else self._everywhere.discard)(application)
+        (self._near.add if placement.latency is not None else self._near.discard)(application)
 
     def _cluster_changed(self, event: Event) -> None:
         self._refused.forget(self._subtree.ways.get(event.stored.uid, ""))
@@ -223,8 +223,10 @@ class Engine:
         before = self._documents_before(event)
         stays = self._subtree.changed(before, after)
         if after is not None and before is not None and placing_facts(before) == placing_facts(after):
-            # Only what is free has changed: of interest to those who still look for room.
+            # Only what is free has changed: of interest to those who still look for room; or how far it is, to those who asked for that.
             self._settler.mark_all(self._unplaced)
+            if distances(before) != distances(after):
+                self._settler.mark_all(self._near)
         elif stays:
             # What stands elsewhere stays there: it concerns who is there, who looks for room, and who is to run everywhere.
             self._settler.mark_all(self._works.of_target(self._subtree.ways.get(event.stored.uid, "")))

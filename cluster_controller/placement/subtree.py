@@ -246,8 +246,11 @@ def placing_facts(cluster: kinds.Cluster) -> tuple[object, ...]:
         status.facts.component_kinds,
         status.facts.shim_trouble,
         status.facts.models,
-        status.facts.parent_rtt_millis,
-        status.facts.user_rtt_millis,
         classes,
         cluster.metadata.name,
     )
+
+
+def distances(cluster: kinds.Cluster) -> tuple[object, ...]:
+    """What is measured anew all the time, and only counts for what is placed by latency."""
+    return cluster.status.facts.parent_rtt_millis, cluster.status.facts.user_rtt_millis

@@ -25,6 +25,8 @@ MAX_NAME = 512  # characters of any name or uid
 ZSTD_LEVEL = 1
 COMPRESS_FROM = 512  # bytes; less is not worth it
 
+_compressor = zstd.ZstdCompressor(level=ZSTD_LEVEL)  # one for all frames: to make its tables takes longer than to compress a batch
+
 
 def encode(message: Message, *, compress: bool = False) -> bytes:
     """One message with its length before it."""
@@ -147,7 +149,7 @@ def _pack(items: tuple[Item, ...], compress: bool) -> tuple[bytes, int]:
     packed.histories.extend(histories)
     data = packed.SerializeToString()
     if compress and len(data) >= COMPRESS_FROM:
-        return zstd.compress(data, ZSTD_LEVEL), len(data)
+        return _compressor.compress(data, zstd.ZstdCompressor.FLUSH_FRAME), len(data)
     return data, 0
 
 

@@ -208,6 +208,8 @@ class Link:
             if not message:
                 break
             self._send(message)
+            if not (connection.more or connection.bulk_waits()):
+                break
 
     def _send(self, message: bytearray) -> None:
         try:

@@ -54,7 +54,7 @@ def test_each_mixture_of_before_and_after_understands_each_other(family: Family)
     said = family.begin()
     regions = [before[1], rotation.accept(before[1], said)]
     regions.append(renewed_by(family.root, regions[1]))
-    assert [rotation.renewed(one) for one in regions[1:]] == [False, True]
+    assert [one.hangs_from_newest for one in regions[1:]] == [False, True]
     edges = [before[2], rotation.accept(before[2], said), renewed_by(regions[2], before[2])]  # the last: renewed before it heard why
     edges.append(renewed_by(regions[2], rotation.accept(before[2], said)))
     for region in regions:
@@ -62,7 +62,7 @@ def test_each_mixture_of_before_and_after_understands_each_other(family: Family)
             meet(root, region)
         for edge in edges:
             meet(region, edge)
-    assert rotation.authority(edges[3]) == rotation.authority(family.root) != rotation.authority(before[0])
+    assert edges[3].authority_name == family.root.authority_name != before[0].authority_name
 
 
 def test_after_the_end_only_the_new_key_counts(family: Family) -> None:

@@ -381,6 +381,31 @@ def test_a_change_of_one_application_looks_at_no_other(tmp_path: Path) -> None:
     assert asyncio.run(play(60)) <= asyncio.run(play(2)) + 2
 
 
+def test_a_new_distance_concerns_what_is_placed_by_latency_and_nothing_else(tmp_path: Path) -> None:
+    async def play() -> None:
+        tree = await three_levels(tmp_path)
+        root, edge = tree.sites["root"], tree.sites["edge-1"]
+        for number in range(20):
+            await put_application(root, f"app-{number}", 0, [component("serve", 6, "1m")])
+        await tree.quiet()
+
+        async def moved_away(millis: float) -> int:
+            before = sum(site.engine.settled for site in tree.sites.values())
+            edge.rtt_millis = millis
+            edge.census.self_changed()
+            await tree.quiet()
+            return sum(site.engine.settled for site in tree.sites.values()) - before
+
+        assert await moved_away(10.0) == 0
+        near = await put_application(root, "near", 1, latency={"to": ["edge-1"], "maxMillis": 50})
+        await tree.quiet()
+        assert tree.total(near) == 1
+        assert 0 < await moved_away(20.0) < 10
+        await tree.close()
+
+    asyncio.run(play())
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_whatever_the_order_never_more_than_wanted_runs_and_all_comes_to_rest(tmp_path: Path, seed: int) -> None:
     async def play() -> None:

@@ -40,6 +40,7 @@ class Site:
         self.broken: set[str] = set()  # programs that end again and again; what ran before them serves on
         self.slow: set[str] = set()  # programs that are not ready yet; likewise
         self.understands = [kinds.OVERRIDES]
+        self.rtt_millis: float | None = None  # to its parent
         self.name = name
         self.uid = f"uid-{name}"
         self.store = store
@@ -97,7 +98,7 @@ class Site:
         return kinds.ClusterFacts(
             understands=self.understands, shim="process", component_kinds=["model", "command"],
             labels=self.labels, node_classes=[node_class],
-            requested=used, replicas=requested.replicas(),
+            requested=used, replicas=requested.replicas(), parent_rtt_millis=self.rtt_millis,
         )  # fmt: skip
 
     def start(self) -> None:

@@ -64,7 +64,8 @@ class Lanes:
             stream.active = True
 
     def waiting(self, bulk: bool = True) -> bool:
-        return any(queue.streams for queue in self._queues if bulk or queue.lane is not Lane.BULK)
+        interactive, sync, last = self._queues  # spelled out: this is asked after every message of every link
+        return bool(interactive.streams or sync.streams or (bulk and last.streams))
 
     def bulk_waits(self) -> bool:
         return bool(self._by_lane[Lane.BULK].streams)

@@ -92,6 +92,11 @@ class Sending:
     def has_output(self, bulk: bool = True) -> bool:
         return bool(self._control or self._credits or self._answer or self._ask or self._lanes.waiting(bulk))
 
+    @property
+    def more(self) -> bool:
+        """Whether the last message left anything that another could take at once."""
+        return self._dirty
+
     def bulk_waits(self) -> bool:
         """Only the bulk lane's own bound holds it back."""
         return self._lanes.bulk_waits()
