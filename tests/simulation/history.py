@@ -36,6 +36,11 @@ class History:
         if self._file is not None:
             self._file.write(line)
 
+    def without_folder(self, message: bytes) -> bytes:
+        """What is compared of a message: an error that it carries may name a file."""
+        folder = self.folder.encode()
+        return message.replace(folder, b"DATA") if folder and folder in message else message
+
     def aside(self, text: str) -> None:
         """For whoever reads the file; no part of what is compared."""
         if self._file is not None:

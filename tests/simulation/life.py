@@ -27,20 +27,20 @@ class Machine:
         self.wall_offset = 0.0  # seconds by which its wall clock is wrong
         self.write_seconds = (0.0005, 0.004)  # from handing a write over until it is on the disk
         self.full = False
-        self._now = now
+        self.now = now
         self._rng = rng
-        self._booted = now() - rng.uniform(10.0, 1e6)
+        self.booted = now() - rng.uniform(10.0, 1e6)
 
     def boottime(self) -> float:
-        return self._now() - self._booted
+        return self.now() - self.booted
 
     def wall(self) -> datetime:
-        return EPOCH + timedelta(seconds=self._now() + self.wall_offset)
+        return EPOCH + timedelta(seconds=self.now() + self.wall_offset)
 
     def boot(self) -> None:
         """Power is back: the boot-time clock begins anew."""
         self.powered = True
-        self._booted = self._now()
+        self.booted = self.now()
 
     def disk_pause(self) -> tuple[float, float]:
         """Seconds until a write is on the disk, and from then until its writer is told."""
@@ -56,7 +56,7 @@ class Life:
         self.frozen = False
         self.context: Context = copy_context()
         self.context.run(LIFE.set, self)
-        self.deferred: list[asyncio.Handle] = []  # what came while it was frozen
+        self.deferred: list[Any] = []  # the loop's turns that came while it was frozen
         self._tasks: list[weakref.ref[asyncio.Task[Any]]] = []
         self._prune_at = MANY_TASKS
 

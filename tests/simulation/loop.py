@@ -9,7 +9,7 @@ import heapq
 from asyncio import events, futures
 from collections import deque
 from collections.abc import Callable
-from contextvars import Context
+from contextvars import Context, copy_context
 from typing import Any
 
 from tests.simulation.life import LIFE, Life
@@ -25,6 +25,52 @@ class Stuck(Exception):
     """Callbacks follow callbacks and time stands still: something spins."""
 
 
+class Turn:
+    """A callback that waits for its turn; what `asyncio` calls a handle, with the life that it belongs to looked up once."""
+
+    __slots__ = ("_args", "_callback", "_context", "_loop", "dropped", "life", "timer", "when_due")
+
+    def __init__(self, loop: "VirtualLoop", callback: Callable[..., object], args: tuple[Any, ...], context: Context | None) -> None:
+        self._loop = loop
+        self._callback: Callable[..., object] | None = callback
+        self._args = args
+        if context is None:
+            self._context = copy_context()
+            self.life = LIFE.get()
+        else:
+            self._context = context
+            self.life = context.get(LIFE)
+        self.dropped = False
+        self.timer = False  # it waits in the heap
+        self.when_due = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Turn of {self._callback!r}>"
+
+    def cancel(self) -> None:
+        if not self.dropped:
+            self.dropped = True
+            self._callback, self._args = None, ()
+            if self.timer:
+                self._loop._timer_dropped()
+
+    def cancelled(self) -> bool:
+        return self.dropped
+
+    def when(self) -> float:
+        return self.when_due
+
+    def take(self) -> None:
+        callback = self._callback
+        assert callback is not None
+        try:
+            self._context.run(callback, *self._args)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # as asyncio's own handles do: the loop's to tell, and no end of it
+            self._loop.call_exception_handler({"message": f"Exception in callback {callback!r}", "exception": error, "handle": self})
+
+
 class VirtualLoop(asyncio.AbstractEventLoop):
     """``network`` is where connections are made; set after construction. ``failed`` collects what no code of anybody caught."""
 
@@ -32,8 +78,8 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     def __init__(self) -> None:
         self._now = 1000.0
-        self._ready: deque[asyncio.Handle] = deque()
-        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._ready: deque[Turn] = deque()
+        self._timers: list[tuple[float, int, Turn]] = []
         self._sequence = 0
         self._cancelled = 0
         self._stopping = False
@@ -47,27 +93,27 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def time(self) -> float:
         return self._now
 
-    def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.Handle:
-        handle = asyncio.Handle(callback, args, self, context)
-        self._ready.append(handle)
-        return handle
+    def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> Any:
+        turn = Turn(self, callback, args, context)
+        self._ready.append(turn)
+        return turn
 
     call_soon_threadsafe = call_soon
 
-    def call_later(self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.TimerHandle:
+    def call_later(self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None) -> Any:
         return self.call_at(self._now + max(0.0, delay), callback, *args, context=context)
 
-    def call_at(self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.TimerHandle:
-        handle = asyncio.TimerHandle(when, callback, args, self, context)
-        handle._scheduled = True  # type: ignore[attr-defined]  # so that its cancellation is told to us
+    def call_at(self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None) -> Any:
+        turn = Turn(self, callback, args, context)
+        turn.timer, turn.when_due = True, when
         self._sequence += 1
-        heapq.heappush(self._timers, (when, self._sequence, handle))
-        return handle
+        heapq.heappush(self._timers, (when, self._sequence, turn))
+        return turn
 
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+    def _timer_dropped(self) -> None:
         self._cancelled += 1
         if self._cancelled > COMPACT and self._cancelled * 2 > len(self._timers):
-            self._timers = [entry for entry in self._timers if not entry[2].cancelled()]
+            self._timers = [entry for entry in self._timers if not entry[2].dropped]
             heapq.heapify(self._timers)
             self._cancelled = 0
 
@@ -116,41 +162,39 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def _run_ready(self) -> None:
         ready, steps = self._ready, 0
         while ready and not self._stopping:
-            handle = ready.popleft()
-            if not handle._cancelled:  # type: ignore[attr-defined]
-                self._run(handle)
-                steps += 1
-                if not steps % STEPS_PER_TICK:
-                    self._now += TICK
-                if steps > STEPS_PER_INSTANT:
-                    raise Stuck(f"{steps} callbacks at {self._now}, the last {handle!r}")
+            turn = ready.popleft()
+            if turn.dropped:
+                continue
+            life = turn.life
+            if life is None or not (life.dead or life.frozen):
+                turn.take()
+            elif not life.dead:
+                life.deferred.append(turn)
+            steps += 1
+            if not steps % STEPS_PER_TICK:
+                self._now += TICK
+            if steps > STEPS_PER_INSTANT:
+                raise Stuck(f"{steps} callbacks at {self._now}, the last {turn!r}")
         self.steps += steps
-
-    def _run(self, handle: asyncio.Handle) -> None:
-        life: Life | None = handle._context.get(LIFE)  # type: ignore[attr-defined]
-        if life is not None:
-            if life.dead:
-                return
-            if life.frozen:
-                life.deferred.append(handle)
-                return
-        handle._run()  # type: ignore[attr-defined]
 
     def _advance(self, until: float) -> bool:
         """To the next timer; False when none is due by ``until``."""
         timers = self._timers
-        while timers and timers[0][2]._cancelled:  # type: ignore[attr-defined]
+        while timers and timers[0][2].dropped:
             heapq.heappop(timers)
             self._cancelled = max(0, self._cancelled - 1)
         if not timers or timers[0][0] > until:
             return False
-        when = timers[0][0]
-        self._now = max(self._now + TICK, when)
-        while timers and timers[0][0] <= self._now:
-            handle = heapq.heappop(timers)[2]
-            handle._scheduled = False  # type: ignore[attr-defined]
-            self._ready.append(handle)
+        now = self._now = max(self._now + TICK, timers[0][0])
+        while timers and timers[0][0] <= now:
+            turn = heapq.heappop(timers)[2]
+            turn.timer = False
+            self._ready.append(turn)
         return True
+
+    def defer(self, life: Life, callback: Callable[..., object], *args: Any) -> None:
+        """What happens to a frozen process waits for it."""
+        life.deferred.append(Turn(self, callback, args, life.context))
 
     def thaw(self, life: Life) -> None:
         """A frozen process goes on with what has waited for it."""

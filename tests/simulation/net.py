@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Collection
 from contextvars import Context
 from random import Random
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from zlib import crc32
 
 from cluster_controller.errors import InvalidInput, ProtocolError
@@ -20,6 +20,9 @@ from cluster_controller.tunnel.messages import CloseCode
 from cluster_controller.tunnel.protocol.connection import LinkStats
 from tests.simulation.history import History
 from tests.simulation.life import LIFE, Life, Machine
+
+if TYPE_CHECKING:
+    from tests.simulation.loop import Turn, VirtualLoop
 
 SEND_BUFFER = 64 * 1024  # bytes under way after which a wire is not writable
 HEADERS = 66  # bytes of Ethernet, IP, TCP, TLS and WebSocket around a message
@@ -75,7 +78,7 @@ class Listener:
 
 
 class Network:
-    def __init__(self, loop: asyncio.AbstractEventLoop, rng: Random, history: History) -> None:
+    def __init__(self, loop: "VirtualLoop", rng: Random, history: History) -> None:
         self.loop = loop
         self.rng = rng
         self.history = history
@@ -114,7 +117,7 @@ class Network:
             pipe.retry()
 
     def blocked(self, source: str, target: str) -> bool:
-        return any(cut.blocks(source, target) for cut in self.cuts)
+        return bool(self.cuts) and any(cut.blocks(source, target) for cut in self.cuts)
 
     def passes(self, one: str, other: str) -> bool:
         """Both ways, both powered."""
@@ -180,7 +183,7 @@ class Network:
             dialler.outgoing.refused()
             return
         if life.frozen:
-            life.deferred.append(asyncio.Handle(self._accept, (listener, dialler), self.loop, life.context))
+            self.loop.defer(life, self._accept, listener, dialler)
         else:
             life.context.run(self._accept, listener, dialler)
 
@@ -244,7 +247,7 @@ class Pipe:
             if kind not in ("reset", "closed"):
                 self.refused()
         elif life.frozen:
-            life.deferred.append(asyncio.Handle(target.receive, (kind, payload, size), self.network.loop, life.context))
+            self.network.loop.defer(life, target.receive, kind, payload, size)
         else:
             life.context.run(target.receive, kind, payload, size)
         if self.source.waits and self.under_way < SEND_BUFFER // 2:
@@ -337,7 +340,7 @@ class SimWire:
         self._code = 0
         self._ready = False
         self._tls: _Tls | None = None
-        self._close_timer: asyncio.TimerHandle | None = None
+        self._close_timer: Turn | None = None
         self.network: Network
         self.life: Life
         self.outgoing: Pipe
@@ -423,7 +426,8 @@ class SimWire:
             if not self._code:
                 network.delivered += 1
                 now = network.loop.time()
-                network.history.note(now, self.outgoing.source_name, f"< {self.outgoing.target_name} {len(payload)} {hash_of(payload)}")
+                said = network.history.without_folder(payload)
+                network.history.note(now, self.outgoing.source_name, f"< {self.outgoing.target_name} {len(payload)} {hash_of(said)}")
                 self._owner.wire_message(payload)
         elif kind == "server":
             self.outgoing.push("upgrade", None, HANDSHAKE_BYTES)
