@@ -76,6 +76,21 @@ class Tasks:
             delay = min(delay * 2, high)
 
 
+async def follow(wake: asyncio.Event, step: Callable[[], Awaitable[bool]], pauses: tuple[float, float]) -> None:
+    """For ever: ``step`` when woken, and again after a pause that doubles from the first to the second of ``pauses`` (seconds) until it
+    says that all is done that can be done now."""
+    pause = pauses[0]
+    while True:
+        await wake.wait()
+        wake.clear()
+        if await step():
+            pause = pauses[0]
+            continue
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, pauses[1])
+        wake.set()
+
+
 async def end_task(task: "asyncio.Task[Any]") -> None:
     """Cancel it and wait, whatever it ends with. Unlike a suppressed CancelledError this never swallows the caller's own."""
     task.cancel()

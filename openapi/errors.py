@@ -9,56 +9,14 @@ from typing import Any
 
 import msgspec
 
-from cluster_controller.errors import (
-    AlreadyExists,
-    BanyanError,
-    Conflict,
-    Exhausted,
-    Forbidden,
-    InvalidInput,
-    NotFound,
-    StoreError,
-    Unauthenticated,
-    Unreachable,
-)
+from cluster_controller.errors import AlreadyExists, BanyanError, Exhausted, InvalidInput
 from cluster_controller.resources.meta import GROUP
 from cluster_controller.resources.shape import Problem
 from cluster_controller.resources.validate import InvalidDocument
 from cluster_controller.store import Expired
+from openapi.codes import code_of, reason_of
 
-_REASONS = {
-    400: "BadRequest",
-    401: "Unauthorized",
-    403: "Forbidden",
-    404: "NotFound",
-    405: "MethodNotAllowed",
-    406: "NotAcceptable",
-    409: "Conflict",
-    410: "Expired",
-    413: "RequestEntityTooLarge",
-    415: "UnsupportedMediaType",
-    416: "BadRequest",
-    422: "Invalid",
-    429: "TooManyRequests",
-    500: "InternalError",
-    501: "NotImplemented",
-    503: "ServiceUnavailable",
-    507: "InsufficientStorage",
-}
-
-_CODES: tuple[tuple[type[BanyanError], int], ...] = (
-    (Expired, 410),
-    (InvalidDocument, 422),
-    (InvalidInput, 400),
-    (NotFound, 404),
-    (AlreadyExists, 409),
-    (Conflict, 409),
-    (Forbidden, 403),
-    (Unauthenticated, 401),
-    (Unreachable, 503),
-    (Exhausted, 429),
-    (StoreError, 503),
-)
+_SPECIAL = ((Expired, 410), (InvalidDocument, 422))
 
 
 class ApiError(BanyanError):
@@ -67,7 +25,7 @@ class ApiError(BanyanError):
     def __init__(self, code: int, message: str, reason: str = "", details: dict[str, Any] | None = None) -> None:
         super().__init__(message)
         self.code = code
-        self.reason = reason or _REASONS.get(code, "Unknown")
+        self.reason = reason or reason_of(code)
         self.details = details or {}
         self.headers: dict[str, str] = {}
 
@@ -102,8 +60,8 @@ def status_of(error: BanyanError) -> tuple[int, dict[str, Any], dict[str, str]]:
     if isinstance(error, ApiError):
         code, reason, details, headers = error.code, error.reason, dict(error.details), dict(error.headers)
     else:
-        code = next((code for kind, code in _CODES if isinstance(error, kind)), 500)
-        reason, details = _REASONS.get(code, "Unknown"), {}
+        code = code_of(error, *_SPECIAL)
+        reason, details = reason_of(code), {}
     if isinstance(error, AlreadyExists):
         reason = "AlreadyExists"
     if isinstance(error, InvalidDocument):
@@ -121,7 +79,7 @@ def status_of(error: BanyanError) -> tuple[int, dict[str, Any], dict[str, str]]:
 def failure(code: int, message: str, reason: str = "", details: dict[str, Any] | None = None) -> dict[str, Any]:
     status: dict[str, Any] = {
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-        "message": message, "reason": reason or _REASONS.get(code, "Unknown"),
+        "message": message, "reason": reason or reason_of(code),
     }  # fmt: skip
     if details:
         status["details"] = details

@@ -17,6 +17,7 @@ from cluster_controller.identity.holder import Identity
 from cluster_controller.moves.part import mine
 from cluster_controller.resources import kinds
 from cluster_controller.store import Event, Key, Store, Tx
+from cluster_controller.tasks import follow
 from cluster_controller.tree import records
 
 log = structlog.get_logger()
@@ -61,16 +62,7 @@ class Lineage:
 
     async def run(self) -> None:
         """For ever."""
-        pause = RETRY_SECONDS[0]
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            if await self.follow():
-                pause = RETRY_SECONDS[0]
-                continue
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, RETRY_SECONDS[1])
-            self._wake.set()
+        await follow(self._wake, self.follow, RETRY_SECONDS)
 
     async def follow(self) -> bool:
         """Whether all is done that can be done now; False to try again."""
