@@ -68,6 +68,25 @@ class ModelRef(Struct, frozen=True):
     runtime: str = "onnx"
 
 
+class Serving(Struct, frozen=True):
+    """How the worker serves a model. 0 and False: as it decides itself."""
+
+    python_steps: bool = False  # run the Python code that the model's pipeline brings
+    no_batching: bool = False
+    max_batch: int = 0  # rows of one request
+    queue: int = 0  # requests that may wait
+    runs: int = 0  # at once
+    threads: int = 0  # inside one run
+
+    def arguments(self) -> list[str]:
+        """For the worker's command line (`edge_ai.serve --help`)."""
+        given = [f"--{name.replace('_', '-')}" for name in ("python_steps", "no_batching") if getattr(self, name)]
+        for name in ("max_batch", "queue", "runs", "threads"):
+            if number := getattr(self, name):
+                given += [f"--{name.replace('_', '-')}", str(number)]
+        return given
+
+
 class Chart(Struct, frozen=True):
     """A Helm chart archive that the controller has put, verified, at ``path`` before it appears in a Desired."""
 
@@ -93,6 +112,7 @@ class Component(Struct, frozen=True, kw_only=True):
     replicas: int
     revision: str  # hash of everything below; instances of another revision are replaced
     model: ModelRef | None = None
+    serving: Serving | None = None  # of the model
     command: tuple[str, ...] = ()
     image: str = ""  # a container image; ``command`` and ``args`` run in it, or what the image says
     args: tuple[str, ...] = ()

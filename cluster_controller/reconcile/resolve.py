@@ -82,6 +82,7 @@ def component(spec: kinds.Component, placement: kinds.Placement, found: Found, m
         replicas=spec.replicas,
         revision="",
         model=model if spec.helm is None else None,
+        serving=_serving(spec.serving),
         command=tuple(spec.container.command if spec.container is not None else spec.command),
         image=spec.container.image if spec.container is not None else "",
         args=tuple(spec.container.args) if spec.container is not None else (),
@@ -103,6 +104,21 @@ def component(spec: kinds.Component, placement: kinds.Placement, found: Found, m
         tolerations=tuple(contract.Toleration(each.key, each.operator, each.value, each.effect) for each in placement.tolerations),
     )
     return msgspec.structs.replace(resolved, revision=_revision(resolved))
+
+
+def _serving(spec: kinds.Serving | None) -> contract.Serving | None:
+    """None also for one that says nothing: instances are not made anew for that."""
+    if spec is None:
+        return None
+    found = contract.Serving(
+        python_steps=spec.python_steps,
+        no_batching=not spec.batching,
+        max_batch=spec.max_batch or 0,
+        queue=spec.queue or 0,
+        runs=spec.runs or 0,
+        threads=spec.threads or 0,
+    )
+    return None if found == contract.Serving() else found
 
 
 def _chart(spec: kinds.Chart, archive: contract.ModelRef) -> contract.Chart:

@@ -140,11 +140,23 @@ class ApplyPolicy(Document, frozen=True, kw_only=True):
     immutable_fields: Literal["Refuse", "Recreate"] = "Refuse"  # a change that only a new object can have
 
 
+class Serving(Document, frozen=True, kw_only=True):
+    """How the worker serves a component's model. What is left out it decides itself."""
+
+    python_steps: bool = False  # run the Python code that the model's pipeline brings: who publishes the Model then runs programs here
+    batching: bool = True  # run requests that wait already as one, up to the size that was measured to pay
+    max_batch: Annotated[int, Meta(ge=1, le=65_536)] | None = None  # the largest batch in one request; none: 64
+    queue: Annotated[int, Meta(ge=1, le=100_000)] | None = None  # requests that may wait, more are told to come again; none: 64
+    runs: Annotated[int, Meta(ge=1, le=1024)] | None = None  # of the model at once; none: the processors, at most 2
+    threads: Annotated[int, Meta(ge=1, le=1024)] | None = None  # inside one run; none: 1
+
+
 class Component(Document, frozen=True, kw_only=True):
     """Exactly one of model, command, container, manifests and helm."""
 
     name: str  # unique within the application, a DNS label
     model: ModelReference | None = None  # serve this model
+    serving: Serving | None = None  # how, with a model
     command: list[str] = field(default_factory=list)  # or run this program with these arguments
     container: ContainerImage | None = None  # or run this container, on members that can
     manifests: list[dict[str, Any]] = field(default_factory=list)  # or apply these objects of the member's own API

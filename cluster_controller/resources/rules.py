@@ -106,6 +106,8 @@ def _component(component: kinds.Component, path: str, report: Report) -> None:
     )
     if component.model is not None:
         _reference(f"{path}.model", component.model, report)
+    elif component.serving is not None:
+        report(f"{path}.serving", "says how a model is served; the component has no model")
     if component.helm is not None:
         _reference(f"{path}.helm.chart", component.helm.chart, report)
     if component.container is not None:

@@ -340,9 +340,10 @@ def _serve_model(  # noqa: PLR0917  what a pod is made of, filled in one place
         "imagePullPolicy": settings.pull_policy,
         "command": ["python3", "-m", "edge_ai.serve"],
         "args": [
-            *("--name", work.name, "--version", model.version, "--model-folder", folder, "--listen", f"0.0.0.0:{port}"),
+            *("--name", model.name, "--version", model.version, "--model-folder", folder, "--listen", f"0.0.0.0:{port}"),
             *("--in-use", f"{IN_USE_MOUNT}/{files}"),
             *(f"--digest={file.path}={file.sha256}" for file in model.files),
+            *(component.serving.arguments() if component.serving is not None else ()),
         ],
         "ports": [{"name": HTTP, "containerPort": port, "protocol": "TCP"}],
         "readinessProbe": {"httpGet": {"path": "/v2/health/ready", "port": port}, "periodSeconds": 2, "failureThreshold": 3},

@@ -115,6 +115,8 @@ def _argv(setting: Setting, component: Component, home: Path) -> list[str]:
     worker = [setting.python, "-m", "edge_ai.serve", "--model-folder", model.folder, "--name", model.name, "--version", model.version]
     for file in model.files:
         worker += ["--digest", f"{file.path}={file.sha256}"]
+    if component.serving is not None:
+        worker += component.serving.arguments()
     return [*worker, "--control", f"unix:{control_path(home)}"]
 
 

@@ -95,7 +95,7 @@ def load(name: str, version: str, folder: Path, digests: Mapping[str, str], how:
     before = _private_bytes()
     executor: Executor
     if (folder / pipeline.FILE).is_file():
-        executor = pipeline.Pipeline(folder, lambda file: Onnx(file, how.threads), how.python)
+        executor = pipeline.Pipeline(folder, lambda file: Onnx(file, how.threads), how.python, digests)
     else:
         executor = Onnx(model_file(folder), how.threads)
     files = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

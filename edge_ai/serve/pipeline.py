@@ -14,10 +14,10 @@ dictionary that it yields is one answer of a streamed request. Python files are 
 (``--python-steps``). Everything is checked when it is loaded: names, files, that each tensor is made before it is taken.
 """
 
-import importlib.util
 import inspect
+import types
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,23 +100,25 @@ class Pipeline:
 
     platform = PLATFORM
 
-    def __init__(self, folder: Path, load_onnx: Callable[[Path], Executor], python: bool) -> None:
-        """``python``: whether Python steps may be run. Raises `LoadFailed`."""
+    def __init__(self, folder: Path, load_onnx: Callable[[Path], Executor], python: bool, verified: Collection[str] = ()) -> None:
+        """``python``: whether Python steps may be run; where files were ``verified``, only those. Raises `LoadFailed`."""
         document = _read(folder / FILE)
         self.inputs = {item.name: _spec(item) for item in document.inputs}
         self.outputs = {item.name: _spec(item) for item in document.outputs}
         self._steps: list[tuple[_Code | _Onnx, dict[str, str], dict[str, str]]] = []
         known = set(self.inputs)
         for number, step in enumerate(document.steps, start=1):
-            where = f"{folder / FILE}, step {number}"
+            where = f"{FILE}, step {number}"
             if missing := [name for name in step.inputs.values() if name not in known]:
                 raise LoadFailed(f"{where}: takes {', '.join(missing)}, which no input and no step before it gives")
             known.update(step.outputs.values())
+            if step.python and python and verified and step.python not in verified:
+                raise LoadFailed(f"{where}: {step.python} is Python code that no digest was given for")
             self._steps.append((_step(folder, step, where, load_onnx, python), step.inputs, step.outputs))
         if missing := [name for name in self.outputs if name not in known]:
-            raise LoadFailed(f"{folder / FILE}: no step gives the output {', '.join(missing)}")
+            raise LoadFailed(f"{FILE}: no step gives the output {', '.join(missing)}")
         if any(step.streams for step, _, _ in self._steps[:-1]):
-            raise LoadFailed(f"{folder / FILE}: only the last step may be a generator")
+            raise LoadFailed(f"{FILE}: only the last step may be a generator")
         self.streams = self._steps[-1][0].streams
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
@@ -175,7 +177,7 @@ def _step(folder: Path, step: _Step, where: str, load_onnx: Callable[[Path], Exe
         raise LoadFailed(f"{where}: {file} does not exist")
     if step.python:
         if not python:
-            raise LoadFailed(f"{where}: {file.name} is Python code, which this worker runs only when it is started with --python-steps")
+            raise LoadFailed(f"{where}: {file.name} is Python code; --python-steps (serving.pythonSteps of an Application) lets it run")
         return _Code(file, step.function, list(step.outputs))
     executor = load_onnx(file)
     if unknown := [name for name in step.inputs if name not in executor.inputs] + [
@@ -188,12 +190,11 @@ def _step(folder: Path, step: _Step, where: str, load_onnx: Callable[[Path], Exe
 
 
 def _function(file: Path, name: str) -> Callable[..., Any]:
-    spec = importlib.util.spec_from_file_location(f"banyan_step_{file.stem}", file)
-    if spec is None or spec.loader is None:
-        raise LoadFailed(f"{file} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
+    """Compiled from the file itself: a cache beside it would be code that nobody verified, in a folder that is not ours to write to."""
+    module = types.ModuleType(f"banyan_step_{file.stem}")
+    module.__file__ = str(file)
     try:
-        spec.loader.exec_module(module)
+        exec(compile(file.read_bytes(), str(file), "exec"), vars(module))  # noqa: S102  that it may was asked before
     except Exception as error:  # a person's code: whatever it raises, the model is not loaded
         raise LoadFailed(f"{file} cannot be imported: {type(error).__name__}: {error}") from None
     function = getattr(module, name, None)

@@ -129,7 +129,9 @@ class Repository:
             except LoadFailed as error:
                 if served is not None and not served.sources:
                     served.reason = str(error)
-                events.warning("model.refused", model=name, version=version, folder=str(source.folder), error=str(error))
+                events.warning(
+                    "model.refused", error=str(error), model=name, version=version, folder=str(source.folder)
+                )  # its beginning is what is shown
                 raise
             if served is None:
                 served = self.models[name] = Served(name, self._lane(name))

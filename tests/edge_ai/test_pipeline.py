@@ -1,5 +1,6 @@
 """Pipelines of ONNX files and Python functions: they answer as their steps would one after the other; the impossible is refused."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,12 @@ def test_it_is_loaded_verified_and_warmed_up_as_any_model(tmp_path: Path) -> Non
     assert model.platform == "banyan_pipeline" and model.seconds > 0 and model.size > 0
     with pytest.raises(LoadFailed, match="sha256"):
         engine.load("m", "1", folder, {"steps.py": "0" * 64}, How(python=True))
+    digest = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("steps.py", "model.onnx")}
+    assert engine.load("m", "1", folder, digest, How(python=True)).platform == "banyan_pipeline"
+    del digest["steps.py"]
+    with pytest.raises(LoadFailed, match=r"steps\.py is Python code that no digest was given for"):
+        engine.load("m", "1", folder, digest, How(python=True))
+    assert sorted(path.name for path in folder.iterdir()) == ["model.onnx", "pipeline.json", "steps.py"]  # and no bytecode
 
 
 def test_a_generator_gives_several_answers_to_one_request(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from cluster_shim.contract import Component, ModelFile, ModelRef, Resources, ShimError, Work
+from cluster_shim.contract import Component, ModelFile, ModelRef, Resources, Serving, ShimError, Work
 from cluster_shim.kubernetes import render
 from cluster_shim.kubernetes.render import Settings, Source
 from edge_ai import fetch as edge_fetch
@@ -47,6 +47,16 @@ def test_the_init_step_fetches_what_the_server_verifies_and_only_it_writes() -> 
     assert "readOnly" not in fetch["volumeMounts"][0]
     assert fetch["terminationMessagePolicy"] == "FallbackToLogsOnError"
     assert pod["automountServiceAccountToken"] is False
+
+
+def test_the_model_has_its_own_name_there_as_everywhere_and_is_served_as_the_application_says() -> None:
+    """A manifest that moves between members is asked at the same path."""
+    args = template(work())["spec"]["containers"][0]["args"]
+    assert args[args.index("--name") + 1] == "m"
+    assert template(work(serving=None)) == template(work())
+    served = template(work(serving=Serving(python_steps=True, no_batching=True, max_batch=8, queue=5, runs=2, threads=3)))
+    wanted = ["--python-steps", "--no-batching", "--max-batch", "8", "--queue", "5", "--runs", "2", "--threads", "3"]
+    assert served["spec"]["containers"][0]["args"] == args + wanted
 
 
 def test_the_token_is_in_a_secret_for_the_init_step_alone() -> None:

@@ -194,6 +194,15 @@ def test_every_field_reaches_the_shim() -> None:
     ).takes_socket  # a model's worker always does
 
 
+def test_how_a_model_is_served_reaches_the_shim_and_what_says_nothing_changes_nothing() -> None:
+    plain = resolved(model=MODEL)
+    assert plain.serving is None and resolved(model=MODEL, serving=kinds.Serving()).revision == plain.revision
+    said = kinds.Serving(python_steps=True, batching=False, max_batch=8, queue=5, runs=2, threads=3)
+    made = resolved(model=MODEL, serving=said)
+    assert made.serving == contract.Serving(python_steps=True, no_batching=True, max_batch=8, queue=5, runs=2, threads=3)
+    assert made.revision != plain.revision
+
+
 def test_what_is_no_process_reaches_the_shim() -> None:
     made = resolved(command=[], container=kinds.ContainerImage(image="shop/web:1", command=["web"], args=["--fast"]))
     assert (made.image, made.command, made.args) == ("shop/web:1", ("web",), ("--fast",))

@@ -57,11 +57,11 @@ async def cluster(folder: Path, **options: Any) -> AsyncIterator[ProcessShim]:
         await asyncio.to_thread(client.end, folder / "process", 1.0)
 
 
-async def ask(port: int, path: str = "/", host: str = "127.0.0.1") -> tuple[int, str]:
+async def ask(port: int, path: str = "/", host: str = "127.0.0.1", body: bytes = b"") -> tuple[int, str]:
     reader, writer = await asyncio.open_connection(host, port)
     try:
         async with asyncio.timeout(PATIENCE):
-            writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            writer.write(f"{'POST' if body else 'GET'} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
             head = await reader.readuntil(b"\r\n\r\n")
             length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
             return int(head.split()[1]), (await reader.readexactly(length)).decode()

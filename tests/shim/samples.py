@@ -37,6 +37,7 @@ _COMPONENT = c.Component(
 _TOLERATION = c.Toleration("gpu", "Exists", "yes", "NoSchedule")
 _WHERE: dict[str, Any] = {"node_labels": {"disk": "ssd"}, "architecture": "arm64", "tolerations": (_TOLERATION,)}
 _CHART = c.Chart("/blobs/c.tgz", "cd" * 32, b'{"replicas":2}', True)
+_SERVING = c.Serving(True, True, 8, 16, 2, 3)
 _OBJECT = b'{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"m"}}'
 _WORK = c.Work(uid="uid-a", name="emotion", namespace="default", origin="root", version=9, components=(_COMPONENT,))
 _INSTANCE = c.Instance(
@@ -95,6 +96,8 @@ STRUCTS: dict[str, tuple[Struct, type[Message]]] = {
     "ComponentManifests": (c.Component(name="rules", replicas=1, revision="r", manifests=(_OBJECT,)), pb.Component),
     "ComponentHelm": (c.Component(name="chart", replicas=1, revision="r", chart=_CHART), pb.Component),
     "ComponentSomewhere": (c.Component(name="web", replicas=1, revision="r", **_WHERE), pb.Component),
+    "ComponentServing": (c.Component(name="serve", replicas=1, revision="r", model=_COMPONENT.model, serving=_SERVING), pb.Component),
+    "Serving": (_SERVING, pb.Serving),
     "Toleration": (_TOLERATION, pb.Toleration),
     "Chart": (_CHART, pb.Chart),
     "WorkKept": (replace(_WORK, report_drift=True, force_conflicts=True, recreate=True), pb.Work),

@@ -443,6 +443,7 @@ class Component(_message.Message):
     NODE_LABELS_FIELD_NUMBER: _builtins.int
     ARCHITECTURE_FIELD_NUMBER: _builtins.int
     TOLERATIONS_FIELD_NUMBER: _builtins.int
+    SERVING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     replicas: _builtins.int
     revision: _builtins.str
@@ -486,6 +487,10 @@ class Component(_message.Message):
 
     @_builtins.property
     def tolerations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Toleration]: ...
+    @_builtins.property
+    def serving(self) -> Global___Serving:
+        """With a model alone."""
+
     def __init__(
         self,
         *,
@@ -512,14 +517,52 @@ class Component(_message.Message):
         node_labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         architecture: _builtins.str = ...,
         tolerations: _abc.Iterable[Global___Toleration] | None = ...,
+        serving: Global___Serving | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chart", b"chart", "liveness", b"liveness", "model", b"model", "readiness", b"readiness", "resources", b"resources"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chart", b"chart", "liveness", b"liveness", "model", b"model", "readiness", b"readiness", "resources", b"resources", "serving", b"serving"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "args", b"args", "chart", b"chart", "command", b"command", "env", b"env", "files", b"files", "grace_seconds", b"grace_seconds", "image", b"image", "liveness", b"liveness", "manifests", b"manifests", "model", b"model", "name", b"name", "node", b"node", "node_labels", b"node_labels", "port", b"port", "readiness", b"readiness", "replicas", b"replicas", "resources", b"resources", "revision", b"revision", "secret_env", b"secret_env", "takes_socket", b"takes_socket", "tolerations", b"tolerations", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "args", b"args", "chart", b"chart", "command", b"command", "env", b"env", "files", b"files", "grace_seconds", b"grace_seconds", "image", b"image", "liveness", b"liveness", "manifests", b"manifests", "model", b"model", "name", b"name", "node", b"node", "node_labels", b"node_labels", "port", b"port", "readiness", b"readiness", "replicas", b"replicas", "resources", b"resources", "revision", b"revision", "secret_env", b"secret_env", "serving", b"serving", "takes_socket", b"takes_socket", "tolerations", b"tolerations", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Component: _TypeAlias = Component  # noqa: Y015
+
+@_typing.final
+class Serving(_message.Message):
+    """How the worker serves a model. 0 and false: as it decides itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PYTHON_STEPS_FIELD_NUMBER: _builtins.int
+    NO_BATCHING_FIELD_NUMBER: _builtins.int
+    MAX_BATCH_FIELD_NUMBER: _builtins.int
+    QUEUE_FIELD_NUMBER: _builtins.int
+    RUNS_FIELD_NUMBER: _builtins.int
+    THREADS_FIELD_NUMBER: _builtins.int
+    python_steps: _builtins.bool
+    """Run the Python code that the model's pipeline brings."""
+    no_batching: _builtins.bool
+    max_batch: _builtins.int
+    queue: _builtins.int
+    runs: _builtins.int
+    threads: _builtins.int
+    def __init__(
+        self,
+        *,
+        python_steps: _builtins.bool = ...,
+        no_batching: _builtins.bool = ...,
+        max_batch: _builtins.int = ...,
+        queue: _builtins.int = ...,
+        runs: _builtins.int = ...,
+        threads: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_batch", b"max_batch", "no_batching", b"no_batching", "python_steps", b"python_steps", "queue", b"queue", "runs", b"runs", "threads", b"threads"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Serving: _TypeAlias = Serving  # noqa: Y015
 
 @_typing.final
 class Toleration(_message.Message):
