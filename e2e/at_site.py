@@ -3,11 +3,13 @@
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cluster_controller.identity import load
 from e2e.support import Site, until
 from e2e.testbed import Member
 from e2e.testbed.components import SOCKET
@@ -44,10 +46,11 @@ def images(member: Member) -> list[str]:
 class SiteController:
     """``banyan join`` and ``banyan run`` at a member's site, with its data on the member's disk."""
 
-    def __init__(self, member: Member, name: str, folder: Path) -> None:
+    def __init__(self, member: Member, name: str, folder: Path, environment: Mapping[str, str] | None = None) -> None:
         self.member = member
         self.name = name
         self.folder = folder
+        self._environment = environment or {}
 
     def join(self, token: str, **kubernetes: str) -> None:
         self.member.disown()
@@ -61,15 +64,27 @@ class SiteController:
         self._start("run")
 
     def _start(self, *words: str) -> None:
-        environment = {"BANYAN_LOG_FORMAT": "human", "BANYAN_DATA": str(self.folder)}
+        environment = {"BANYAN_LOG_FORMAT": "human", "BANYAN_DATA": str(self.folder)} | dict(self._environment)
         self.member.run_at_site(CONTROLLER, [sys.executable, "-m", "banyanctl", *words], environment)
 
     def kill(self) -> None:
         self.member.kill(CONTROLLER)
 
-    def banyan(self, *words: str) -> str:
+    def power_off(self) -> None:
+        """Of the machine that the controller runs on; the cluster's are others."""
+        self.kill()
+
+    @property
+    def uid(self) -> str:
+        return load(self.folder / "identity").uid
+
+    @property
+    def parent_uid(self) -> str:
+        return load(self.folder / "identity").parent_uid
+
+    def banyan(self, *words: str, stdin: str = "") -> str:
         """A command on site, with the site's own credential."""
-        return self.member.machine.run([sys.executable, "-m", "banyanctl", "--data", str(self.folder), *words])
+        return self.member.machine.run([sys.executable, "-m", "banyanctl", "--data", str(self.folder), *words], stdin=stdin)
 
     def get(self, *words: str) -> Any:
         return json.loads(self.banyan("get", *words, "-o", "json"))

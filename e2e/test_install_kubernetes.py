@@ -417,10 +417,14 @@ def stays_within_its_namespaces(member: Member) -> None:
     """What it asked beyond its rights was refused, and was nothing but looking and the namespace of an Application."""
     asked = [each for each in asked_by(member, "site", "edge-banyan-edge") if not each.person]
     granted = tuple(rights.rules("namespaced"))
-    beyond = {(each.verb, each.group, each.resource) for each in asked if not rights.allows(granted, each.verb, each.group, each.resource)}
+    beyond = {
+        (each.verb, each.group, each.resource)
+        for each in asked
+        if not rights.allows(granted, each.verb, each.group, each.resource, each.name)
+    }
     assert beyond <= {("create", "", "namespaces"), ("get", "", "nodes/proxy")}, beyond
     # One list of rules makes both profiles: what `full` shows to be used is not shown again.
     assert unused(granted, asked) <= set(UNSEEN) | set(SELDOM), unused(granted, asked)
     written = [each for each in asked if each.verb in ("create", "patch", "delete") and each.code in (200, 201)]
     places = {each.path.split("/namespaces/")[1].split("/")[0] for each in written if "/namespaces/" in each.path}
-    assert places <= {NAMESPACE, "default"}
+    assert places <= {NAMESPACE, "default", rights.OWNER_NAMESPACE}

@@ -232,11 +232,11 @@ def test_another_cluster_behind_the_same_kubeconfig_is_refused(
     """Its applications would be taken for strays, and removed."""
     root = tree.root()
     kubeconfig = tmp_path / "kubeconfig"
-    kubeconfig.write_bytes(kwok_member.kubeconfig.read_bytes())
-    site = join(tree, root, "edge-k8s", kwok_member, kubeconfig=kubeconfig)
-    until("it has nodes", lambda: root.clusters()["edge-k8s"].get("facts", {}).get("nodes") == 3)
-    site.stop()
     kubeconfig.write_bytes(control_plane.kubeconfig.read_bytes())
+    site = join(tree, root, "edge-k8s", control_plane, kubeconfig=kubeconfig)
+    until("it knows its cluster", lambda: "member.connected" in site.log(200))
+    site.stop()
+    kubeconfig.write_bytes(kwok_member.kubeconfig.read_bytes())
     site.launch("run", "--data", str(site.folder))
     until("it says what is wrong", lambda: "is another cluster than the one that was joined" in site.log(200))
     assert "cluster.json" in site.log(200)
@@ -256,7 +256,7 @@ def test_rights_that_are_missing_are_named_one_by_one(kwok_member: Member, tree:
     kwok_member.kubectl("delete", "clusterrole,clusterrolebinding", "poor")
 
 
-def test_a_kubeconfig_that_is_not_there_is_refused_before_the_token_is_spent(kwok_member: Member, tree: Tree, tmp_path: Path) -> None:
+def test_a_kubeconfig_that_is_not_there_is_refused_before_the_token_is_spent(control_plane: Member, tree: Tree, tmp_path: Path) -> None:
     root = tree.root()
     token = root.token()
     site = tree.site("edge-k8s")
@@ -264,16 +264,16 @@ def test_a_kubeconfig_that_is_not_there_is_refused_before_the_token_is_spent(kwo
     refused = site.banyan("join", token, "--name", site.name, *given, str(tmp_path / "none"), check=False)
     assert refused.returncode == 2
     assert f"--kubeconfig {tmp_path / 'none'}: there is no such file" in refused.stderr
-    site.join(token, *given, str(kwok_member.kubeconfig))
+    site.join(token, *given, str(control_plane.kubeconfig))
     site.wait()
     until("the same token has let it in", lambda: root.clusters()["edge-k8s"]["phase"] == "Ready")
 
 
-def test_a_kubeconfig_that_is_deleted_after_the_join(kwok_member: Member, tree: Tree, tmp_path: Path) -> None:
+def test_a_kubeconfig_that_is_deleted_after_the_join(control_plane: Member, tree: Tree, tmp_path: Path) -> None:
     root = tree.root()
     kubeconfig = tmp_path / "kubeconfig"
-    kubeconfig.write_bytes(kwok_member.kubeconfig.read_bytes())
-    site = join(tree, root, "edge-k8s", kwok_member, kubeconfig=kubeconfig)
+    kubeconfig.write_bytes(control_plane.kubeconfig.read_bytes())
+    site = join(tree, root, "edge-k8s", control_plane, kubeconfig=kubeconfig)
     site.stop()
     kubeconfig.unlink()
     site.launch("run", "--data", str(site.folder))

@@ -35,7 +35,7 @@ ON_KUBERNETES = tuple(  # what takes longest first, so that no worker is left al
     for name in (
         *("install_kubernetes", "member_kubectl", "member_faults", "kubernetes_shim", "pods", "demo_kubernetes", "install_tree"),
         *("kubernetes_contract", "testbed", "apply", "apply_faults", "benchmarks", "charts", "k3s", "member_api", "member_metrics"),
-        *("member_oidc", "member_owner"),
+        *("member_oidc", "member_owner", "member_shim", "member_outages"),
     )
 )
 # Whole trees that are cut, killed, moved and healed: minutes of waiting for what shall not happen.

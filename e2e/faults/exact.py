@@ -18,9 +18,9 @@ import sqlite3
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from banyanctl.demo import processes
 from e2e.faults.ground import Ground, Machine, phases
@@ -34,6 +34,19 @@ class Instance(NamedTuple):
     name: str
     pid: int
     started: int
+
+
+class Kept(Protocol):
+    """A controller, by what it keeps on disk."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def folder(self) -> Path: ...
+    @property
+    def uid(self) -> str: ...
+    @property
+    def parent_uid(self) -> str: ...
 
 
 class Row(NamedTuple):
@@ -60,7 +73,7 @@ def instances(site: Machine) -> list[Instance]:
     ]
 
 
-def spaces(site: Machine) -> Spaces:
+def spaces(site: Kept) -> Spaces:
     """What the site's database holds, of a copy: the controller holds the file itself locked. sqlite3.Error when it was being written."""
     with tempfile.TemporaryDirectory() as folder:
         for name in ("store.db", "store.db-wal"):
@@ -138,7 +151,7 @@ def noted(ground: Ground) -> list[tuple[str, ...]]:
 
 def inexact(ground: Ground) -> list[str]:
     """What is not as it has to be, each in a line."""
-    return [*_unready(ground), *_unequal(ground), *_miscounted(ground)]
+    return [*_unready(ground), *unequal(ground.machines), *_miscounted(ground)]
 
 
 def _unready(ground: Ground) -> Iterable[str]:
@@ -151,13 +164,14 @@ def _unready(ground: Ground) -> Iterable[str]:
         yield f"the root knows {sorted(ground.root.clusters())}"
 
 
-def _unequal(ground: Ground) -> Iterable[str]:
+def unequal(sites: Sequence[Kept]) -> Iterable[str]:
+    """What a parent and its child do not hold alike, both among these."""
     try:
-        stores = {site.uid: (site.name, spaces(site)) for site in ground.machines}
+        stores = {site.uid: (site.name, spaces(site)) for site in sites}
     except sqlite3.Error as error:
         yield f"a store was being written: {error}"
         return
-    for site in ground.machines:
+    for site in sites:
         if not site.parent_uid:
             continue
         name, own = stores[site.uid]
@@ -217,7 +231,7 @@ def until_exact(before: Before, seconds: float = WAIT_SECONDS) -> None:
         unready = list(_unready(ground))
         if not unready:
             ground.figures.took("all Ready after it", time.monotonic() - over)
-        said[:] = [*unready, *_unequal(ground), *_miscounted(ground)]
+        said[:] = [*unready, *unequal(ground.machines), *_miscounted(ground)]
         if all(ground.cargo is not None and line.startswith(f"{ground.cargo.name} of ") for line in said):
             ground.figures.took("all exact after it", time.monotonic() - over)
         assert not said, "\n  ".join(["", *said[:12]])

@@ -4,11 +4,21 @@ import random
 import struct
 import subprocess
 from pathlib import Path
+from typing import Protocol
 
-from e2e.faults.ground import Machine
 from tests.store.disk import Disk, read_trace
 from tests.store.disk import build as build_disk
 from tools import needs
+
+
+class Powered(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def folder(self) -> Path: ...
+    def power_off(self) -> None:
+        """Whatever writes to its folder is gone at once."""
+        ...
 
 
 class Power:
@@ -27,7 +37,7 @@ class Power:
     def _trace(self, site: Path) -> Path:
         return self._traces / f"{site.name}.trace"
 
-    def fail(self, site: Machine) -> int:
+    def fail(self, site: Powered) -> int:
         """The machine is off, its disk holds what was synced, and luck. How many files are not as the running system saw them.
 
         What the supervisor keeps is left as it was: it is in nobody's trace."""

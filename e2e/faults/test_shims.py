@@ -1,60 +1,18 @@
 """A shim in a process of its own that is killed or hangs: what it runs serves on, nothing stale looks fresh, and nothing is made twice."""
 
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from banyanctl.demo import processes
 from e2e.faults.figures import Figures
-from e2e.netns import started
-from e2e.support import APPS, NEIGHBOURHOOD, ROOT, Site, growing, program, until
-
-
-class Shim:
-    """`banyan shim serve process` beside an edge."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.address = f"unix:{folder}.sock"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        kept = {key: value for key, value in os.environ.items() if not key.startswith("BANYAN_")}
-        own = {"BANYAN_SITE_BIND": f"127.0.{NEIGHBOURHOOD}.77", "BANYAN_CAPACITY": "cpu=4,memory=4Gi"}
-        with self.folder.with_suffix(".log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "banyanctl", "--data", str(self.folder), "shim", "serve", "process", "--listen", self.address],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=kept | own, cwd=ROOT,
-            )  # fmt: skip
-
-    def signal(self, number: int) -> None:
-        assert self.process is not None
-        self.process.send_signal(number)
-
-    def kill(self) -> None:
-        self.signal(signal.SIGKILL)
-        assert self.process is not None
-        self.process.wait()
-
-    def instances(self) -> set[tuple[str, int, int]]:
-        """Application, pid and start time of each instance that runs."""
-        found = [process for process in processes.below(self.folder) if process.instance]
-        names = {process.pid: process.instance for process in found}
-        return {
-            (process.application, process.pid, started(process.pid))
-            for process in found
-            if names.get(process.parent) != process.instance
-        }  # fmt: skip
+from e2e.faults.served import ServedShim
+from e2e.support import APPS, Site, growing, program, until
 
 
 @pytest.fixture(scope="module")
-def shim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shim]:
-    shim = Shim(tmp_path_factory.mktemp("shim") / "far")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedShim]:
+    shim = ServedShim(tmp_path_factory.mktemp("shim") / "far", "process")
     shim.start()
     yield shim
     remains = Site(shim.folder, {})
@@ -64,7 +22,7 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shim]:
 
 
 @pytest.fixture(scope="module")
-def sites(shim: Shim, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, Site]]:
+def sites(shim: ServedShim, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, Site]]:
     """root → edge-1, whose cluster the shim manages; three instances run there."""
     with growing(tmp_path_factory.mktemp("tree")) as tree:
         root = tree.root()
@@ -89,7 +47,7 @@ def wanted(root: Site, replicas: int) -> None:
 
 
 @pytest.mark.exact
-def test_a_shim_is_killed(shim: Shim, sites: tuple[Site, Site], figures: Figures) -> None:
+def test_a_shim_is_killed(shim: ServedShim, sites: tuple[Site, Site], figures: Figures) -> None:
     root, _ = sites
     before = shim.instances()
     assert len(before) == 3
@@ -109,7 +67,7 @@ def test_a_shim_is_killed(shim: Shim, sites: tuple[Site, Site], figures: Figures
 
 
 @pytest.mark.exact
-def test_a_shim_hangs(shim: Shim, sites: tuple[Site, Site], figures: Figures) -> None:
+def test_a_shim_hangs(shim: ServedShim, sites: tuple[Site, Site], figures: Figures) -> None:
     """Its connection stays open and it says nothing: it is missed all the same. What it was told meanwhile it does, once."""
     root, edge = sites
     before = shim.instances()
