@@ -8,7 +8,7 @@ LOCK    := uv pip compile --quiet pyproject.toml --universal --python-version 3.
            --custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-kubernetes test test-faults faults test-kubernetes test-benchmarks simulate simulate-mutants unit e2e testbed testbed-compat lint installation format bench proto docs lock clean
+.PHONY: help setup demo demo-kubernetes test test-faults faults test-kubernetes test-benchmarks simulate simulate-mutants unit e2e testbed testbed-compat lint installation format bench soak proto docs lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9%-]+):.*## /  make \1\t/' | expand -t 24
@@ -70,6 +70,9 @@ bench: $(VENV)/.ready-dev ## Every benchmark, in at most forty minutes; results 
 
 bench-%: $(VENV)/.ready-dev ## One benchmark by its name
 	@$(BIN)/python -m benchmarks $*
+
+soak: $(VENV)/.ready-dev ## The inference worker under mixed load, bad requests too, for an hour: nothing may grow; SECONDS=60 for a minute
+	@$(BIN)/python -m benchmarks.serve_soak --seconds $(or $(SECONDS),3600)
 
 proto: $(VENV)/.ready-dev ## Generate the modules under proto/ again
 	@$(BIN)/python -m tools.proto generate

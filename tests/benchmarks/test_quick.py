@@ -34,3 +34,11 @@ def test_a_name_that_is_none_is_refused_with_those_that_are() -> None:
     done = subprocess.run(argv, cwd=records.ROOT, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert done.returncode == 2
     assert "footprint" in done.stderr
+
+
+def test_a_minute_of_soak_passes_and_every_answer_is_as_it_should_be() -> None:
+    """Too short a time to hold memory to 5 %, as `make soak` does for an hour."""
+    argv = [sys.executable, "-m", "benchmarks.serve_soak", "--seconds", "30", "--most-growth", "30"]
+    done = subprocess.run(argv, cwd=records.ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(f"growth of {what}" in done.stdout for what in ("PSS", "resident memory", "descriptors", "threads"))
