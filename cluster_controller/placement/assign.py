@@ -312,7 +312,7 @@ def _costs(each: Bin, more: int) -> list[int]:
 def _cheapest(division: _Division, missing: int) -> int:
     """Fill ``division`` at the lowest cost; returns how many found no bin."""
     hard = [number for number, spread in enumerate(division.spreads) if spread.hard]
-    if hard != [0] or len(division.spreads) != 1 or not missing:
+    if hard != [0] or len(division.spreads) != 1 or not missing or not division.bins:
         return division.add(missing)
     best: tuple[int, int, int] | None = None
     found = division
@@ -338,7 +338,7 @@ def _tightly(division: _Division, missing: int, left: int) -> int:
     """Under several hard spreads: as many as there can be, for the least, where that can be searched; returns how many found no bin."""
     hard = [number for number, spread in enumerate(division.spreads) if spread.hard]
     cheapest = division.by == "LowestCost"
-    if len(hard) < 2 or not missing or not (left or cheapest):
+    if len(hard) < 2 or not missing or not division.bins or not (left or cheapest):
         return left
     bins = division.bins
     found = Search(

@@ -186,6 +186,7 @@ class Ledger:
         self._parts: dict[str, Mapping[str, Request]] = {}  # application → target → what it asks for there
         self._sums: dict[str, Request] = {}
         self._reserved: dict[str, Mapping[str, Request]] = {}  # application → target → what it waits to be given there
+        self.changed: set[str] = set()  # targets whose sum is another since somebody took them out of here
 
     def book(self, application: str, parts: Mapping[str, Request]) -> None:
         """All that ``application`` was given, per target; what was booked for it before is forgotten."""
@@ -196,6 +197,7 @@ class Ledger:
         if before == parts:
             return
         for target in {*before, *parts}:
+            self.changed.add(target)
             whole = add(add(self._sums.pop(target, Request()), before.get(target, Request()), -1), parts.get(target, Request()))
             if whole:
                 self._sums[target] = whole
@@ -219,6 +221,7 @@ class Ledger:
 
     def clear(self) -> None:
         self._parts.clear()
+        self.changed.update(self._sums)
         self._sums.clear()
         self._reserved.clear()
 

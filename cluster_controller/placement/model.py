@@ -44,7 +44,7 @@ class Request(Struct, frozen=True):
     accelerators: dict[str, int] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return bool(self.cpu_millis or self.memory_bytes or self.accelerators)
+        return bool(self.cpu_millis or self.memory_bytes or any(self.accelerators.values()))
 
 
 class Preference(Struct, frozen=True):

@@ -16,7 +16,7 @@ from cluster_controller.placement.bins import Around, Bins, Branch, promised
 from cluster_controller.placement.capacity import Space
 from cluster_controller.placement.contend import Contender, Foreseen, Rivals
 from cluster_controller.placement.divide import Target, divide
-from cluster_controller.placement.filters import DRAINING, capacity_refusal, refuse_itself, refuse_unmeant, unknown_names
+from cluster_controller.placement.filters import DRAINING, capacity_refusal, matches, refuse_itself, refuse_unmeant, unknown_names
 from cluster_controller.placement.fleet import Fleet
 from cluster_controller.placement.model import ClusterRecord, ComponentDemand, Demand, Given, Placement, Refusal, Request, Score
 from cluster_controller.placement.weighing import planned, weigh
@@ -60,12 +60,17 @@ def place(
     """
     fleet = clusters if isinstance(clusters, Fleet) else Fleet(clusters)
     around = Around(labels=fleet.labels, distance=_distance(demand, fleet))
+    if not reasons and demand.strategy != "Duplicated":
+        enough = _enough(demand, fleet, around, given, pending=pending or {}, rivals=rivals)
+        if enough is not None:
+            return enough
     shares: Shares = {}
     decisions: dict[str, Decision] = {}
     refusals: list[Refusal] = []
     passed: dict[str, list[ClusterRecord]] = {}
     for component in demand.components:
-        passed[component.name], refused = _filter(demand, component, fleet, around, given, reasons=reasons)
+        among = fleet if reasons else fleet.candidates(demand.selector, demand.cluster_names)
+        passed[component.name], refused = _filter(demand, component, fleet, around, given, among=among, reasons=reasons)
         if reasons:
             refusals += refused
             unknown = unknown_names(demand, component, fleet)
@@ -111,6 +116,50 @@ def place(
     )
 
 
+def _enough(
+    demand: Demand,
+    fleet: Fleet,
+    around: Around,
+    given: Mapping[str, Mapping[str, Given]],
+    *,
+    pending: Mapping[str, Request],
+    rivals: Callable[[], Rivals],
+) -> Placement | None:
+    """The decision where what stands is as much as is wanted, or more; None where it is not.
+
+    What stands stays, and nothing is added: so whoever has nothing decides nothing, and only those who were given something are looked
+    at. Most of what a controller settles is like this, for whatever is reported of an application asks whether all is well.
+    """
+    few = [record for target in sorted(given) for record in fleet.behind(target)]
+    meant = [record for record in few if not demand.cluster_names or record.name in demand.cluster_names]
+    meant = [record for record in meant if matches(demand.selector, record.labels)]
+    passed = {each.name: _filter(demand, each, fleet, around, given, among=meant, reasons=False)[0] for each in demand.components}
+    space = _space(demand, fleet, passed, given, {target: pending[target] for target in given if target in pending})
+    bins = Bins(demand, space, around)
+    contender = Contender(demand, space, rivals, pending)
+    decisions: dict[str, Decision] = {}
+    for component in demand.components:
+        among = passed[component.name]
+        mine = {target: per[component.name] for target, per in given.items() if component.name in per}
+        found = bins.branches(component, among, mine)
+        held = [each for branch in found.values() for each in branch.bins if each.holds]
+        if sum(each.holds for each in held) < component.replicas or any(each.leaving for each in held):
+            return None
+        decisions[component.name] = _divide(component, among, found, space, contender)
+    shares: Shares = {}
+    for name, decided in decisions.items():
+        for target, share in decided.shares.items():
+            shares.setdefault(target, {})[name] = share
+    return Placement(
+        shares=shares,
+        unplaced={name: decided.unplaced for name, decided in decisions.items()},
+        waiting={name: decided.waiting for name, decided in decisions.items()},
+        refusals=(),
+        eligible={name: tuple(cluster.uid for cluster in among) for name, among in passed.items()},
+        plan={name: {uid: count for uid, count in decided.counts.items() if count} for name, decided in decisions.items()},
+    )
+
+
 def _distance(demand: Demand, fleet: Fleet) -> score.Distance:
     return score.nowhere if demand.objective is None else score.distances(fleet, demand.objective.to, demand.objective.users)
 
@@ -122,9 +171,10 @@ def _filter(
     around: Around,
     given: Mapping[str, Mapping[str, Given]],
     *,
+    among: Iterable[ClusterRecord],
     reasons: bool,
 ) -> tuple[list[ClusterRecord], list[Refusal]]:  # fmt: skip
-    """Clusters that may hold the component, and why others (or more of it) may not.
+    """Clusters of ``among`` that may hold the component, and why others (or more of it) may not.
 
     A refusal that is about what is new (a cordon, NoSchedule) or about what may pass (a silent link, a node that is restarting) leaves
     what runs where it runs: such a cluster passes, closed for more.
@@ -132,7 +182,7 @@ def _filter(
     passed: list[ClusterRecord] = []
     refused: list[Refusal] = []
     memo = fleet.memo(_question(demand, component))
-    for cluster in fleet if reasons else fleet.candidates(demand.selector, demand.cluster_names):
+    for cluster in among:
         known = memo.get(cluster.uid)
         if known is None or known[0] is not cluster:
             known = memo[cluster.uid] = (cluster, refuse_itself(demand, component, cluster))

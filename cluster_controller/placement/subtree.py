@@ -29,7 +29,8 @@ class Subtree:
         self._clusters: list[tuple[kinds.Cluster, str]] | None = None
         self.names: dict[str, str] = {}  # of the clusters, by uid
         self.ways: dict[str, str] = {}  # and through whom they are reached
-        self._pending: dict[str, tuple[Request, Request, Request]] = {}  # what a difference was made of, and the difference
+        self._pending: dict[str, Request] = {}  # what `pending` answered, but for targets of which something has changed
+        self._stale: set[str] = set()  # those whose clusters say that something else is asked for there
         self._asked: dict[str, Request] = {}  # per target, what its clusters say that is asked for there
         self._parents: set[str] = set()  # who has others below it
         self._parent_of: dict[str, str] = {}
@@ -60,7 +61,9 @@ class Subtree:
         self._fleet.update(records.cluster(after, via, {}))
         if after.status.uid == self._uid:
             self._own = after
-        self._asked[via] = add(add(self._asked[via], records.asked(before), -1), records.asked(after))
+        if records.asked(before) != records.asked(after):
+            self._asked[via] = add(add(self._asked[via], records.asked(before), -1), records.asked(after))
+            self._stale.add(via)
         return True
 
     def known(self, tx: Tx) -> list[tuple[kinds.Cluster, str]]:
@@ -81,6 +84,8 @@ class Subtree:
             self._asked = {}
             for document, via in self._clusters:
                 self._asked[via] = add(self._asked.get(via, Request()), records.asked(document))
+            self._pending.clear()
+            self._stale.update(self._asked)
         return self._clusters
 
     def asked(self, tx: Tx) -> Mapping[str, Request]:
@@ -88,18 +93,19 @@ class Subtree:
         self.known(tx)
         return self._asked
 
-    def pending(self, tx: Tx) -> dict[str, Request]:
+    def pending(self, tx: Tx) -> Mapping[str, Request]:
         """Per target below, what it was given by this controller and what no cluster there has counted as asked for yet."""
         self.known(tx)
-        found = {}
-        for target, counted in self._asked.items():
-            total = self._ledger.total(target)
-            before = self._pending.get(target)
-            if before is None or before[0] is not total or before[1] is not counted:
-                before = self._pending[target] = (total, counted, positive(add(total, counted, -1)))
-            if target != self._uid and total and before[2]:
-                found[target] = before[2]
-        return found
+        stale = (self._stale | self._ledger.changed) & self._asked.keys()
+        for target in stale:
+            left = positive(add(self._ledger.total(target), self._asked[target], -1))
+            if left and target != self._uid:
+                self._pending[target] = left
+            else:
+                self._pending.pop(target, None)
+        self._stale.clear()
+        self._ledger.changed.clear()
+        return self._pending
 
     def records(self, tx: Tx, running: Running) -> Fleet:
         """Of every cluster, with what one application runs there."""

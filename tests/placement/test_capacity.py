@@ -154,3 +154,8 @@ def test_the_ledger_is_the_sum_of_what_stands(bookings: list[tuple[str, dict[str
 def test_less_than_nothing_is_no_room() -> None:
     over = Request(cpu_millis=-5, memory_bytes=3, accelerators={"gpu": -1, "npu": 2})
     assert positive(over) == Request(memory_bytes=3, accelerators={"npu": 2})
+
+
+def test_who_asks_for_none_of_something_asks_for_nothing() -> None:
+    assert not Request(accelerators={"gpu": 0})
+    assert Request(accelerators={"gpu": 1}) and Request(cpu_millis=1)
