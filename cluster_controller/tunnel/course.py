@@ -6,7 +6,8 @@ costs the time after which a link counts as dead, and one bounded attempt. While
 whether it is there; it goes back once home has answered for long enough, longer each time it was lost again soon after a return.
 
 Invariants: home comes first in every round, and with no alternate nothing is different from dialling one parent for ever; a parent
-that named a time is not dialled before it; at an adopter, home is dialled only after answering for the whole stability time.
+that named a time is not dialled before it; at an adopter, home is dialled only after answering for the whole stability time. Whom home
+holds, for another instance speaks for the same cluster, asks nobody else: they would not know of the other, and take in both.
 """
 
 import random
@@ -85,6 +86,7 @@ class Course:
         self._returned: float | None = None  # when this cluster last came home from an adopter
         self._answers: float | None = None  # since when home answers each time it is asked
         self._silences = 0  # probes in a row without an answer
+        self._held = False  # home has said so, and has not taken us in since
 
     @property
     def away(self) -> bool:
@@ -94,6 +96,11 @@ class Course:
     @property
     def home(self) -> Parent:
         return self._parents()[0]
+
+    def _asked(self) -> Sequence[Parent]:
+        """Who may take us in."""
+        parents = self._parents()
+        return parents[:1] if self._held else parents
 
     def next(self, now: float) -> Step:
         """What to do now. Asking again changes nothing."""
@@ -109,13 +116,13 @@ class Course:
 
     def _seek(self, now: float) -> Step:
         if not self._round:
-            parents = self._parents()
+            parents = self._asked()
             self._round = [one for one in parents if self._ready.get(one.uid, now) <= now]
             if not self._round:
                 self._due = max(now + 0.05, min(self._ready[one.uid] for one in parents))
                 return Wait(self._due - now)
         first = self._round[0]
-        if len(self._parents()) == 1:
+        if len(self._asked()) == 1:
             return Dial(first)
         seconds = min(self._timing.attempt_cap, self._timing.attempt * 2.0 ** min(self._rounds, 8))
         if now < self._grace and first.uid == self.home.uid:
@@ -128,6 +135,7 @@ class Course:
         self.at, self._since = uid, now
         self._round, self._ready, self._due = [], {}, 0.0
         self._answers, self._silences = None, 0
+        self._held = self._held and self.away
         if came_back:
             self._returned = now
         if self.away:
@@ -152,6 +160,12 @@ class Course:
             self.stable = min(self._timing.stable_cap, self.stable * 2) if soon else self._timing.stable
             self._returned = None
 
+    def held(self, now: float, wish: float) -> None:
+        """Home did not take us in, for another instance speaks for this cluster: a person decides, there, and nobody else is asked."""
+        self._held = True
+        self._round = self._round[:1]
+        self.failed(now, wish)
+
     def failed(self, now: float, wish: float = 0.0) -> None:
         """The parent of the last `Dial` did not take us in; ``wish``: after how many seconds it may be asked again."""
         if self.at is not None:  # on the way home: stay where we are
@@ -170,7 +184,7 @@ class Course:
 
     def _until_next_round(self, now: float) -> float:
         """The backoff, or until the first that named a time takes us in."""
-        parents = self._parents()
+        parents = self._asked()
         pause = self._pause()
         wishes = [self._ready[one.uid] - now for one in parents if self._ready.get(one.uid, now) > now]
         if not wishes:

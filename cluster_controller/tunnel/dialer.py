@@ -29,6 +29,7 @@ from cluster_controller.tunnel.messages import (
     JoinRequest,
     Open,
     Refusal,
+    RefusalCode,
     RenewReply,
     RenewRequest,
 )
@@ -158,6 +159,9 @@ class Dialer:
                 wish = max(wish, error.refusal.retry_after)
                 self.last_refusal = _bare(error)
                 self._failed(course, parent, text, error)
+                if error.refusal.code is RefusalCode.HELD and parent.uid == course.home.uid:
+                    course.held(boottime(), wish)
+                    return None
                 if parent.uid:
                     break  # it was the one we wanted to reach
             except (ProtocolError, Unreachable, InvalidInput) as error:

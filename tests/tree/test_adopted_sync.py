@@ -15,10 +15,11 @@ from cluster_controller.identity import attach, starts
 from cluster_controller.identity.revocation import Revocation
 from cluster_controller.links import SYNC, Links
 from cluster_controller.store import Key
-from cluster_controller.tree import away, records
+from cluster_controller.tree import away, gate, records
 from cluster_controller.tree.away import encode, space_of
 from cluster_controller.tree.child import chain_of
 from cluster_controller.tunnel import CloseCode, Lane, Refusal, RefusalCode, Start, StreamReset, Welcome
+from cluster_controller.tunnel.handshake import Refused
 from tests.tree.site import Clock, Site, member, root, run, until
 
 
@@ -294,6 +295,29 @@ def test_a_copy_that_its_home_does_not_believe_lets_go_of_the_adopter(tmp_path: 
             await until(lambda: edge.membership.adoptions >= 1 and "two instances run" in edge.membership.child.trouble)
             await until(lambda: edge.uid not in sites["b"].tunnel.links)
             assert edge.uid not in doors(a).links.heard()
+
+    run(main())
+
+
+def test_who_is_held_by_its_home_goes_to_no_neighbour_not_even_once_home_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "HELD_RETRY_SECONDS", 0.2)
+
+    def held(site: Site) -> bool:
+        return isinstance(site.tunnel.dial_error, Refused) and site.tunnel.dial_error.refusal.code is RefusalCode.HELD
+
+    async def main() -> None:
+        async with grown(tmp_path) as sites:
+            a, b, edge = sites["a"], sites["b"], sites["edge"]
+            record = records.member(a.store, edge.uid)
+            assert record is not None
+            chosen = starts.keep(record.started, "another", [record.started.start])  # a person has decided against this instance
+            await a.store.commit(lambda tx: records.put_member(tx, msgspec.structs.replace(record, started=chosen)))
+            a.tunnel.links[edge.uid].close(CloseCode.GOING_AWAY, "cut")
+            await until(lambda: held(edge))
+            for server in a.tunnel._servers:
+                server.close()
+            await until(lambda: edge.tunnel.dial_error is not None and not held(edge))  # it has asked home again, in vain
+            assert edge.membership.adoptions == 0 and edge.uid not in b.tunnel.links
 
     run(main())
 

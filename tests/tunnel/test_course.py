@@ -21,6 +21,7 @@ class World:
         self.up = {one.uid for one in parents}
         self.frozen: set[str] = set()  # takes a connection and says nothing
         self.busy: dict[str, float] = {}  # refuses, with a wish
+        self.holds: float | None = None  # home says that another instance speaks for this cluster, with a wish
         self.dialled: list[tuple[float, str]] = []
         self.arrivals: list[tuple[float, str]] = []
 
@@ -33,7 +34,9 @@ class World:
                 self.course.probed(parent.uid in self.up, self.now)
             case Dial(parent, seconds):
                 self.dialled.append((self.now, parent.uid))
-                if parent.uid in self.up and parent.uid not in self.busy:
+                if parent == HOME and self.holds is not None and parent.uid in self.up:
+                    self.course.held(self.now, self.holds)
+                elif parent.uid in self.up and parent.uid not in self.busy:
                     self.now += 0.02
                     self.course.arrived(parent.uid, self.now)
                     self.arrivals.append((self.now, parent.uid))
@@ -250,3 +253,35 @@ def test_a_way_home_that_is_refused_leaves_the_child_where_it_is() -> None:
     assert dials[1] - dials[0] >= 20.0
     world.busy = {}
     world.until("home", 120)
+
+
+@given(st.integers(), st.sampled_from(["at home", "at an adopter", "new"]))
+def test_whom_home_holds_asks_nobody_else_until_home_takes_it_in(seed: int, where: str) -> None:
+    world = World(seed=seed)
+    if where != "new":
+        world.until("home", 1)
+        world.settle(60)
+    if where == "at an adopter":
+        world.kill("home")
+        world.until("a", 3)
+        world.up.add("home")
+    world.holds = 10.0
+    while not world.course._held:
+        world.kill("home") if world.course.at == "home" else world.step()
+        world.up.add("home")
+    if world.course.at == "a":
+        world.kill("a")  # home has told it that this one is none of its
+        world.up.add("a")
+    began = len(world.dialled)
+    world.settle(120)
+    world.kill("home")
+    world.settle(120)
+    asked = world.dialled[began:]
+    assert {uid for _, uid in asked} == {"home"} and world.course.at is None
+    assert len(asked) <= 60
+    world.up.add("home")
+    world.holds = None
+    world.until("home", 60)
+    world.settle(60)
+    world.kill("home")
+    world.until("a", 3)
