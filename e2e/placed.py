@@ -17,9 +17,11 @@ class PlacedSite(Site):
         super().__init__(folder, {"BANYAN_HEARTBEAT_SECONDS": str(HEARTBEAT)} | environment)
         self.space = space
 
-    def banyan(self, *arguments: str, check: bool = True, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    def banyan(
+        self, *arguments: str, check: bool = True, stdin: str | None = None, seconds: float = 60
+    ) -> subprocess.CompletedProcess[str]:
         with self.space.entered():
-            return super().banyan(*arguments, check=check, stdin=stdin)
+            return super().banyan(*arguments, check=check, stdin=stdin, seconds=seconds)
 
     def launch(self, *arguments: str) -> None:
         with self.space.entered():

@@ -55,10 +55,12 @@ class Site:
 
     # --- commands ---
 
-    def banyan(self, *arguments: str, check: bool = True, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    def banyan(
+        self, *arguments: str, check: bool = True, stdin: str | None = None, seconds: float = 60
+    ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [sys.executable, "-m", "banyanctl", "--data", str(self.folder), *arguments],
-            capture_output=True, text=True, timeout=60, check=False, env=self._environment(), input=stdin,
+            capture_output=True, text=True, timeout=seconds, check=False, env=self._environment(), input=stdin,
         )  # fmt: skip
         if check:
             assert done.returncode == 0, f"banyan {' '.join(arguments)}: {done.returncode}\n{done.stdout}{done.stderr}"

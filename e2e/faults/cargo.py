@@ -67,7 +67,8 @@ class Cargo:
     def publish(self) -> None:
         """What a person does once more where the root has lost its files: a backup has none (`banyan backup --help`)."""
         model = str(EMOTION / "model-1" / "model.onnx")
-        self.ground.root.banyan("model", "publish", self.name, model, str(self._ballast), "--version", "1")
+        words = ("model", "publish", self.name, model, str(self._ballast), "--version", "1")
+        self.ground.root.banyan(*words, seconds=60 + self._size / SLOWEST)
 
     def arrived(self, site: Machine) -> int:
         """Bytes of it at a site."""
