@@ -9,6 +9,7 @@ port for children, then the parent.
 
 import asyncio
 import contextlib
+import functools
 import socket
 from collections.abc import Callable, Mapping, Sequence
 
@@ -26,7 +27,8 @@ from cluster_controller.identity import PeerCertificate
 from cluster_controller.identity import load as load_identity
 from cluster_controller.links import Links
 from cluster_controller.models.blobs import BlobStore
-from cluster_controller.models.library import Library
+from cluster_controller.models.library import Library, OpenUpstream
+from cluster_controller.models.pace import Pace
 from cluster_controller.models.shelf import Shelf
 from cluster_controller.moves.driver import Driver as Moves
 from cluster_controller.moves.lineage import Lineage
@@ -44,6 +46,7 @@ from cluster_controller.tree.astray import Astray
 from cluster_controller.tree.census import Census
 from cluster_controller.tree.child import IdentityHolder, Settings
 from cluster_controller.tree.failover import Policy as Failover
+from cluster_controller.tree.failover import home_ancestors
 from cluster_controller.tree.known import Heard
 from cluster_controller.tree.membership import Membership
 from cluster_controller.tree.news import News
@@ -63,6 +66,7 @@ from cluster_controller.tunnel.messages import (
 )
 from cluster_controller.tunnel.stream import Stream
 from cluster_controller.tunnel.tunnel import Tunnel
+from cluster_controller.windows import Windows
 from cluster_shim.contract import ByteStream, Description, Node, OpenTarget, Shim
 
 log = structlog.get_logger()
@@ -151,7 +155,8 @@ class Controller:
         self.membership.bind(self.tunnel, config.proxy or None)
         blobs = await BlobStore.open(config.blob_folder, quantity.units(config.blob_budget, "blob_budget"))
         self.present = Present(store, blobs.missing)
-        self.library = Library(blobs, config.model_folder, None if self.identity().is_root else self._open_blobs_above)
+        pace = Pace(quantity.units(config.model_rate or "0", "model_rate"), Windows(config.model_windows))
+        self.library = Library(blobs, config.model_folder, None if self.identity().is_root else self._blobs_above, pace)
         reporter = self.reporter = await reports.begin(store, self.uid, clock.wall())
         self.links = Links(store, self.tunnel, self.uid, self._link_changed, self.membership.kin)
         self.links.set_back = self.report_anew
@@ -423,11 +428,18 @@ class Controller:
 
     # --- models ---
 
-    async def _open_blobs_above(self) -> ByteStream:
-        return await self.tunnel.open(self.links.above or self.identity().parent_uid, BLOB, lane=Lane.BULK)
+    def _blobs_above(self) -> Sequence[OpenUpstream]:
+        """Whom to ask for a blob: whoever sync goes to, then its ancestors, nearest first; the way there leads over the same link."""
+        identity = self.identity()
+        nearest = self.links.above or identity.parent_uid
+        above = home_ancestors(nearest, identity.path[: identity.path.index(nearest)] if nearest in identity.path else ())
+        return [functools.partial(self._open_blobs_at, uid) for uid in above]
+
+    async def _open_blobs_at(self, uid: str) -> ByteStream:
+        return await self.tunnel.open(uid, BLOB, lane=Lane.BULK)
 
     async def _serve_blob(self, stream: Stream) -> None:
-        self.links.require_child(stream)
+        self.links.require_below(stream)
         await self.library.serve(stream)
 
     # --- health ---

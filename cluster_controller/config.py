@@ -16,6 +16,7 @@ from msgspec import Struct, field
 
 from cluster_controller.errors import InvalidInput
 from cluster_controller.resources import quantity
+from cluster_controller.windows import Windows
 
 FILE_NAME = "banyan.toml"
 FILE_LIMIT_BYTES = 256 * 1024
@@ -50,7 +51,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     kubernetes: dict[str, str] = field(default_factory=dict)
     """With shim kubernetes or k3s: worker_image runs models and commands; pull_policy; service_type is ClusterIP, NodePort or
     LoadBalancer; cache, where nodes keep model files, is hostPath:/PATH, pvc:CLAIM or emptyDir; files_url is where pods find this
-    controller's model files."""
+    controller's model files; take_over names the uid whose controller managed that cluster before and is gone for good."""
     labels: dict[str, str] = field(default_factory=dict)
     """Labels that the site gives itself; ancestors may add theirs on top."""
     node_name: str = ""
@@ -61,6 +62,11 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Address on which applications' stable site ports listen; 0.0.0.0 offers them on the LAN."""
     blob_budget: str = "4Gi"
     """Disk budget of the model cache; least recently used models that nothing runs are dropped first."""
+    model_rate: str = ""
+    """Bytes a second at which models may come over the link to the parent, 2M or 256Ki; the rest of the link is for everything else.
+    Default: whatever the link has to spare."""
+    model_windows: tuple[str, ...] = ()
+    """When models may come over it, by this site's clock: 22:00-06:00,12:30-13:30. What runs runs on. Default: at any time."""
     heartbeat_seconds: float = 5.0
     """Pause after which a silent link is asked for a sign of life; it is dead after three."""
     failover_allow: bool = True
@@ -137,6 +143,11 @@ def _checked(config: Config) -> Config:
         quantity.units(config.blob_budget)
     except InvalidInput as error:
         raise InvalidInput(f"blob_budget: {error}", "blob_budget") from error
+    try:
+        quantity.units(config.model_rate or "0")
+    except InvalidInput as error:
+        raise InvalidInput(f"model_rate: {error}", "model_rate") from error
+    Windows(config.model_windows)
     if config.guests < 0:
         raise InvalidInput(f"guests {config.guests}: it is a number of children, 0 for none", "guests")
     for name in ("heartbeat_seconds", "report_usage_seconds", "failover_return_seconds"):

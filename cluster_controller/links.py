@@ -223,6 +223,13 @@ class Links:
             return uid
         raise Forbidden(f"{stream.service} is served to children only")
 
+    def require_below(self, stream: Stream) -> str:
+        """A child, or whoever is below one and was brought by its link: what its own parent cannot give it, it may ask for here."""
+        uid, child = stream.source[-1], stream.source[0]
+        if len(stream.source) > 1 and child in self._here and self._tunnel.router.next_hop(uid) == child:
+            return uid
+        return self.require_child(stream)
+
     def require_parent(self, stream: Stream) -> None:
         """Forbidden unless the parent's link brought ``stream``; by way of an adopter, unless one of those above home opened it."""
         parent = self._tunnel.parent

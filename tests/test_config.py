@@ -99,6 +99,8 @@ configs = st.builds(
     capacity=st.dictionaries(texts, texts, max_size=2),
     site_bind=texts,
     blob_budget=st.sampled_from(["4Gi", "1", "1e9", "250M"]),
+    model_rate=st.sampled_from(["", "0", "2M", "256Ki"]),
+    model_windows=st.sampled_from([(), ("22:00-06:00",), ("01:00-02:00", "12:30-13:30")]),
     heartbeat_seconds=seconds,
     report_usage_seconds=seconds,
     log_format=texts,

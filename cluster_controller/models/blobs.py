@@ -1,9 +1,13 @@
 """The blobs on this disk: ``FOLDER/sha256/ab/abcd…``, read-only files named by their content.
 
+``FOLDER/chunks/DIGEST`` is the manifest of a blob of several chunks, here or arriving (`manifests`): 32 bytes for each MiB, which the
+budget does not count.
+
 Invariants
 - A file under its name is complete and was verified when it was written; a wrong or half one never gets there.
 - All bytes, arriving ones included, stay within the budget. Room is made by dropping the least recently used blob that nobody
-  holds; a held one is never dropped, whatever else fails for it.
+  holds; then, before anything fails for want of room, one that somebody merely likes to keep (`keep`: the version before the one
+  that runs). A held one is never dropped, whatever else fails for it.
 - The index lives in memory and is rebuilt from names and sizes alone: starting reads no contents.
 - Only the event loop changes the index; files are read, written and hashed in threads, a bounded step at a time.
 """
@@ -20,7 +24,9 @@ from typing import TYPE_CHECKING
 import structlog
 
 from cluster_controller.errors import Conflict, Exhausted, InvalidInput, NotFound, StoreCorrupt, StoreFull
-from cluster_controller.models.incoming import STEP, Incoming, WrongDigest, disk_error, uninterrupted
+from cluster_controller.models import manifests
+from cluster_controller.models.chunks import Digester, Manifest, count_of
+from cluster_controller.models.incoming import STEP, Growth, Incoming, WrongDigest, disk_error, survey, uninterrupted
 
 if TYPE_CHECKING:
     from cluster_controller.models.transfer import Flight
@@ -72,7 +78,9 @@ class BlobStore:
         self._sizes: OrderedDict[str, int] = OrderedDict()  # least recently used first
         self._partials: OrderedDict[str, int] = OrderedDict()  # of attempts that were cut; oldest first
         self._arriving: dict[str, Incoming] = {}
+        self._growing: dict[str, Growth] = {}  # what this process knows of `_partials` that come in chunks
         self._holds: dict[str, frozenset[str]] = {}
+        self._kept: dict[str, frozenset[str]] = {}
 
     @classmethod
     async def open(cls, folder: Path, budget: int, disk_reserve: int = DISK_RESERVE) -> "BlobStore":
@@ -127,6 +135,14 @@ class BlobStore:
         else:
             self._holds.pop(owner, None)
 
+    def keep(self, owner: str, digests: Iterable[str]) -> None:
+        """The same for what ``owner`` may want again: dropped after all that nobody names, and only so that what is needed has room."""
+        wanted = frozenset(check_digest(digest) for digest in digests)
+        if wanted:
+            self._kept[owner] = wanted
+        else:
+            self._kept.pop(owner, None)
+
     def held(self, digest: str) -> bool:
         return any(digest in digests for digests in self._holds.values())
 
@@ -159,12 +175,35 @@ class BlobStore:
 
     async def verify(self, digest: str) -> None:
         """Read it all again. `StoreCorrupt` when the disk spoiled it; then it is removed, so that it can be fetched again."""
-        seen = hashlib.sha256()
+        await self._digested(digest)
+
+    async def _digested(self, digest: str) -> Manifest:
+        seen, digester = hashlib.sha256(), Digester()
         async for chunk in self.chunks(digest):
-            await uninterrupted(asyncio.to_thread(seen.update, chunk))
+            await uninterrupted(asyncio.to_thread(_both, seen, digester, chunk))
         if seen.hexdigest() != digest:
             self.remove(digest)
             raise StoreCorrupt(f"blob {digest} was spoiled on the disk ({self.path(digest)}); it was removed and must be fetched again")
+        return digester.manifest()
+
+    async def manifest(self, digest: str) -> Manifest:
+        """The digests of its chunks; read from the blob itself when they were never kept, or the disk spoiled them."""
+        size = self.size(digest)
+        if count_of(size) <= 1:
+            return Manifest.of(digest, size, bytes.fromhex(digest) if size else b"")
+        kept = await asyncio.to_thread(manifests.read, self._manifest_path(digest), digest, size)
+        if kept is None:
+            kept = await self._digested(digest)
+            await self._keep_manifest(digest, kept)
+        return kept
+
+    async def _keep_manifest(self, digest: str, manifest: Manifest) -> None:
+        if manifest.count > 1:
+            path = self._manifest_path(digest)
+            try:
+                await uninterrupted(asyncio.to_thread(manifests.write, path, manifest))
+            except OSError as error:
+                raise disk_error(path, error) from error
 
     # --- writing -----------------------------------------------------------------------------------------------------
 
@@ -180,19 +219,56 @@ class BlobStore:
         async with _Receiving(self, digest, size, keep_partial=False) as incoming:
             async for chunk in chunks:
                 await incoming.write(chunk)
-            await incoming.commit()
+            await self._keep_manifest(digest, await incoming.commit())
 
-    def receive(self, digest: str, size: int) -> "_Receiving":
+    def receive(self, digest: str, size: int, growth: Growth | None = None) -> "_Receiving":
         """``async with store.receive(digest, size) as incoming``: continues where an earlier attempt was cut (`Incoming.received`).
 
-        `Conflict` when somebody is receiving it already, `Exhausted` or `StoreFull` when there is no room.
+        With ``growth`` (of `growing` or `grow`) it comes in chunks, in any order. `Conflict` when somebody is receiving it already,
+        `Exhausted` or `StoreFull` when there is no room.
         """
-        return _Receiving(self, digest, size, keep_partial=True)
+        return _Receiving(self, digest, size, keep_partial=True, growth=growth)
+
+    async def growing(self, digest: str) -> Growth | None:
+        """What an earlier attempt left that came in chunks: each is read again once, unless this process wrote it. None: nothing."""
+        if digest in self._arriving or (digest not in self._partials and digest not in self._growing):
+            return None
+        if (known := self._growing.get(digest)) is not None:
+            return known
+        path = self._manifest_path(digest)
+        manifest = await asyncio.to_thread(manifests.read, path, digest, None)
+        if manifest is None:
+            return None
+        growth = Growth(manifest)
+        try:
+            await uninterrupted(asyncio.to_thread(survey, self._partial_path(digest), growth))
+        except OSError as error:
+            raise disk_error(self._partial_path(digest), error) from error
+        if digest in self._partials:
+            self._growing[digest] = growth
+        return growth
+
+    async def grow(self, digest: str, manifest: Manifest) -> Growth:
+        """Begin anew with that manifest: what an earlier attempt left by another one, or by none, is dropped."""
+        if digest in self._arriving:
+            raise Conflict(f"blob {digest} is being received already; wait for it, then ask again")
+        self._drop_partial(digest)
+        await self._keep_manifest(digest, manifest)
+        return Growth(manifest)
+
+    def forget_growth(self, digest: str, keep: int) -> None:
+        """Of an attempt in chunks keep the first ``keep`` bytes, for one that goes on without a manifest."""
+        self._growing.pop(digest, None)
+        self._manifest_path(digest).unlink(missing_ok=True)
+        if digest in self._partials:
+            os.truncate(self._partial_path(digest), keep)
+            self._partials[digest] = keep
 
     def remove(self, digest: str) -> None:
         """Drop a blob, held or not."""
         if self._sizes.pop(digest, None) is not None:
             self.path(digest).unlink(missing_ok=True)
+            self._manifest_path(digest).unlink(missing_ok=True)
 
     def _make_room(self, digest: str, size: int) -> None:
         """Decide first, drop then: what cannot fit costs nobody else its place."""
@@ -217,6 +293,7 @@ class BlobStore:
     def _victims(self, size: int) -> tuple[list[str], list[str], int]:
         """Unfinished and finished blobs to drop, and the bytes that they free. Unfinished ones are the cheapest to lose."""
         held = frozenset[str]().union(*self._holds.values())
+        kept = frozenset[str]().union(*self._kept.values())
         needed, freed = self.used + size - self.budget, 0
         partials: list[str] = []
         for other, length in self._partials.items():
@@ -225,7 +302,7 @@ class BlobStore:
             partials.append(other)
             freed += length
         blobs: list[str] = []
-        for other, length in self._sizes.items():
+        for other, length in sorted(self._sizes.items(), key=lambda item: item[0] in kept):  # stable: least recently used first
             if freed >= needed:
                 break
             if other not in held:
@@ -234,13 +311,18 @@ class BlobStore:
         return partials, blobs, freed
 
     def _drop_partial(self, digest: str) -> None:
+        self._growing.pop(digest, None)
         if self._partials.pop(digest, None) is not None:
             self._partial_path(digest).unlink(missing_ok=True)
+            self._manifest_path(digest).unlink(missing_ok=True)
+
+    def _manifest_path(self, digest: str) -> Path:
+        return self.folder / "chunks" / digest
 
     def _partial_path(self, digest: str) -> Path:
         return self.folder / "partial" / digest
 
-    def _begin(self, digest: str, size: int) -> Incoming:
+    def _begin(self, digest: str, size: int, growth: Growth | None) -> Incoming:
         check_digest(digest)
         if size < 0:
             raise InvalidInput(f"blob {digest}: a size of {size} bytes")
@@ -254,7 +336,8 @@ class BlobStore:
             if not partial:
                 del self._partials[digest]
             raise
-        incoming = Incoming(digest, size, self._partial_path(digest), self.path(digest))
+        self._growing.pop(digest, None)
+        incoming = Incoming(digest, size, self._partial_path(digest), self.path(digest), growth)
         self._arriving[digest] = incoming
         return incoming
 
@@ -265,19 +348,23 @@ class BlobStore:
         elif keep_partial and not incoming.spoiled and incoming.received:
             incoming.pause()
             self._partials[incoming.digest] = incoming.received
+            if incoming.growth is not None:
+                self._growing[incoming.digest] = incoming.growth
         else:
             incoming.discard()
+            self._manifest_path(incoming.digest).unlink(missing_ok=True)
 
 
 class _Receiving:
     """The context of one `Incoming`: whatever happens inside, the index says what the disk holds afterwards."""
 
-    def __init__(self, store: BlobStore, digest: str, size: int, keep_partial: bool) -> None:
+    def __init__(self, store: BlobStore, digest: str, size: int, keep_partial: bool, growth: Growth | None = None) -> None:
         self._store, self._digest, self._size, self._keep = store, digest, size, keep_partial
+        self._growth = growth
         self._incoming: Incoming | None = None
 
     async def __aenter__(self) -> Incoming:
-        incoming = self._incoming = self._store._begin(self._digest, self._size)
+        incoming = self._incoming = self._store._begin(self._digest, self._size, self._growth)
         try:
             await incoming.open()
         except BaseException:
@@ -301,10 +388,15 @@ async def _compare(digest: str, size: int, chunks: AsyncIterator[bytes]) -> None
         raise WrongDigest(f"blob {digest}: the bytes sent have sha256 {seen.hexdigest()}; what is here already stays")
 
 
+def _both(seen: "hashlib._Hash", digester: Digester, chunk: bytes) -> None:
+    seen.update(chunk)
+    digester.update(chunk)
+
+
 def _scan(folder: Path) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
     """Finished and unfinished blobs with their sizes, least recently used first."""
     shelves = folder / "sha256"
-    for needed in (folder, shelves, folder / "partial"):
+    for needed in (folder, shelves, folder / "partial", folder / "chunks"):
         needed.mkdir(mode=0o700, parents=True, exist_ok=True)
     found: list[tuple[int, str, int]] = []
     with os.scandir(shelves) as entries:
@@ -312,7 +404,9 @@ def _scan(folder: Path) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
             if len(shelf.name) == 2 and shelf.is_dir():
                 found += _files(Path(shelf.path))
     finished = [(digest, size) for _, digest, size in sorted(found)]
-    return finished, [(digest, size) for _, digest, size in sorted(_files(folder / "partial"))]
+    unfinished = [(digest, size) for _, digest, size in sorted(_files(folder / "partial"))]
+    manifests.clean(folder / "chunks", {digest for digest, _ in (*finished, *unfinished)})
+    return finished, unfinished
 
 
 def _files(folder: Path) -> list[tuple[int, str, int]]:

@@ -5,7 +5,7 @@ be served, also after a restart with no parent in reach.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +14,9 @@ import structlog
 from cluster_controller.errors import NotFound
 from cluster_controller.models.blobs import BlobStore
 from cluster_controller.models.folders import discard_folder, materialise
-from cluster_controller.models.transfer import fetch_blob, serve_blob
+from cluster_controller.models.pace import FREE, Pace
+from cluster_controller.models.serving import serve_blob
+from cluster_controller.models.transfer import fetch_blob
 from cluster_shim.contract import ByteStream, ModelFile
 
 log = structlog.get_logger()
@@ -38,12 +40,13 @@ class Need(Protocol):
 
 
 class Library:
-    """``open_upstream`` opens a stream of service `blob` to the parent; None at a root."""
+    """``sources()`` opens streams of service `blob` to those above, nearest first; None at a root."""
 
-    def __init__(self, blobs: BlobStore, folder: Path, open_upstream: OpenUpstream | None) -> None:
+    def __init__(self, blobs: BlobStore, folder: Path, sources: Callable[[], Sequence[OpenUpstream]] | None, pace: Pace = FREE) -> None:
         self.blobs = blobs
         self._folder = folder
-        self._open_upstream = open_upstream
+        self._sources = sources
+        self._pace = pace
 
     def ready(self, need: Need) -> str | None:
         """The folder, or None while something has yet to be fetched or laid out."""
@@ -56,10 +59,10 @@ class Library:
         self.blobs.hold(f"fetch/{need.key}", digests)
         try:
             for digest in self.blobs.missing(digests):
-                if self._open_upstream is None:
+                if self._sources is None:
                     what = f"model {need.name} version {need.version}: blob {digest[:12]}"
                     raise NotFound(f"{what} was never pushed; see `banyan model publish`")
-                await fetch_blob(self._open_upstream, digest, self.blobs)
+                await self._fetch(digest)
             folder = self._folder / need.key
             await materialise(need.files, folder, self.blobs)
         finally:
@@ -69,12 +72,12 @@ class Library:
 
     async def serve(self, stream: ByteStream) -> None:
         """Answer one request for a blob from below; what is not here is pulled from above while it is passed on."""
-        fetch = self._fetch if self._open_upstream is not None else None
+        fetch = self._fetch if self._sources is not None else None
         await serve_blob(stream, self.blobs, fetch)
 
     async def _fetch(self, digest: str) -> None:
-        assert self._open_upstream is not None
-        await fetch_blob(self._open_upstream, digest, self.blobs)
+        assert self._sources is not None
+        await fetch_blob(self._sources(), digest, self.blobs, pace=self._pace)
 
     async def keep_only(self, needed: Callable[[], Collection[str]]) -> None:
         """Drop the folders of models that nothing here runs any more; their blobs stay as long as the budget allows.

@@ -1,10 +1,11 @@
 """Which blobs are never dropped for want of room: those of published models, and of the versions that run here, no others.
 
 A version that nothing here runs any more gives its room back: an edge that was brought from version 1 to 20 has room for the 21st.
+The one before the running one is kept as long as what runs has room without it: going back to it moves no byte.
 Kept by one owner per Model and per Work, so that a change costs what it touches and not what is there.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from cluster_controller import delivered
@@ -30,12 +31,16 @@ class Blobs(Protocol):
 
     def hold(self, owner: str, digests: Iterable[str]) -> None: ...
 
+    def keep(self, owner: str, digests: Iterable[str]) -> None: ...
+
 
 class Holds:
     def __init__(self, store: Store, blobs: Blobs) -> None:
         self._store = store
         self._blobs = blobs
         self._documents = Documents(store.get)
+        self._running: dict[str, frozenset[str]] = {}
+        self._before: dict[str, frozenset[str]] = {}  # what ran before that, since this start
 
     def load(self) -> None:
         for stored in self._store.list("own", "Model"):
@@ -71,14 +76,32 @@ class Holds:
     def _work(self, name: str) -> None:
         stored = self._store.get(Key("local", "Work", "", name))
         spec = self._documents.read(stored, kinds.Work).spec if stored is not None else None
-        self._blobs.hold(f"work/{name}", () if spec is None else self._digests(spec))
+        running, listed = self._digests(spec) if spec is not None else (frozenset[str](), frozenset[str]())
+        owner = f"work/{name}"
+        self._blobs.hold(owner, running)
+        if spec is None:
+            self._running.pop(name, None)
+            self._before.pop(name, None)
+            self._blobs.keep(owner, ())
+            return
+        past = self._running.get(name, frozenset()) - running
+        if past:
+            self._before[name] = past
+        self._running[name] = running
+        self._blobs.keep(owner, self._before.get(name, listed))
 
-    def _digests(self, spec: kinds.WorkSpec) -> Iterator[str]:
+    def _digests(self, spec: kinds.WorkSpec) -> tuple[frozenset[str], frozenset[str]]:
+        """Of the versions that run, and of those that their Models list before them."""
         found = referenced(self._store, spec)
+        running: set[str] = set()
+        listed: set[str] = set()
         for component in spec.components:
             try:
                 need = resolve.model_need(component, found)
+                before = resolve.model_before(component, found)
             except InvalidInput:
                 continue  # it is not here yet; the Model's arrival asks again
             if need is not None:
-                yield from (file.sha256 for file in need.files)
+                running.update(file.sha256 for file in need.files)
+                listed.update(file.sha256 for file in before)
+        return frozenset(running), frozenset(listed)

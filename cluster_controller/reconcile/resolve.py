@@ -7,7 +7,7 @@ revision, so a change of any of them is a new revision and nothing else is.
 import base64
 import binascii
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -59,6 +59,18 @@ def model_need(component: kinds.Component, found: Found) -> ModelNeed | None:
             )
     have = ", ".join(version.name for version in model.spec.versions) or "none"
     raise InvalidInput(f"model {reference.name} has no version {wanted!r}; it has {have}", f"components[{component.name}].{what}.version")
+
+
+def model_before(component: kinds.Component, found: Found) -> Sequence[kinds.ModelFile]:
+    """The files of the version that the Model lists before the one that the component runs; none before the first."""
+    reference = component.helm.chart if component.helm is not None else component.model
+    document = found.get(("Model", reference.name)) if reference is not None else None
+    if reference is None or document is None:
+        return ()
+    versions = _read(document, kinds.Model, reference.name).spec.versions
+    names = [version.name for version in versions]
+    place = names.index(reference.version) if reference.version in names else len(names) - 1
+    return versions[place - 1].files if place > 0 else ()
 
 
 def _fits(component: kinds.Component, reference: kinds.ModelReference, version: kinds.ModelVersion) -> None:

@@ -11,7 +11,7 @@ import structlog
 
 from cluster_controller.errors import Unreachable
 from cluster_controller.identity.holder import Identity
-from cluster_controller.links import CARRIED
+from cluster_controller.links import BLOB, CARRIED
 from cluster_controller.tree import away, failover, records, wire
 from cluster_controller.tree.away import Arrival, Away
 from cluster_controller.tree.child import Child, chain_of
@@ -78,4 +78,7 @@ class Kin:
         guest = self._guests.get(source)
         if guest is not None:
             return destination in guest.ancestors
-        return self._links.get(source) is None and self._links.router.next_hop(source) is not None
+        if self._links.router.next_hop(source) is None:
+            return False
+        # What this cluster has no room for, its children may ask its ancestors for.
+        return self._links.get(source) is None or (service == BLOB and destination in identity.path)

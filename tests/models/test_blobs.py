@@ -37,7 +37,8 @@ async def content_of(store: BlobStore, digest: str, offset: int = 0) -> bytes:
 
 
 def files_below(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    """But the manifests."""
+    return {name for path in folder.rglob("*") if path.is_file() and not (name := str(path.relative_to(folder))).startswith("chunks/")}
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
@@ -163,6 +164,25 @@ def test_room_is_made_by_dropping_what_was_used_longest_ago_and_is_not_held(tmp_
         with pytest.raises(Exhausted):
             await put(store, b"6" * 3001)  # bigger than the whole budget: nothing is dropped in vain
         assert store.count == 3
+
+    run(scenario())
+
+
+def test_what_may_be_wanted_again_goes_after_all_that_nobody_names(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        store = await BlobStore.open(tmp_path, 3000)
+        before, other, active = [await put(store, bytes([number]) * 1000) for number in range(3)]
+        store.hold("work", [active])
+        store.keep("work", [before])  # used longest ago, and yet:
+        newer = await put(store, b"4" * 1000)
+        assert [store.has(digest) for digest in (before, other, active, newer)] == [True, False, True, True]
+        store.hold("fetch", [newer])
+        newest = await put(store, b"5" * 1000)  # what is needed has room, whatever becomes of what was
+        assert [store.has(digest) for digest in (before, active, newer, newest)] == [False, True, True, True]
+        store.keep("work", [newest])
+        store.keep("work", [])
+        await put(store, b"6" * 1000)
+        assert not store.has(newest)
 
     run(scenario())
 

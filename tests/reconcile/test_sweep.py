@@ -84,6 +84,10 @@ class Held:
 
     def __init__(self) -> None:
         self.by: dict[str, set[str]] = {}
+        self.kept: dict[str, set[str]] = {}
+
+    def keep(self, owner: str, digests: object) -> None:
+        self.kept[owner] = {digest[0] for digest in digests}  # type: ignore[attr-defined]
 
     def hold(self, owner: str, digests: object) -> None:
         self.by[owner] = set(digests)  # type: ignore[call-overload]
@@ -105,11 +109,14 @@ def test_blobs_of_the_version_that_runs_are_held_and_those_of_the_ones_before_ar
             assert held.all() == {"1"}
             await bench.work(2, serve("2"))
             assert held.all() == {"2"}
+            assert held.kept == {"work/app": {"1"}}, "the version before is kept while there is room"
             again = Held()
             Holds(bench.store, again).load()
-            assert again.all() == {"2"}
+            assert again.all() == {"2"} and again.kept == {"work/app": {"1"}}, "after a restart it is the one that the Model lists before"
+            await bench.work(3, serve("1"))
+            assert held.all() == {"1"} and held.kept == {"work/app": {"2"}}, "what ran before, wherever it is listed"
             await bench.delete(Key("local", "Work", "", "app"))
-            assert held.all() == set()
+            assert held.all() == set() and held.kept == {"work/app": set()}
 
     play(main)
 
