@@ -154,19 +154,18 @@ class Deciding:
                 running[row.cluster] = row.components
             if target == self._uid and work is not None:
                 running[target] = {component.name: component.replicas for component in work.components if component.replicas}
-        return self._closed(self._subtree.records(tx, running), seen)
+        return self._closed(self._subtree.records(tx, running))
 
-    def _closed(self, fleet: Fleet, seen: Collection[str]) -> Fleet:
-        """Clusters below a silent child may be heard, by way of adopters; but only that child could give them what is new. Where it
-        was given something, what it was given says that it takes no more; where nothing, its clusters have to say so themselves."""
-        if not self._strays():
+    def _closed(self, fleet: Fleet) -> Fleet:
+        """Clusters below a silent child may be heard, by way of adopters; but only that child could give them what is new."""
+        strays = self._strays()
+        if not strays:
             return fleet
         away = {
-            record.uid: msgspec.structs.replace(record, reachable=False, broken_hop=hop)
+            record.uid: msgspec.structs.replace(record, reachable=False, broken_hop=hop, carried=True)
             for target, hop in self._silent().items()
-            if target not in seen
             for record in fleet.behind(target)
-            if record.reachable
+            if record.reachable or record.uid in strays
         }
         return fleet.view(away) if away else fleet
 

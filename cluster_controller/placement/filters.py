@@ -125,6 +125,12 @@ def refuse_itself(demand: Demand, component: ComponentDemand, cluster: ClusterRe
             f"cannot run components of kind {component.kind}; it runs {', '.join(cluster.component_kinds)}",
             f"choose clusters that run components of kind {component.kind}",
         )
+    if cluster.carried:
+        return no(
+            "HomeAway",
+            f"is heard by way of an adopter, and only its home can give it more, behind {cluster.broken_hop}: what runs there goes on",
+            f"mend the link {cluster.broken_hop}, or give it another parent: banyan move {name} --parent NAME",
+        )
     if not cluster.reachable:
         behind = f" behind {cluster.broken_hop}" if cluster.broken_hop else ""
         return no(

@@ -153,6 +153,7 @@ class ClusterRecord(Struct, frozen=True, kw_only=True):
     leaving: bool = False  # drained: what runs there goes as far as there is room elsewhere
     reachable: bool = True
     broken_hop: str = ""
+    carried: bool = False  # out of reach is its home; itself it is heard, by way of an adopter
     runs_applications: bool = True  # False: a controller without a shim
     component_kinds: tuple[str, ...] = ("model", "command")
     shim_trouble: str = ""  # why its controller cannot use it at the moment

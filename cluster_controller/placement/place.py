@@ -25,7 +25,19 @@ from cluster_controller.placement.wishes import blocked_refusal, refuse_wishes
 Shares = dict[str, dict[str, int]]
 # About what is new, or what may pass: what runs there stays, and it takes no more.
 STAYS = frozenset(
-    {"Cordoned", "NoScheduleTaint", "TaintGrace", "Unreachable", "ShimLost", "NoNode", "Affinity", "AntiAffinity", "Latency", "SpreadLabel"}
+    {
+        "Cordoned",
+        "NoScheduleTaint",
+        "TaintGrace",
+        "Unreachable",
+        "HomeAway",
+        "ShimLost",
+        "NoNode",
+        "Affinity",
+        "AntiAffinity",
+        "Latency",
+        "SpreadLabel",
+    }
 )
 
 

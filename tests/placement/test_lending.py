@@ -227,6 +227,29 @@ def test_a_deletion_that_came_before_they_were_heard_reaches_them_too(tmp_path: 
     play(tmp_path, main)
 
 
+def test_what_is_new_waits_for_home_and_explain_says_so(tmp_path: Path) -> None:
+    """More replicas, and what was created meanwhile: nothing is given to strays, nor forgotten."""
+
+    async def main(tree: Kin, root: Site, uid: str) -> None:
+        before = running(tree, uid)
+        await lose(tree)
+        await change(root, replicas=6, program="true")
+        fresh = await put_application(root, "fresh", 2)
+        await tree.quiet()
+        assert running(tree, uid) == before and not any(running(tree, fresh).values())
+        for application_uid, missing in ((uid, 2), (fresh, 2)):
+            told = await root.store.commit(lambda tx, asked=application_uid: root.engine.explain(tx, asked))
+            assert told is not None and sum(told.placement.unplaced.values()) == missing
+            said = {item.cluster: item for item in told.placement.refusals if item.filter == "HomeAway"}
+            assert said.keys() == {f"uid-{name}" for name in EDGES}
+            assert "only its home can give it more, behind root → region" in said["uid-edge-1"].message
+            assert "banyan move edge-1 --parent NAME" in said["uid-edge-1"].remedy
+        await mend(tree)
+        assert (sum(running(tree, uid).values()), sum(running(tree, fresh).values())) == (6, 2)
+
+    play(tmp_path, main)
+
+
 def test_what_the_absent_home_wrote_itself_runs_on_unchanged(tmp_path: Path) -> None:
     async def main(tree: Kin, root: Site, uid: str) -> None:
         own = await put_application(tree.sites["region"], "own", 2)
