@@ -211,7 +211,8 @@ class Lending:
         """``work`` is the branch's; its last share becomes one of the stray's own."""
         application, space = work.application.uid, lend_space(cluster)
         components = [msgspec.structs.replace(each, replicas=counts.get(each.name, 0)) for each in work.components]
-        spec = msgspec.structs.replace(work, cluster=cluster, components=components, lent=[])
+        ways = [one for one in work.transfers if cluster in one.out or cluster in one.into]
+        spec = msgspec.structs.replace(work, cluster=cluster, components=components, lent=[], transfers=ways)
         self._deliver(tx, space, f"down/{branch}", work.references)
         before = self._get(tx, cluster, application)
         if before is not None and msgspec.structs.replace(spec, shares=[*spec.shares[:-1], before.shares[-1]]) == before:

@@ -72,7 +72,7 @@ class Transferring:
 
     def look(self, tx: Tx, allotment: Allotment, given: Shares, silent: Collection[str]) -> Shifted:
         """What targets hold once all transfers are made."""
-        due = _due(read(tx, allotment.application.uid), allotment.transfers)
+        due = self._due(read(tx, allotment.application.uid), allotment.transfers)
         if not due:
             return Shifted(given)
         reachable = {uid: uid not in silent for one in due for uid in (*one.out, *one.into)}
@@ -89,7 +89,7 @@ class Transferring:
         book = read(tx, application)
         entered = sorted(_unanswered({*book.entered, *self._entering(book, allotment)}, seen))
         done = book.done
-        if _due(book, allotment.transfers):
+        if self._due(book, allotment.transfers):
             carried = [one.move for one in allotment.transfers]
             done = [*carried, *(one.move for one in book.waiting if one.move not in carried)]
         elif entered == book.entered:
@@ -97,7 +97,12 @@ class Transferring:
         _write(tx, application, Book(done=done, entered=entered))
 
     def _entering(self, book: Book, allotment: Allotment) -> set[str]:
-        return {targets(one, self._uid)[1] for one in _due(book, allotment.transfers)} - {""}
+        return {targets(one, self._uid)[1] for one in self._due(book, allotment.transfers)} - {""}
+
+    def _due(self, book: Book, carried: Sequence[Transfer]) -> list[Transfer]:
+        """A Work that an ancestor serves past the home parent may speak of others' ways: nobody here stands on them."""
+        mine = [one for one in carried if self._uid in one.out or self._uid in one.into]
+        return [one for one in (*mine, *book.waiting) if one.move not in book.done]
 
 
 def stood_by(given: Shares, awaited: Collection[str]) -> Shares:
@@ -118,7 +123,3 @@ def _unanswered(entered: Collection[str], seen: Mapping[str, Seen]) -> set[str]:
         if work is not None and (status is None or status.seen < work.shares[-1].id):
             found.add(target)
     return found
-
-
-def _due(book: Book, carried: Sequence[Transfer]) -> list[Transfer]:
-    return [one for one in (*carried, *book.waiting) if one.move not in book.done]

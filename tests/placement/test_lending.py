@@ -14,7 +14,7 @@ import pytest
 from cluster_controller import delivered, events
 from cluster_controller.placement.lending import lend_space
 from cluster_controller.resources import kinds
-from cluster_controller.store import Key
+from cluster_controller.store import Key, Tx
 from cluster_controller.store.backup import RESTORED, Restored
 
 from .tree import Site, Tree, application, component, copy, delete_application, put_application
@@ -161,6 +161,33 @@ def test_a_new_version_reaches_strays_and_home_takes_over_without_a_change(tmp_p
 def _steady(tree: Kin, uid: str, before: dict[str, int]) -> None:
     assert running(tree, uid) == before
     assert programs(tree, uid) == {"newer"}
+
+
+def test_strays_take_no_part_in_moves_of_others(tmp_path: Path) -> None:
+    """One of their neighbours was moved to another region; the Work of theirs says so, and they do not stand on either way."""
+
+    async def main(tree: Kin, root: Site, uid: str) -> None:
+        before = running(tree, uid)
+        await lose(tree)
+        out, into = ["uid-region", "uid-gone"], ["uid-other", "uid-gone"]
+        moved = kinds.Transfer(move="m", cluster="uid-gone", out=out, into=into, components={"serve": 1})
+
+        def note(tx: Tx) -> None:
+            stored = tx.get(Key("down/uid-region", "Work", "", uid))
+            assert stored is not None
+            work = msgspec.json.decode(stored.document, type=kinds.Work)
+            spec = msgspec.structs.replace(work.spec, transfers=[moved])
+            tx.put(stored.key, msgspec.json.encode(msgspec.structs.replace(work, spec=spec)), uid=stored.uid)
+
+        await root.store.commit(note)
+        await change(root)
+        await tree.quiet()
+        assert programs(tree, uid) == {"newer"} and running(tree, uid) == before
+        assert not [name for name in EDGES if tree.sites[name].store.get(Key("down/uid-other", "Work", "", uid))]
+        shown = application(root, "emotion")
+        assert shown is not None and (shown.status.ready, shown.status.updated) == (4, 4)
+
+    play(tmp_path, main)
 
 
 def test_clusters_that_return_before_their_home_has_heard_of_it_keep_the_newer_version(tmp_path: Path) -> None:
