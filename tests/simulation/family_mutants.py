@@ -4,8 +4,15 @@ from typing import Any
 
 import msgspec
 
-from cluster_controller.rollout import waves
+from cluster_controller.moves import words
+from cluster_controller.moves.driver import Driver
+from cluster_controller.moves.part import Part
+from cluster_controller.placement.engine import Engine
+from cluster_controller.placement.overrides import Overriding
+from cluster_controller.reconcile import observe
+from cluster_controller.rollout import depends, waves
 from cluster_controller.rollout.keeping import Rolling
+from cluster_controller.sync.target import Target
 from tests.simulation.deliberate import mutant, put
 
 # --- rollouts ---
@@ -39,3 +46,63 @@ def failures_do_not_stop() -> Any:
         return original(msgspec.structs.replace(state, phase="Complete") if state.phase == "Failed" else state, rollout, order)
 
     return put(waves, "_due", due)
+
+
+# --- documents ---
+
+
+@mutant("a ConfigMap that has changed is not written where it was delivered", "documents")
+def documents_stay_as_they_were() -> Any:
+    original = Target._write
+
+    def write(self: Target, tx: Any, key: Any, item: Any) -> None:
+        if key.kind != "ConfigMap" or tx.get(key) is None:
+            original(self, tx, key, item)
+
+    return put(Target, "_write", write)
+
+
+@mutant("what is different on some clusters is left out", "documents")
+def overrides_are_left_out() -> Any:
+    return put(Overriding, "lay", lambda self, tx, allotment, shares, seen, rolled: rolled)
+
+
+@mutant("an Application starts before the one that it depends on", "documents")
+def nobody_waits_for_others() -> Any:
+    return put(depends, "waiting", lambda components, picture, *, own, outside: {})
+
+
+# --- shims ---
+
+
+@mutant("what a shim once said to be ready is shown as ready for ever", "shims")
+def good_news_stays() -> Any:
+    original = observe._component
+    best: dict[str, int] = {}
+
+    def component(seen: Any, problem: str) -> Any:
+        ready = best[seen.name] = max(best.get(seen.name, 0), seen.ready)
+        return original(msgspec.structs.replace(seen, ready=ready), problem)
+
+    return put(observe, "_component", component)
+
+
+# --- moves ---
+
+
+@mutant("the parent that a cluster has left goes on counting it among its own", "moves")
+def the_old_parent_does_not_forget() -> Any:
+    async def forget(self: Part, question: Any) -> Any:
+        return words.Yes()
+
+    return put(Part, "_forget", forget)
+
+
+@mutant("what a moved cluster took along is not counted over to its new branch", "moves")
+def nothing_is_counted_over() -> Any:
+    return put(Engine, "transfer", lambda self, tx, application, transfer: None)
+
+
+@mutant("what is at its new parent and has yet to be counted is divided anew", "moves")
+def what_is_on_its_way_is_divided() -> Any:
+    return put(Driver, "unsettled", lambda self, tx: set())

@@ -32,11 +32,16 @@ class Faults:
         """``kind`` as the plan names it."""
         method: Callable[..., Mend | None] = getattr(self, f"_{kind.replace('-', '_')}")
         mend = method(place, **args)
-        self._invariants.sample()
         if mend is not None:
-            self._number += 1
-            (self._lasting if kind.endswith("lasting") else self._active)[self._number] = mend
-            self._world.loop.call_later(seconds, self._mend, self._number, kind, place.name, context=self._world.network.kernel)
+            self.begin(kind, place.name, seconds, mend)
+        self._invariants.sample()
+
+    def begin(self, kind: str, name: str, seconds: float, mend: Mend) -> None:
+        """What was just struck is mended after ``seconds``, or with all else."""
+        self._number += 1
+        (self._lasting if kind.endswith("lasting") else self._active)[self._number] = mend
+        self._world.loop.call_later(seconds, self._mend, self._number, kind, name, context=self._world.network.kernel)
+        self._invariants.sample()
 
     def _mend(self, number: int, kind: str, name: str) -> None:
         mend = self._active.pop(number, None) or self._lasting.pop(number, None)

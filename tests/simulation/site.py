@@ -22,11 +22,12 @@ NOBODY = Context()  # whose doings go on without a controller
 
 
 class Instance:
-    __slots__ = ("app", "began", "command", "component", "id", "phase", "ready", "restarts", "revision")
+    __slots__ = ("app", "began", "command", "component", "env", "id", "phase", "ready", "restarts", "revision")
 
     def __init__(self, app: str, component: str, name: str, revision: str, command: str = "") -> None:
         self.app, self.component, self.id, self.revision, self.command = app, component, name, revision, command
         self.began = 0.0
+        self.env: dict[str, str] = {}
         self.phase = Phase.STARTING
         self.ready = False
         self.restarts = 0
@@ -43,9 +44,11 @@ class Habits:
         self.repeats = 0.05  # how often a report is made twice
         self.lost = False  # the shim does not answer
         self.frozen = False  # it answers, and does nothing
+        self.lie: Lie | None = None  # what it says instead of what it sees
         self.slow = False
 
 
+Lie = Callable[[contract.ObservedWork], contract.ObservedWork]
 Stop = Callable[["Site", Instance, str], None]
 Change = Callable[["Site", str], None]
 
@@ -67,6 +70,7 @@ class Site:
         self._rng = rng
         self._epoch = 0
         self._number = 0
+        self._undone: list[contract.Desired] = []  # told while it was frozen
 
     def running(self, app: str, component: str = "") -> int:
         """Everything that holds a place: starting, running, ending."""
@@ -81,6 +85,7 @@ class Site:
     def power_lost(self) -> None:
         self._epoch += 1
         self.works.clear()
+        self._undone.clear()
         apps = list(self.instances)
         self.instances.clear()
         for app in apps:
@@ -104,8 +109,21 @@ class Site:
 
     # --- what it is told ---
 
+    def thaw(self) -> None:
+        """What it was told meanwhile it does now."""
+        self.habits.frozen = False
+        waiting, self._undone = self._undone, []
+        for desired in waiting:
+            self.desire(desired)
+
+    def speak(self) -> None:
+        """It says anew what it sees."""
+        for app in dict.fromkeys((*self.works, *self.instances)):
+            self._tell(app)
+
     def desire(self, desired: contract.Desired) -> None:
         if self.habits.frozen:
+            self._undone.append(desired)
             return
         named = {work.uid for work in desired.works}
         if desired.full:
@@ -144,11 +162,13 @@ class Site:
         if old and all(each.ready for each in alive if each.revision == revision) and len(mine) == len(alive):
             self._stop(old[0], "replaced")
         for _ in range(count - len(mine)):
-            self._start(uid, name, revision, wanted.command[0] if wanted is not None and wanted.command else "")
+            assert wanted is not None
+            self._start(uid, wanted)
 
-    def _start(self, uid: str, component: str, revision: str, command: str) -> None:
+    def _start(self, uid: str, wanted: contract.Component) -> None:
         self._number += 1
-        instance = Instance(uid, component, f"{component}-{self._number}", revision, command)
+        instance = Instance(uid, wanted.name, f"{wanted.name}-{self._number}", wanted.revision, wanted.command[0] if wanted.command else "")
+        instance.env = wanted.env
         self.instances.setdefault(uid, {})[instance.id] = instance
         self._later(self.habits.start, self._started, instance)
 
@@ -201,6 +221,12 @@ class Site:
                 self._loop.call_later(self._rng.uniform(*self.habits.late), self.session.tell, context=NOBODY)
 
     # --- what it says ---
+
+    def said(self, uid: str) -> contract.ObservedWork | None:
+        """What it sees, or what it makes of that."""
+        seen = self.observed(uid)
+        lie = self.habits.lie
+        return lie(seen) if lie is not None and seen is not None else seen
 
     def observed(self, uid: str) -> contract.ObservedWork | None:
         work = self.works.get(uid)
@@ -301,12 +327,12 @@ class SimShim:
                 await self._woken(session)
             site.session = session
             session.dirty.clear()
-            works = tuple(seen for uid in dict.fromkeys((*site.works, *site.instances)) if (seen := site.observed(uid)) is not None)
+            works = tuple(seen for uid in dict.fromkeys((*site.works, *site.instances)) if (seen := site.said(uid)) is not None)
             yield contract.Observed(works=works, nodes=(site.node(),), full=True)
             while True:
                 await self._woken(session)
                 dirty, session.dirty = list(session.dirty), {}
-                seen = {uid: site.observed(uid) for uid in dirty}
+                seen = {uid: site.said(uid) for uid in dirty}
                 said = contract.Observed(
                     works=tuple(each for each in seen.values() if each is not None),
                     removed=tuple(uid for uid, each in seen.items() if each is None),
