@@ -7,6 +7,7 @@ not sent again.
 
 import gzip
 import hashlib
+import shutil
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -17,12 +18,13 @@ from typing import Annotated, Any
 import typer
 from msgspec import Struct
 
-from banyanctl import arguments, kinds, objects, output
+from banyanctl import arguments, importing, kinds, objects, output, places
 from banyanctl.cli import Command, application, examples, settings
 from banyanctl.client import Client, raise_for
 from cluster_controller.errors import AlreadyExists, Conflict, InvalidInput, NotFound
+from cluster_controller.resources import quantity
 
-app = application("Models: publish, list.")
+app = application("Models: publish, import, list.")
 KIND = kinds.find("models")
 CHUNK_BYTES = 1024 * 1024
 FILES_LIMIT = 1000
@@ -58,13 +60,55 @@ def publish(
     source: Annotated[str, typer.Option("--source", help="Where it comes from.")] = "",
 ) -> None:
     """Push a model's files to a controller and list them as a new version."""
+    _publish(name, files, version, namespace, runtime, {"description": description, "licence": licence, "source": source})
+
+
+@app.command("import", cls=Command)
+@examples(
+    "banyan model import emotion https://models.example/emotion.onnx --sha256 9f86d0… --version 1",
+    "banyan model import emotion s3://models/emotion-2/ --version 2",
+    "banyan model import emotion oci://registry.example/models/emotion:2 --version 2 --licence MIT",
+)
+def bring(
+    name: Annotated[str, typer.Argument(help="Name of the model, a DNS label.")],
+    address: Annotated[
+        str, typer.Argument(help="Where its files are: https://…, s3://BUCKET/KEY, s3://BUCKET/FOLDER/, oci://HOST/REPOSITORY:TAG.")
+    ],
+    version: Annotated[str, typer.Option("--version", help="Name of this version; what is published once does not change.")],
+    namespace: objects.Namespace = "",
+    sha256: Annotated[str, typer.Option("--sha256", help="What the one file must be; needed with https.")] = "",
+    limit: Annotated[str, typer.Option("--limit", help="Take no more bytes than this.")] = "64Gi",
+    runtime: Annotated[Runtime, typer.Option("--runtime", help="What it is for: helm for the archive of a chart.")] = Runtime.ONNX,
+    description: Annotated[str, typer.Option("--description", help="A line for people.")] = "",
+    licence: Annotated[str, typer.Option("--licence", help="Licence of the model.")] = "",
+) -> None:
+    """Bring a model's files here from HTTP, S3 or an OCI registry, and publish them. Cut off, it goes on where it was.
+
+    Credentials come from variables: BANYAN_IMPORT_TOKEN (https, a bearer token), AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
+    AWS_SESSION_TOKEN, AWS_REGION and AWS_ENDPOINT_URL (S3), BANYAN_REGISTRY_USER and BANYAN_REGISTRY_PASSWORD (OCI).
+    """
+    arguments.cluster_name(name)
+    left = quantity.units(limit, "--limit")
+    folder = places.cache() / "import" / hashlib.sha256(f"{address}\n{sha256}".encode()).hexdigest()[:16]
+    with output.progress("asking what is there") as say:
+        remotes = importing.find(address, sha256)
+        for path in folder.rglob("*"):  # of an earlier attempt, when other files were there
+            if path.is_file() and not path.name.startswith(".") and str(path.relative_to(folder)) not in {each.path for each in remotes}:
+                path.unlink()
+        for remote in remotes:
+            left -= importing.bring(remote, folder, left, say).stat().st_size
+    _publish(name, [folder], version, namespace, runtime, {"description": description, "licence": licence, "source": address})
+    shutil.rmtree(folder)
+
+
+def _publish(name: str, files: list[Path], version: str, namespace: str, runtime: Runtime, texts: dict[str, str]) -> None:
     arguments.cluster_name(name)
     with settings().client() as client, output.progress("reading the files") as say:
         found = collect(files)
         if runtime is Runtime.HELM:
             check_chart(found)
         path = kinds.path(KIND, namespace or client.endpoint.namespace, name)
-        entry = _entry(version, found, runtime, {"description": description, "licence": licence, "source": source})
+        entry = _entry(version, found, runtime, texts)
         say("writing the version")
         document, new = _with_version(client, path, name, entry)
         sent = sum(push(client, f"{path}/blobs/sha256", each, say) for each in {each.sha256: each for each in found}.values())

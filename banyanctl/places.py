@@ -17,3 +17,8 @@ def default_data(environment: Mapping[str, str] = os.environ) -> Path:
 def personal_config(environment: Mapping[str, str] = os.environ) -> Path:
     """The kubeconfig that `banyan` uses before all others."""
     return Path(environment.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "banyan" / "config"
+
+
+def cache(environment: Mapping[str, str] = os.environ) -> Path:
+    """What may be lost: it can be had again."""
+    return Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "banyan"
