@@ -85,7 +85,7 @@ docs: $(VENV)/.ready-dev ## Write what is made from the code: reference pages, r
 lock: $(VENV)/.installer ## Resolve requirements/*.lock again, newest versions that pyproject.toml allows with UPGRADE=1
 	@cd requirements && ../$(BIN)/uv pip compile --quiet installer.in --universal --python-version 3.11 --no-emit-index-url --generate-hashes \
 	    --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) -o installer.lock
-	@$(BIN)/$(LOCK) --extra terminal --extra serve --extra shim --extra kubernetes --group dev $(if $(UPGRADE),--upgrade) -o requirements/dev.lock
+	@$(BIN)/$(LOCK) --extra terminal --extra serve --extra shim --extra kubernetes --extra bench --group dev $(if $(UPGRADE),--upgrade) -o requirements/dev.lock
 	@$(BIN)/$(LOCK) --extra terminal --extra serve --group demo -c requirements/dev.lock -o requirements/demo.lock
 	@$(BIN)/$(LOCK) -c requirements/dev.lock -o requirements/edge.lock
 

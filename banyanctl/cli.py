@@ -68,6 +68,7 @@ SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("tree", "banyanctl.tree:tree", "Draw the tree: health, age, applications, broken links"),
             Entry("status", "banyanctl.status:status", "The state of a controller, or of one application"),
             Entry("events", "banyanctl.happened:events", "What happened: losses, returns, moves, replacements, changes"),
+            Entry("bench", "banyanctl.bench.command:bench", "Measure your own tree: hops, changes, an application under load"),
             Entry("logs", "banyanctl.logs:logs", "What an application's instances print"),
             Entry("kubeconfig", "banyanctl.kubeconfig:kubeconfig", "Print a kubeconfig, so that kubectl speaks to any cluster of the tree"),
         ),

@@ -8,6 +8,7 @@ import contextlib
 import http.client
 import json
 import os
+import socket
 import ssl
 from collections.abc import Iterator, Mapping
 from types import TracebackType
@@ -81,6 +82,13 @@ class Client:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+    def interrupt(self) -> None:
+        """End what another thread reads (`lines`): it sees the connection break. `close` would wait for that thread."""
+        connection = self._connection
+        if connection is not None and connection.sock is not None:
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)  # beneath TLS, which that thread is using
 
     def at(self, cluster: str) -> "Client":
         """The controller of a descendant, asked through this one."""

@@ -4,6 +4,7 @@ Names follow the Prometheus conventions: `banyan_…_total` for counters, base u
 """
 
 import asyncio
+import time
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
@@ -62,6 +63,7 @@ class _Collector(Collector):
         info = GaugeMetricFamily("banyan_info", "Version of this controller.", labels=["cluster", "version"])
         info.add_metric([controller.name, controller.version], 1)
         yield info
+        yield CounterMetricFamily("banyan_processor_seconds", "Processor time of this controller.", value=time.process_time())
         yield from self._store()
         yield from self._links()
         yield from self._sync()
