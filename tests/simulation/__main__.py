@@ -14,8 +14,9 @@ from pathlib import Path
 
 from tests.simulation import scenario
 from tests.simulation.playing import FAMILIES
-from tests.simulation.scenario import Outcome, Plan
+from tests.simulation.scenario import Outcome
 from tests.simulation.shrink import shrink
+from tests.simulation.steps import ROUNDS, Plan
 
 SHOWN = 5  # violations of one seed
 
@@ -42,7 +43,7 @@ def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--seeds", type=int, default=20, help="how many")
     parser.add_argument("--from", type=int, default=0, dest="first", help="the first one")
-    parser.add_argument("--rounds", type=int, default=scenario.ROUNDS, help="of twelve minutes each")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of twelve minutes each")
     parser.add_argument("--clusters", type=int, default=scenario.CLUSTERS, help="of each tree")
     parser.add_argument("--families", default="", help=f"further kinds of steps, with commas, or all: {', '.join(FAMILIES)}")
     parser.add_argument("--weeks", action="store_true", help="each seed is a week")
@@ -87,7 +88,7 @@ def replay(seed: int, options: argparse.Namespace) -> str:
     if options.weeks:
         words.append("WEEKS=1")
     else:
-        words += [f"ROUNDS={options.rounds}"] * (options.rounds != scenario.ROUNDS)
+        words += [f"ROUNDS={options.rounds}"] * (options.rounds != ROUNDS)
         words += [f"CLUSTERS={options.clusters}"] * (options.clusters != scenario.CLUSTERS)
     words += [f"FAMILIES={options.families}"] * bool(options.families)
     return " ".join(words)

@@ -89,7 +89,7 @@ def _close(context: Context, task: "asyncio.Task[Any]") -> None:
     coroutine = task.get_coro()
     for _ in range(10):
         try:
-            context.run(coroutine.close)  # type: ignore[union-attr]
+            context.run(coroutine.close)
             return
         except (RuntimeError, ValueError):  # one that awaits while it is closed, or is closed by the one that it waits for
             continue

@@ -43,6 +43,7 @@ from tests.simulation import family_mutants, scenario
 from tests.simulation.deliberate import MUTANTS, both, mutant, put
 from tests.simulation.life import machine
 from tests.simulation.loop import Stuck
+from tests.simulation.steps import ROUNDS
 
 FURTHER = family_mutants  # which add theirs
 
@@ -194,9 +195,9 @@ def lost_link_stays() -> Any:
     original = Tunnel.link_lost
 
     def lost(self: Tunnel, link: Any, code: int, reason: str) -> None:
-        kept = dict(self._links)
+        held = not link.is_parent and self._links.get(link.peer_uid) is link
         original(self, link, code, reason)
-        if not link.is_parent and kept.get(link.peer_uid) is link:
+        if held:
             self._links[link.peer_uid] = link
 
     return put(Tunnel, "link_lost", lost)
@@ -364,7 +365,7 @@ def dials_once() -> Any:
 # --- the check ---
 
 
-def caught(name: str, seeds: range, rounds: int = scenario.ROUNDS) -> tuple[int, str] | None:
+def caught(name: str, seeds: range, rounds: int = ROUNDS) -> tuple[int, str] | None:
     """The first of ``seeds`` that finds the bug, and how; None when none does."""
     for seed in seeds:
         with MUTANTS[name].put_in():

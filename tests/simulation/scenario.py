@@ -83,7 +83,7 @@ FAULTS = (
 
 def draw_week(seed: int) -> Plan:
     """Seven days, in which some are cut off for days."""
-    plan = draw(seed, rounds=WEEK["rounds"], round_seconds=WEEK["round_seconds"])
+    plan = draw(seed, rounds=int(WEEK["rounds"]), round_seconds=WEEK["round_seconds"])
     rng = Random(f"week {seed}")
     leaves = [name for name in plan.tree if name not in set(plan.tree.values())]
     inner = sorted(set(plan.tree.values()) - {"", "root"})

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from tests.simulation.scenario import Outcome, Plan, simulate
+from tests.simulation.scenario import Outcome, simulate
+from tests.simulation.steps import Plan
 
 TRIES = 200
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.simulation import __main__ as program
+from tests.simulation import scenario
 from tests.simulation.invariants import Violation
-from tests.simulation.scenario import Outcome, Plan
+from tests.simulation.scenario import Outcome
+from tests.simulation.steps import Plan
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -41,7 +43,7 @@ def test_a_seed_that_fails_is_replayed_as_it_was(
         played.append(plan)
         return Outcome(plan.seed, 1.0, [Violation(0.5, "counts", "one too many")], "", 0)
 
-    monkeypatch.setattr(program.scenario, "simulate", fails)
+    monkeypatch.setattr(scenario, "simulate", fails)
     assert program.main(options) == 1
     said = r"^seed \d+: 1 violations; replay: (make .+) TRACE=FILE; its fewest steps: (make .+ SHRINK=1)$"
     lines = re.findall(said, capsys.readouterr().out, re.MULTILINE)

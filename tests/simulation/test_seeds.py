@@ -12,8 +12,9 @@ import pytest
 
 from tests.simulation import mutants, scenario
 from tests.simulation.invariants import Violation
-from tests.simulation.scenario import Outcome, Plan
+from tests.simulation.scenario import Outcome
 from tests.simulation.shrink import shrink
+from tests.simulation.steps import Plan
 
 
 @pytest.mark.parametrize("seed", [1, 3, 5])

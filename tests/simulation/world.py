@@ -184,7 +184,7 @@ class World:
         self.heartbeat = heartbeat
         self.rng = Random(f"world {seed}")
         self.history = History(trace)
-        self.loop = VirtualLoop()
+        self.loop = VirtualLoop()  # type: ignore[abstract]  # what programs here never ask of a loop is not there
         self.network = self.loop.network = Network(self.loop, Random(f"network {seed}"), self.history)
         self.places: dict[str, Place] = {}
         self.by_uid: dict[str, Place] = {}
