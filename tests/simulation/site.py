@@ -327,7 +327,7 @@ class SimShim:
                 await self._woken(session)
             site.session = session
             session.dirty.clear()
-            works = tuple(seen for uid in dict.fromkeys((*site.works, *site.instances)) if (seen := site.said(uid)) is not None)
+            works = tuple(one for uid in dict.fromkeys((*site.works, *site.instances)) if (one := site.said(uid)) is not None)
             yield contract.Observed(works=works, nodes=(site.node(),), full=True)
             while True:
                 await self._woken(session)
