@@ -241,3 +241,9 @@ def test_a_command_that_fails_or_lies_is_caught(shell: Shell) -> None:
     assert shell.run("false")[1] == 1
     assert shell.run("echo one; cd /tmp; X=5") == ("one", 0)
     assert shell.run("echo $PWD $X") == ("/tmp 5", 0)
+
+
+def test_what_a_command_says_while_it_waits_is_no_difference() -> None:
+    """On a slow machine it says more."""
+    assert transcript.agrees(("edge-1 has left",), "… telling region-a\nedge-1 has left\n")
+    assert not transcript.agrees(("edge-1 has left",), "region-a was told\nedge-1 has left\n")
