@@ -18,13 +18,13 @@ from typing import Annotated, Any
 import typer
 from msgspec import Struct
 
-from banyanctl import arguments, importing, kinds, objects, output, places
+from banyanctl import arguments, importing, kinds, objects, output, places, progress
 from banyanctl.cli import Command, application, examples, settings
 from banyanctl.client import Client, raise_for
 from cluster_controller.errors import AlreadyExists, Conflict, InvalidInput, NotFound
 from cluster_controller.resources import quantity
 
-app = application("Models: publish, import, list.")
+app = application("Models: publish, import, status, list.")
 KIND = kinds.find("models")
 CHUNK_BYTES = 1024 * 1024
 FILES_LIMIT = 1000
@@ -227,6 +227,25 @@ def _runtime(version: dict[str, Any]) -> str:
 
 def _names(version: dict[str, Any]) -> list[tuple[str, str]]:
     return sorted((file["path"], file["sha256"]) for file in version.get("files") or [])
+
+
+@app.command(cls=Command)
+@examples("banyan model status emotion", "banyan model status emotion --version 2 -o json", "banyan --at region-a model status emotion")
+def status(
+    name: Annotated[str, typer.Argument(help="Name of the model.")],
+    version: Annotated[str, typer.Option("--version", help="Which version.  [default: the last one]")] = "",
+    namespace: objects.Namespace = "",
+    clusters: Annotated[int, typer.Option("--clusters", min=1, max=1000, help="Ask at most so many controllers, from the top.")] = 100,
+) -> None:
+    """Where a model's files are, hop by hop: what is there, what is on its way and how fast, and what it waits for."""
+    arguments.cluster_name(name)
+    with settings().client() as client:
+        versions = client.json("GET", kinds.path(KIND, namespace or client.endpoint.namespace, name))["spec"].get("versions") or []
+        chosen = next((each for each in reversed(versions) if not version or each["name"] == version), None)
+        if chosen is None:
+            raise NotFound(f"model/{name} has no version {version}; it has {', '.join(each['name'] for each in versions) or 'none'}")
+        found = progress.read(client, chosen["files"], clusters)
+    output.emit({"model": name, "version": chosen["name"], "hops": found}, settings().output, lambda: progress.show(found))
 
 
 @app.command("list", cls=Command)

@@ -68,6 +68,7 @@ class _Collector(Collector):
         yield from self._links()
         yield from self._sync()
         yield from self._failover()
+        yield from self._models()
         yield from self._clusters()
         if controller.reconciler is not None:
             yield from self._nodes(controller.reconciler)
@@ -159,6 +160,18 @@ class _Collector(Collector):
         yield CounterMetricFamily(
             "banyan_sync_interruptions", "Sync sessions that failed, to be started again.", value=controller.links.interrupted
         )
+
+    def _models(self) -> Iterator[Metric]:
+        library = self._controller.library
+        blobs = library.blobs
+        yield GaugeMetricFamily("banyan_models_bytes", "Of models' files on this disk, those that arrive included.", value=blobs.used)
+        yield GaugeMetricFamily("banyan_models_budget_bytes", "What they may take.", value=blobs.budget)
+        yield CounterMetricFamily("banyan_models_pulled_bytes", "Of models that came from above.", value=blobs.pulled)
+        yield CounterMetricFamily("banyan_models_cuts", "Pulls that were cut, and asked again.", value=blobs.cuts)
+        arriving = library.progress()
+        left = sum(each.size - each.received for each in arriving if each.size >= 0)
+        yield GaugeMetricFamily("banyan_models_arriving", "Files of models that are being pulled.", value=len(arriving))
+        yield GaugeMetricFamily("banyan_models_missing_bytes", "Of those, what has yet to come.", value=left)
 
     def _failover(self) -> Iterator[Metric]:
         membership = self._controller.membership

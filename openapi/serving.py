@@ -38,6 +38,7 @@ from openapi.hooks.dispatch import Hooks
 from openapi.hooks.life import DrillHook, RotateHook
 from openapi.hooks.members import ClusterHooks, SitePolicyHooks, TokenHooks, UserHooks
 from openapi.hooks.moves import MoveHook
+from openapi.hooks.transfers import TransferHook
 from openapi.services import Blob, Grant, KindHooks, Route, User
 
 log = structlog.get_logger()
@@ -76,6 +77,7 @@ class Services:
                     "rotate": RotateHook(controller.rotation, controller.store, controller.uid).answer,
                     "drill": DrillHook(controller.drill, controller.store, controller.uid).answer,
                     "move": MoveHook(controller.moves).answer,
+                    "transfers": TransferHook(controller.library, controller.store, controller.uid).answer,
                 },
             ),
             "JoinToken": TokenHooks(controller.membership),

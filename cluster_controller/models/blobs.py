@@ -74,6 +74,8 @@ class BlobStore:
         self.folder = folder
         self.budget = budget
         self.flights: dict[str, Flight] = {}  # pulls from upstream, see `transfer`
+        self.pulled = 0  # bytes that came from upstream since this start
+        self.cuts = 0  # pulls that were cut, and went on
         self._disk_reserve = disk_reserve
         self._sizes: OrderedDict[str, int] = OrderedDict()  # least recently used first
         self._partials: OrderedDict[str, int] = OrderedDict()  # of attempts that were cut; oldest first

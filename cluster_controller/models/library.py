@@ -5,11 +5,13 @@ be served, also after a restart with no parent in reach.
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import structlog
+from msgspec import Struct
 
 from cluster_controller.errors import NotFound
 from cluster_controller.models.blobs import BlobStore
@@ -37,6 +39,20 @@ class Need(Protocol):
 
     @property
     def key(self) -> str: ...
+
+
+class Progress(Struct, frozen=True):
+    """Of one blob at this hop. ``size`` is -1 while nobody has said it; ``rate`` in bytes a second since the pull began."""
+
+    digest: str
+    state: str
+    """Here, Arriving, Waiting (for its source or its window), Partial (nobody wants the rest now) or Missing."""
+    size: int = -1
+    received: int = 0
+    rate: int = 0
+    hops: int = 0
+    """How many hops above it is taken from: 1 is the parent; 0 while nothing comes."""
+    waiting: str = ""
 
 
 class Library:
@@ -69,6 +85,25 @@ class Library:
             self.blobs.hold(f"fetch/{need.key}", ())
         log.info("model.ready", model=need.name, version=need.version)
         return str(folder)
+
+    def progress(self, digests: Sequence[str] | None = None) -> list[Progress]:
+        """Of these; of all that are on their way when none is named."""
+        return [self._progress(digest) for digest in (self.blobs.flights if digests is None else digests)]
+
+    def _progress(self, digest: str) -> Progress:
+        if self.blobs.has(digest):
+            return Progress(digest, "Here", self.blobs.size(digest), self.blobs.size(digest))
+        flight = self.blobs.flights.get(digest)
+        kept = self.blobs.partial_size(digest)
+        if flight is None:
+            return Progress(digest, "Partial" if kept else "Missing", received=kept)
+        incoming = flight.incoming
+        size = incoming.size if incoming is not None else -1
+        received = incoming.received if incoming is not None and not incoming.ended else kept
+        if flight.waiting or incoming is None:
+            return Progress(digest, "Waiting", size, received, waiting=flight.waiting or "for the source's first word")
+        seconds = max(0.001, time.monotonic() - flight.since)
+        return Progress(digest, "Arriving", size, received, round(flight.came / seconds), flight.source + 1)
 
     async def serve(self, stream: ByteStream) -> None:
         """Answer one request for a blob from below; what is not here is pulled from above while it is passed on."""

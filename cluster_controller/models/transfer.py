@@ -178,6 +178,7 @@ class _Pull:
                 fruitless = 0 if kept > before else fruitless + 1
                 log.info("blob.cut", digest=self._digest, received=kept, reason=str(cut))
                 self._flight.waiting = str(cut)
+                self._store.cuts += 1
                 if fruitless >= attempts:
                     text = f"blob {self._digest}: {cut}; {kept} bytes are kept for the next attempt"
                     raise _Refused(Unreachable(text)) from None
@@ -247,6 +248,7 @@ class _Pull:
                 raise _Cut(f"the source stopped {length - len(data)} bytes before the end of a chunk")
             data += part
             self._flight.came += len(part)
+            self._store.pulled += len(part)
             await self._pace.spend(len(part))
         return data
 
@@ -264,6 +266,7 @@ class _Pull:
                 if not data:
                     raise _Cut(f"the source stopped after {incoming.received} of {reply.size} bytes")
                 self._flight.came += len(data)
+                self._store.pulled += len(data)
                 await incoming.write(data)
                 await self._pace.spend(len(data))
             await incoming.commit()

@@ -111,6 +111,7 @@ _TYPES = (
             Subresource("rotate", ("GET", "POST"), role="admin"),
             Subresource("drill", ("GET", "POST"), role="admin"),
             Subresource("move", ("GET", "POST"), role="admin"),
+            Subresource("transfers", ("GET",)),
             Subresource("banyan", ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"), raw=True),
             Subresource("proxy", ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"), raw=True),
         ),

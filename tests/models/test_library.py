@@ -5,10 +5,12 @@ import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from cluster_controller.models import transfer
 from cluster_controller.models.blobs import BlobStore
 from cluster_controller.models.library import Library
 from cluster_controller.reconcile.resolve import ModelNeed
 from cluster_shim.contract import ModelFile
+from tests.models.test_blobs import digest_of, put
 
 
 async def once(data: bytes) -> AsyncIterator[bytes]:
@@ -72,3 +74,32 @@ def test_nothing_was_ever_laid_out(tmp_path: Path) -> None:
         assert not (tmp_path / "models").exists()
 
     asyncio.run(main())
+
+
+def test_progress_says_what_is_here_on_its_way_and_missing(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        blobs = await BlobStore.open(tmp_path / "blobs", 10_000_000)
+        library = Library(blobs, tmp_path / "models", None)
+        here = await put(blobs, b"here")
+        other, partial = digest_of(b"other"), digest_of(b"partial" * 10)
+        async with blobs.receive(partial, 70) as incoming:
+            await incoming.write(b"partial")
+        found = {each.digest: each for each in library.progress([here, other, partial])}
+        assert [found[one].state for one in (here, other, partial)] == ["Here", "Missing", "Partial"]
+        assert found[partial].received == 7 and found[here].received == found[here].size == 4
+        assert library.progress() == []
+
+        flight = await transfer.join(blobs, partial)
+        assert library.progress()[0].state == "Waiting" and "first word" in library.progress()[0].waiting
+        async with blobs.receive(partial, 70) as incoming:
+            flight.announce(incoming)
+            await incoming.write(b"partial")
+            flight.came = 7
+            (moving,) = library.progress()
+            assert (moving.state, moving.size, moving.received, moving.hops) == ("Arriving", 70, 14, 1) and moving.rate > 0
+        flight.waiting = "the link is down"
+        (waiting,) = library.progress()
+        assert (waiting.state, waiting.received, waiting.waiting) == ("Waiting", 14, "the link is down")
+        transfer.leave(blobs, partial, flight)
+
+    asyncio.run(scenario())
