@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 
 class Family:
-    """``steps``: the kinds that it does."""
+    """``steps``: the kinds that it does. ``without``: usual ones that do not happen beside it."""
 
     name: ClassVar[str] = ""
     steps: ClassVar[frozenset[str]] = frozenset()
+    without: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, run: "Run") -> None:
         self.run = run
@@ -61,7 +62,8 @@ def family(each: type[Family]) -> type[Family]:
 
 def extend(plan: Plan, names: tuple[str, ...], settle: float, calm: float) -> Plan:
     """``plan`` with the steps of these families. ``calm``: part of each round in which nothing more happens."""
-    steps = list(plan.steps)
+    left_out = {kind for name in names for kind in FAMILIES[name].without}
+    steps = [step for step in plan.steps if step.kind not in left_out]
     for name in names:
         rng = Random(f"{name} {plan.seed}")
         for number in range(plan.rounds):
