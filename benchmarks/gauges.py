@@ -53,6 +53,11 @@ def rss(pid: int) -> int:
     return _field(Path(f"/proc/{pid}/smaps_rollup"), "Rss:") * 1024
 
 
+def anonymous(pid: int) -> int:
+    """Bytes that no file stands behind: what only this process can make grow."""
+    return _field(Path(f"/proc/{pid}/smaps_rollup"), "Anonymous:") * 1024
+
+
 def cpu_seconds(pid: int) -> float:
     """Time on a processor, all threads that live, in nanoseconds where the kernel keeps them (else in ticks)."""
     spent = 0

@@ -11,6 +11,7 @@ import contextlib
 import signal
 import socket
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from edge_ai.serve.grpc_service import Service
 
 BACKLOG = 1024
+LOADING_THREADS = 2  # models are loaded one after the other; asyncio's own number grows with the processors
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -73,6 +75,7 @@ class Worker:
     async def run(self) -> int:
         """Serve until SIGTERM or SIGINT. The exit code: 0, or 3 when the model cannot be loaded."""
         loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(LOADING_THREADS, "load"))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         control = await self._open_control()

@@ -6,7 +6,7 @@ from benchmarks.serve_soak import Figures, growth
 
 
 def figures(memory: float, descriptors: float) -> Figures:
-    return {"PSS": (memory, "MiB"), "descriptors": (descriptors, "")}
+    return {"memory": (memory, "MiB"), "descriptors": (descriptors, "")}
 
 
 @pytest.mark.parametrize(("last", "met"), [((105.0, 21.0), [True, True]), ((105.1, 20.0), [False, True]), ((90.0, 22.0), [True, False])])

@@ -129,3 +129,19 @@ def test_nobody_there_no_face_no_photograph(tmp_path: Path) -> None:
     assert done.returncode == 3 and "no face" in done.stderr
     done = run("--url", "http://127.0.0.1:9/", "--photo", str(tmp_path / "missing.png"))
     assert done.returncode == 2 and "missing.png" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_question_leaves_in_one_piece() -> None:
+    """Each piece costs a small device a system call, and wakes whoever answers."""
+    from benchmarks import device_client
+
+    sent: list[bytes] = []
+
+    class Wire:
+        def sendall(self, data: bytes) -> None:
+            sent.append(data)
+
+    connection = device_client.device()._InOnePiece("x")
+    connection.sock = Wire()
+    connection.request("POST", "/infer", b"body", {"A": "b"})
+    assert len(sent) == 1 and sent[0].startswith(b"POST /infer HTTP/1.1\r\n") and sent[0].endswith(b"\r\n\r\nbody")
