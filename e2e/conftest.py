@@ -34,8 +34,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture
 def figures(request: pytest.FixtureRequest) -> Iterator[Figures]:
     """What a fault costs, kept when the test passes and somebody wants to know."""
-    node = request.node
-    figures = Figures(node.nodeid.partition("::")[0].rpartition("/")[2] + "::" + node.nodeid.partition("::")[2])
+    figures = Figures(request.node.nodeid)
     failed = request.session.testsfailed
     yield figures
     if (path := request.config.getoption("--figures")) and request.session.testsfailed == failed:

@@ -85,6 +85,20 @@ class Place:
                     found[of.get("name", "")] += 1
         return found
 
+    def writes(self) -> str:
+        """Who wrote what here, by the API server's own audit log; for a test that failed."""
+        said = []
+        with self.member.audit_log.open("rb") as log:
+            log.seek(self._since)
+            for line in log:
+                if self.namespace.encode() in line and line.endswith(b"\n"):
+                    entry = json.loads(line)
+                    if entry["verb"] not in ("get", "list", "watch"):
+                        code = entry.get("responseStatus", {}).get("code")
+                        who = entry["user"]["username"]
+                        said.append(f"{entry['stageTimestamp']} {entry['stage']} {who} {entry['verb']} {entry['requestURI']} {code}")
+        return "\n".join(["", *said])
+
     def each_once(self, count: int, resource: str = "deployments") -> bool:
         """So many objects are there, and no more were ever made."""
         return len(self.names(resource)) == count == self.made(resource).total()

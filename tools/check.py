@@ -43,6 +43,8 @@ FAULTS = (
     "e2e/faults",
     *(f"e2e/test_{name}.py" for name in ("failover", "replace", "rollout", "rotation", "mixed_versions", "drill", "backup")),
 )
+# The same of Kubernetes members: `make test-kubernetes` plays them too, where there is a testbed anyway.
+FAULTS_OF_MEMBERS = ("e2e/test_member_outages.py", "e2e/test_member_shim.py")
 LAST_FAILED = ROOT / ".pytest_cache" / "v" / "cache" / "lastfailed"
 MOST_TRIED_AGAIN = 6
 AGAIN = "BANYAN_TRIED_AGAIN"  # told to the second run: there a test marked `exact` fails at once (e2e/conftest.py)
@@ -156,7 +158,8 @@ def faults(arguments: Sequence[str] = ()) -> bool:
     make_tools()
     figures.LEFT.parent.mkdir(exist_ok=True)
     figures.LEFT.unlink(missing_ok=True)
-    passed = twice(*FAULTS, workers=WORKERS_E2E, arguments=(*arguments, f"--figures={figures.LEFT}"))
+    played = (*FAULTS, *FAULTS_OF_MEMBERS) if "--long" in arguments else FAULTS
+    passed = twice(*played, workers=WORKERS_E2E, arguments=(*arguments, f"--figures={figures.LEFT}"))
     if passed and "--long" in arguments:
         figures.record()
     return passed

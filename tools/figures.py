@@ -36,10 +36,12 @@ def read(lines: Iterable[str]) -> list[Found]:
 
 
 def table(found: Iterable[Found]) -> str:
-    lines = ["| test | figures |", "|---|---|"]
+    lines = ["| played | figures | test |", "|---|---|---|"]
     for one in found:
         figures = "; ".join(f"{what}: {value}" for what, value in one.figures.items()).replace("|", "\\|")
-        lines.append(f"| `{one.test}` | {figures} |")
+        name, _, which = one.test.partition("[")
+        test = f"`{name}`" + (f" {which.removesuffix(']')}" if which else "")
+        lines.append(f"| {'as long as in life' if one.long else 'as in CI'} | {figures} | {test} |")
     return "\n".join(lines) + "\n"
 
 

@@ -18,14 +18,22 @@ SEED, LUCKY = 5, 0.3
 CARGO = 16  # MiB of a model on its way: each sector of it is played again
 
 
+@pytest.fixture(scope="module", params=["false", "true"], ids=["alone", "as-shipped"])
+def failover(request: pytest.FixtureRequest) -> str:
+    """May those who lose their parent be carried by another one?"""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def power(tmp_path_factory: pytest.TempPathFactory) -> Power:
+def power(failover: str, tmp_path_factory: pytest.TempPathFactory) -> Power:
     return Power(tmp_path_factory.mktemp("power"), SEED, LUCKY)
 
 
 @pytest.fixture(scope="module")
-def ground(power: Power, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
-    with grounded(tmp_path_factory.mktemp("faults"), power.environment) as ground:
+def ground(power: Power, failover: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    with grounded(
+        tmp_path_factory.mktemp("faults"), lambda folder: power.environment(folder) | {"BANYAN_FAILOVER_ALLOW": failover}
+    ) as ground:
         yield ground
 
 

@@ -12,8 +12,9 @@ def left(test: str, **found: str) -> str:
 
 
 def test_each_test_has_one_row_with_what_it_left_last() -> None:
-    found = figures.read([left("b", missed="9 s"), left("a", missed="1 s", healed="2 s"), left("b", missed="3 s | 4"), left("c")])
-    assert figures.table(found).splitlines()[2:] == ["| `a` | missed: 1 s; healed: 2 s |", "| `b` | missed: 3 s \\| 4 |"]
+    found = figures.read([left("b[up]", missed="9 s"), left("a", missed="1 s", healed="2 s"), left("b[up]", missed="3 s | 4"), left("c")])
+    rows = ["missed: 1 s; healed: 2 s | `a`", "missed: 3 s \\| 4 | `b` up"]
+    assert figures.table(found).splitlines()[2:] == [f"| as long as in life | {row} |" for row in rows]
 
 
 def test_nothing_but_what_stands_between_the_markers_is_replaced() -> None:
