@@ -14,7 +14,7 @@ NAMES = "leaf-{}"
 
 
 async def measure(options: Options) -> list[Row]:
-    sizes, settle, seconds, changes = ((1, 2), 0.3, 1.0, 4) if options.quick else ((5, 25, 100), 10.0, 15.0, 200)
+    sizes, settle, seconds, changes = ((1, 2), 0.3, 1.0, 4) if options.quick else ((5, 25, 100), 6.0, 10.0, 150)
     rows: list[Row] = []
     async with growing(options.folder) as tree:
         root = await tree.root()

@@ -13,7 +13,7 @@ KUBEEDGE = "KubeEdge 1.23, 5 pods, TLS bytes without TCP/IP headers"
 
 
 async def measure(options: Options) -> list[Row]:
-    count, edges, settle, seconds = (1, 2, 0.5, 6.0) if options.quick else (5, 20, 30.0, 85.0)
+    count, edges, settle, seconds = (1, 2, 0.5, 6.0) if options.quick else (5, 20, 20.0, 80.0)
     one, applications = await link(options, "edge-1", 0, count, settle, seconds)
     many, _ = await link(options, "region-1", edges, count, settle, seconds)
     how = f"{one[1]}, over {seconds:g} s with the default heartbeat, extrapolated"

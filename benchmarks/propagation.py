@@ -21,7 +21,7 @@ PER_SECOND = 20.0
 
 
 async def measure(options: Options) -> list[Row]:
-    leaves, count, settle = (2, 10, 0.5) if options.quick else (100, 1200, 20.0)
+    leaves, count, settle = (2, 10, 0.5) if options.quick else (100, 1100, 20.0)
     async with growing(options.folder) as tree:
         began = time.monotonic()
         root, sites = await grow(tree, leaves)

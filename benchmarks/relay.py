@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -240,9 +240,9 @@ async def peer_ends(folder: Path, port: int, children: int) -> None:
 class Process:
     """One role in a process of its own, pinned, that answers a line with a line."""
 
-    def __init__(self, core: int, role: str, *arguments: object) -> None:
+    def __init__(self, core: int, role: str, *arguments: object, program: Sequence[str] = (sys.executable, __file__, "--role")) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, __file__, "--role", role, *map(str, arguments)],
+            [*program, role, *map(str, arguments)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         os.sched_setaffinity(self.process.pid, {core})
