@@ -146,7 +146,6 @@ def test_who_takes_nothing_is_not_read_from_and_holds_no_more_than_it_may() -> N
         (Limits(body=1000), chunk(b"a\n" + b"x" * 1001), "over 1000 bytes"),
         (Limits(body=1000), chunk(b"a\n" + b"x" * 1001 + b"\nb\n"), "over 1000 bytes"),
         (Limits(body=5000, bodies=1000), chunk(b"a\n") + chunk(b"x" * 2000), "too many large requests"),
-        (Limits(idle_seconds=0.05), chunk(b"a\n"), "nothing came for 0.05 s"),
     ],
 )
 def test_what_cannot_go_on_says_why_after_all_that_came_before(limits: Limits, body: bytes, says: str) -> None:
@@ -158,6 +157,24 @@ def test_what_cannot_go_on_says_why_after_all_that_came_before(limits: Limits, b
             found = await answers(client)
             assert found[0] == b"A\n" and says in found[-1].decode()
             assert await client.closed() and here.server._bodies == 0
+
+    run(scenario)
+
+
+def test_who_says_nothing_for_long_is_let_go_with_a_word() -> None:
+    async def scenario() -> None:
+        async with site() as here:
+            client = await here.connect()
+            client.send(HEAD % b"/lines" + chunk(b"a\n"))
+            await head(client)
+            assert await answer(client) == b"A\n"
+            (connection,) = here.server.connections
+            now = asyncio.get_running_loop().time()
+            connection.expire(now + Limits().idle_seconds - 60)  # not yet
+            assert here.app.streams == 1
+            connection.expire(now + Limits().idle_seconds + 60)
+            assert await answers(client) == [b"ended: nothing came for 120 s\n"]
+            assert await client.closed()
 
     run(scenario)
 
