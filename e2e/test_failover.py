@@ -1,5 +1,6 @@
 """A parent that is lost, and another one that carries its children: real controllers, real signals, and the way home."""
 
+import re
 import signal
 from collections.abc import Callable
 
@@ -37,6 +38,11 @@ def carried(root: Site, by: str) -> Callable[[], bool]:
     return check
 
 
+def drawing(site: Site) -> dict[str, str]:
+    """Lines of `banyan tree`, by the cluster that they are about."""
+    return {line.lstrip("├└─│ ").split()[0]: line for line in site.banyan("tree").stdout.splitlines() if line.strip()}
+
+
 def metric(site: Site, name: str) -> float:
     code, text = site.ask("GET", "/metrics")
     assert code == 200
@@ -61,6 +67,10 @@ def test_a_killed_parent_is_replaced_and_returned_to(tree: Tree) -> None:
     until("edge-1 is carried by region-b, and the root sees it Ready", carried(root, "region-b"))
     until("its home is out of reach", lambda: root.clusters()["region-a"]["phase"] == "Unknown")
     assert "region-b" in root.kubectl("get", "clusters", "-o", "wide")
+    drawn = drawing(root)
+    assert "adopted by region-b" in drawn["edge-1"] and "heard" in drawn["edge-1"], drawn
+    assert re.search(r"○ Unknown +heard .+ broken: root → region-a +silent since 20", drawn["region-a"]), drawn
+    assert re.search(r"^edge-1 .* region-b\b", root.banyan("get", "clusters", "-o", "wide").stdout, re.MULTILINE)
     assert {item["metadata"]["name"] for item in other.get("/apis/banyan.dev/v1alpha1/clusters")["items"]} == {"region-b"}
     code, found = root.ask("GET", "/apis/banyan.dev/v1alpha1/clusters/edge-1/banyan/api/v1/pods")
     assert code == 200 and {item["metadata"]["name"] for item in found["items"]} == pods
@@ -73,6 +83,7 @@ def test_a_killed_parent_is_replaced_and_returned_to(tree: Tree) -> None:
     until("edge-1 is home again", carried(root, ""))
     until("its home knows", lambda: region.clusters()["edge-1"]["phase"] == "Ready")
     until("the root tells of it", lambda: "ReturnedHome" in reasons(root, "edge-1"))
+    until("nobody is drawn as adopted or silent", lambda: not re.search("adopted by|silent since", root.banyan("tree").stdout))
     until("all is as it was", lambda: runs(root) and root.clusters()["region-a"]["phase"] == "Ready")
     until("nobody is carried", lambda: metric(other, "banyan_guests") == 0 and metric(edge, "banyan_adopted") == 0)
     assert {item["metadata"]["name"] for item in edge.get("/api/v1/pods")["items"]} == pods
@@ -100,6 +111,8 @@ def test_with_the_root_dead_everybody_stays_and_goes_on(tree: Tree) -> None:
     assert code == 201, answer
     until("the region goes on", lambda: region.status("talker").get("ready") == 1)
     assert [metric(one, "banyan_failovers_total") for one in (region, other, edge)] == [0, 0, 0]
+    assert metric(region, "banyan_guests_refused_total") + metric(other, "banyan_guests_refused_total") > 0
+    assert metric(edge, "banyan_guests_refused_total") == 0
     root.run()
     until("all are back", lambda: {item["phase"] for item in root.clusters().values()} == {"Ready"} and len(root.clusters()) == 4)
     assert not any(item.get("adoptedBy") for item in root.clusters().values())

@@ -1,5 +1,6 @@
 """Replace, with real processes: a region that is cut off replaces a dead leaf by itself, and the counts are exact when all are back."""
 
+from e2e.faults.ground import metric
 from e2e.support import APPS, Site, Tree, program, until
 
 
@@ -64,6 +65,8 @@ def test_the_root_replaces_a_silent_region_and_its_leaf_keeps_what_it_runs(tree:
     assert root.status("twins")["phase"] == "Running"
     assert ready(far) == before[far.name], "cut off is not stopped"
     assert "others hold its share until it is back" in root.banyan("explain", "twins").stdout
+    until("it counts what others hold", lambda: metric(root, "banyan_replaced_replicas") == len(before[far.name]))
     region.run()
     until("the stand-ins have gone", lambda: ready(near) == before[near.name] and root.status("twins").get("ready") == 4)
     assert ready(far) == before[far.name], "the older ones stay"
+    until("nothing counts as replaced", lambda: metric(root, "banyan_replaced_replicas") == 0)
