@@ -70,6 +70,25 @@ def test_it_goes_on_at_once_when_it_was_killed_or_its_backup_is_restored(
     place.clear()
 
 
+def test_it_moves_to_another_parent_with_what_it_runs(grown: tuple[Tree, Site, Site], place: Place) -> None:
+    """From the root to a region: the same pods, and the same owner of the member."""
+    tree, root, _ = grown
+    tree.region("region-b", root)
+    place.create("steady", SLEEP | {"replicas": 3})
+    place.until_ready("steady", 3)
+    before = pods(place)
+    done = root.banyan("move", FIRST, "--parent", "region-b", "--yes", "-o", "json")
+    assert json.loads(done.stdout)["phase"] == "Done"
+    until("the root sees it there", lambda: root.clusters()[FIRST]["path"] == ["region-b", FIRST])
+    place.until_ready("steady", 3)
+    place.create("after", SLEEP)
+    place.until_ready("after")
+    assert before.items() <= pods(place).items()
+    assert place.each_once(2) and place.each_once(4, "pods"), (place.made(), place.made("pods"))
+    assert holder(place.member) == uid(root, FIRST)
+    place.clear()
+
+
 def test_a_second_controller_is_refused_and_one_that_is_told_to_takes_over(grown: tuple[Tree, Site, Site], place: Place) -> None:
     tree, root, first = grown
     place.create("steady", SLEEP | {"replicas": 2})
@@ -104,3 +123,4 @@ def test_a_second_controller_is_refused_and_one_that_is_told_to_takes_over(grown
     until("the first one has let go", lambda: "member.owner_lost" in first.log(200))
     assert f"managed by the controller of another cluster already, {SECOND}" in first.log(200)
     until("what it says no longer looks fresh", lambda: place.status("steady").get("ready", 0) == 0)
+    other.clear()
