@@ -99,5 +99,20 @@ async def end_task(task: "asyncio.Task[Any]") -> None:
         task.exception()  # seen
 
 
+async def to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Done whole, however often the caller is cancelled meanwhile; then its own CancelledError is passed on. For what must not be left
+    half done: nobody else may begin before it has ended."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait((task,))
+        except asyncio.CancelledError as error:
+            cancelled = error
+    task.result()
+    if cancelled is not None:
+        raise cancelled
+
+
 async def _run(factory: Callable[[], Awaitable[None]]) -> None:
     await factory()

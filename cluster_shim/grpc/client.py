@@ -65,10 +65,13 @@ class GrpcShim:
         """See `contract.Shim`. A shim that goes away ends this with ShimError, never with an empty picture."""
         broken: list[ShimError | OSError] = []  # why this side ended the call
 
-        async def requests() -> AsyncIterator[pb.ReconcileRequest]:
+        async def tell() -> None:
             try:
                 async for state in desired:
-                    yield pb.ReconcileRequest(desired=to_message(state, pb.Desired))
+                    await call.write(pb.ReconcileRequest(desired=to_message(state, pb.Desired)))
+                await call.done_writing()
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                pass  # the call has ended: what reads it says why
             except (ShimError, OSError) as error:
                 broken.append(error)
                 call.cancel()
@@ -78,8 +81,10 @@ class GrpcShim:
             call.cancel()
 
         heard = asyncio.Event()
-        call = self._stub.Reconcile(requests())
-        asking = asyncio.create_task(give_up(), name="shim/grpc/asking")
+        call = self._stub.Reconcile()  # type: ignore[call-arg]  # the stubs do not know of calls that are written to
+        # Not gRPC's own task that reads an iterator: that one goes on waiting in `desired` when the shim has ended the call, and would
+        # take what the next reconciliation is to be told.
+        sides = [asyncio.create_task(tell(), name="shim/grpc/telling"), asyncio.create_task(give_up(), name="shim/grpc/asking")]
         try:
             async for response in call:
                 heard.set()
@@ -92,7 +97,8 @@ class GrpcShim:
             raise
         finally:
             call.cancel()
-            await end_task(asking)
+            for side in sides:
+                await end_task(side)
 
     async def _silence(self, heard: asyncio.Event) -> ShimError:
         """Returns once the shim has answered nothing for too long; ``heard`` is set whenever it has said something by itself."""

@@ -3,18 +3,19 @@
 import asyncio
 import os
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
 from typing import Any
 
 import grpc
 from banyan.shim.v1 import shim_pb2 as pb
 from banyan.shim.v1.shim_pb2_grpc import ShimServiceServicer, add_ShimServiceServicer_to_server
 
-from cluster_shim.contract import ByteStream, Desired, OpenTarget, Shim, ShimError
+from cluster_controller.tasks import to_its_end
+from cluster_shim.contract import ByteStream, Desired, Observed, OpenTarget, Shim, ShimError
 from cluster_shim.grpc.client import CHUNK, OPTIONS
 from cluster_shim.grpc.convert import from_message, to_message
 
 Context = grpc.aio.ServicerContext[Any, Any]
+END_SECONDS = 10.0  # in which a reconciliation ends by itself that another has taken over
 SUPERSEDED = "another controller has taken over this cluster"
 
 
@@ -57,27 +58,34 @@ class Service(ShimServiceServicer):
     async def Reconcile(  # noqa: N802 - the service's name
         self, request_iterator: AsyncIterator[pb.ReconcileRequest], context: Context
     ) -> AsyncIterator[pb.ReconcileResponse]:
-        """The controller that came last is the one that lives: a dead one's connection may linger for long."""
+        """The controller that came last is the one that lives: a dead one's connection may linger for long.
+
+        The one before ends by itself, for nothing more is desired, and only then the next one begins. It is not cancelled: that could
+        strike while it is ending, and leave its work half undone.
+        """
         if self._superseded is not None:
             self._superseded.set()
         mine = self._superseded = asyncio.Event()
         async with self._turn:
+            over = asyncio.Event()
+            stopping = asyncio.create_task(mine.wait(), name="shim/grpc/superseded")
+            news = self._shim.reconcile(_desired(request_iterator, over))
+            following: asyncio.Future[Observed] | None = None
             try:
-                async with aclosing(_until(mine, self._observe(request_iterator))) as news:
-                    async for response in news:
-                        yield response
+                while not mine.is_set():
+                    following = asyncio.ensure_future(anext(news))
+                    await asyncio.wait({stopping, following}, return_when=asyncio.FIRST_COMPLETED)
+                    if following.done():
+                        yield pb.ReconcileResponse(observed=to_message(following.result(), pb.Observed))
+            except StopAsyncIteration:
+                return
             except ShimError as error:
                 await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-        if mine.is_set():
-            await context.abort(grpc.StatusCode.ABORTED, SUPERSEDED)
-
-    async def _observe(self, requests: AsyncIterator[pb.ReconcileRequest]) -> AsyncGenerator[pb.ReconcileResponse, None]:
-        async def desired() -> AsyncIterator[Desired]:
-            async for request in requests:
-                yield from_message(request.desired, Desired)
-
-        async for observed in self._shim.reconcile(desired()):
-            yield pb.ReconcileResponse(observed=to_message(observed, pb.Observed))
+            finally:
+                stopping.cancel()
+                over.set()
+                await to_its_end(_wind_up(news, following))
+        await context.abort(grpc.StatusCode.ABORTED, SUPERSEDED)
 
     async def Open(self, request_iterator: AsyncIterator[pb.OpenRequest], context: Context) -> AsyncIterator[pb.OpenResponse]:  # noqa: N802 - the service's name
         requests = aiter(request_iterator)
@@ -106,23 +114,37 @@ async def _send(requests: AsyncIterator[pb.OpenRequest], stream: ByteStream) -> 
     await stream.close_write()
 
 
-async def _until(stop: asyncio.Event, items: AsyncGenerator[pb.ReconcileResponse, None]) -> AsyncGenerator[pb.ReconcileResponse, None]:
-    """``items`` until they end or ``stop`` is set."""
-    stopping = asyncio.create_task(stop.wait(), name="shim/grpc/superseded")
-    following: asyncio.Task[pb.ReconcileResponse] | None = None
+async def _desired(requests: AsyncIterator[pb.ReconcileRequest], over: asyncio.Event) -> AsyncGenerator[Desired, None]:
+    """Ends when the call does, or ``over`` is set."""
+    ending = asyncio.create_task(over.wait(), name="shim/grpc/over")
+    following: asyncio.Future[pb.ReconcileRequest] | None = None
     try:
-        while not stop.is_set():
-            following = asyncio.ensure_future(anext(items))
-            await asyncio.wait({stopping, following}, return_when=asyncio.FIRST_COMPLETED)
-            if not following.done():
+        while True:
+            following = asyncio.ensure_future(anext(requests))
+            await asyncio.wait({ending, following}, return_when=asyncio.FIRST_COMPLETED)
+            if not following.done() or following.cancelled():  # gRPC raises CancelledError in who reads a call that has ended
                 return
             try:
-                yield following.result()
+                request = following.result()
             except StopAsyncIteration:
                 return
+            yield from_message(request.desired, Desired)
     finally:
-        stopping.cancel()
-        if following is not None and not following.done():
+        ending.cancel()
+        if following is not None:
+            following.cancel()
+
+
+async def _wind_up(news: AsyncIterator[Observed], following: "asyncio.Future[Observed] | None") -> None:
+    """Let the shim end its reconciliation by itself, as nothing more is desired; one that does not is not waited for without end."""
+    deadline = asyncio.get_running_loop().time() + END_SECONDS
+    while following is not None:
+        await asyncio.wait({following}, timeout=max(0.0, deadline - asyncio.get_running_loop().time()))
+        if not following.done():
             following.cancel()
             await asyncio.wait({following})
-        await items.aclose()
+        if following.cancelled() or following.exception() is not None:
+            break
+        following = asyncio.ensure_future(anext(news))
+    if isinstance(news, AsyncGenerator):
+        await news.aclose()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster_controller.tasks import end_task
 from cluster_shim import verify
 from cluster_shim.contract import ByteStream, Description, Desired, Observed, OpenTarget, ShimError
 from cluster_shim.grpc import client
@@ -123,6 +124,100 @@ def test_a_shim_that_hangs_is_lost_and_one_that_answers_anything_is_not(tmp_path
             shim.free.clear()
             with pytest.raises(ShimError, match="has not answered for"):
                 await following
+        finally:
+            await remote.close()
+            await offered.close(0)
+
+    asyncio.run(scenario())
+
+
+class Slow:
+    """A shim that takes its time to end a reconciliation, and refuses a second one at once."""
+
+    def __init__(self) -> None:
+        self.busy = False
+
+    async def describe(self) -> Description:
+        return Description(kind="process", version="1")
+
+    async def reconcile(self, desired: AsyncIterator[Desired]) -> AsyncIterator[Observed]:
+        if self.busy:
+            raise ShimError("this cluster is being reconciled already")
+        self.busy = True
+        try:
+            async for _ in desired:
+                yield Observed(full=True)
+        finally:
+            await asyncio.sleep(0.02)
+            self.busy = False
+
+    async def open(self, target: OpenTarget) -> ByteStream:
+        raise ShimError("nothing to open")
+
+
+def test_the_next_reconciliation_waits_for_the_end_of_the_one_before(tmp_path: Path) -> None:
+    """Whether that was superseded, or its call has ended, or both at once."""
+
+    async def scenario() -> None:
+        address = f"unix:{tmp_path}/shim.sock"
+        offered = ShimServer(Slow(), address)
+        await offered.start()
+        remotes = [GrpcShim(address) for _ in range(2)]
+        try:
+            before: asyncio.Task[None] | None = None
+            for turn in range(20):
+                answered = asyncio.Event()
+
+                async def one(shim: GrpcShim = remotes[turn % 2], answered: asyncio.Event = answered) -> None:
+                    async for _ in shim.reconcile(once()):
+                        answered.set()
+
+                task = asyncio.create_task(one())
+                if before is not None:
+                    await asyncio.sleep(0.002 * (turn % 5))
+                    before.cancel()
+                waiting = asyncio.create_task(answered.wait())
+                await asyncio.wait({task, waiting}, timeout=10, return_when=asyncio.FIRST_COMPLETED)
+                assert answered.is_set(), task
+                before = task
+            if before is not None:
+                await end_task(before)
+        finally:
+            for remote in remotes:
+                await remote.close()
+            await offered.close(0)
+
+    asyncio.run(scenario())
+
+
+def test_who_ended_a_reconciliation_leaves_nobody_that_reads_what_is_desired(tmp_path: Path) -> None:
+    """Else that one would take what the next reconciliation is to be told."""
+
+    class Refusing(Holding):
+        async def reconcile(self, desired: AsyncIterator[Desired]) -> AsyncIterator[Observed]:
+            await anext(aiter(desired))
+            raise ShimError("not now")
+            yield
+
+    async def scenario() -> None:
+        address, ended = f"unix:{tmp_path}/shim.sock", asyncio.Event()
+
+        async def desired() -> AsyncIterator[Desired]:
+            try:
+                yield Desired(full=True)
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+
+        offered = ShimServer(Refusing(), address)
+        await offered.start()
+        remote = GrpcShim(address)
+        states = desired()  # kept, so that nobody ends it by forgetting it
+        try:
+            with pytest.raises(ShimError, match="not now"):
+                async for _ in remote.reconcile(states):
+                    pass
+            assert ended.is_set()
         finally:
             await remote.close()
             await offered.close(0)
