@@ -10,7 +10,6 @@ port for children, then the parent.
 import asyncio
 import contextlib
 import functools
-import socket
 from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
@@ -23,6 +22,7 @@ from cluster_controller.documents import Documents
 from cluster_controller.drill import Doors, Drill
 from cluster_controller.errors import Conflict, NotFound, StoreError, Unreachable
 from cluster_controller.facts import Present, Requested, cluster_facts
+from cluster_controller.hosts import ANY_HOST, own_hosts
 from cluster_controller.identity import PeerCertificate
 from cluster_controller.identity import load as load_identity
 from cluster_controller.links import Links
@@ -72,7 +72,6 @@ from cluster_shim.contract import ByteStream, Description, Node, OpenTarget, Shi
 log = structlog.get_logger()
 
 BLOB = "blob"
-ANY_HOST = frozenset({"", "0.0.0.0", "::"})  # noqa: S104
 STORE_LIMITS = StoreLimits()
 LEAF_STORE_LIMITS = StoreLimits(journal_rows=2_000, journal_bytes=4 * 1024 * 1024)  # nobody syncs from a leaf but its parent
 LOST_SECONDS = 5.0  # from a disk that was lost until the process begins anew
@@ -489,16 +488,3 @@ class _Doors:
 
     def control(self, link: Link, message: ControlMessage) -> None:
         self._membership.control(link, message)
-
-
-def own_hosts() -> list[str]:
-    """Names and addresses under which others may reach this machine: the address of the default route first, then the host's name."""
-    hosts: list[str] = []
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.1", 9))  # TEST-NET-1: picks a route, sends nothing
-        hosts.append(str(probe.getsockname()[0]))
-    hosts.append(socket.gethostname())
-    return hosts
-
-
-__all__ = ["ANY_HOST", "Controller", "own_hosts"]

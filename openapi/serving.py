@@ -11,10 +11,11 @@ import msgspec
 import structlog
 
 from cluster_controller import clock
-from cluster_controller.app import ANY_HOST, Controller, own_hosts
+from cluster_controller.app import Controller
 from cluster_controller.config import split_address
 from cluster_controller.documents import decode
 from cluster_controller.errors import Conflict, Forbidden, InvalidInput
+from cluster_controller.hosts import ANY_HOST, own_hosts
 from cluster_controller.identity import users
 from cluster_controller.metrics import exposition
 from cluster_controller.resources import kinds, policy

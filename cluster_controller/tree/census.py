@@ -17,8 +17,9 @@ from cluster_controller.reports import Reporter
 from cluster_controller.resources import kinds
 from cluster_controller.settling import Settler
 from cluster_controller.store import Event, Key, Store, Stored, Tx
+from cluster_controller.tree import records
 from cluster_controller.tree.known import Heard, Known
-from cluster_controller.tree.listing import DECIDED
+from cluster_controller.tree.listing import DECIDED, alias
 from cluster_controller.tree.merge import Merged, merge, users_of
 from cluster_controller.tree.overlays import Overlays
 
@@ -395,7 +396,7 @@ class Census:
             conditions=[
                 condition,
                 *self._conflict(known, before),
-                *_alias(name, known, before, self._timestamp()),
+                *alias(name, known, before, self._timestamp()),
                 *(item for item in before.conditions if item.type not in OURS),
             ],
             withdrawing=known.withdrawing,
@@ -404,7 +405,7 @@ class Census:
         )
         if stored is not None and own is not None:
             if status != before:
-                write_status(tx, stored, status)
+                records.write_status(tx, stored, status)
             return
         document = kinds.Cluster(
             metadata=kinds.Metadata(name=name, uid=known.uid, creation_timestamp=self._timestamp(), generation=1), status=status
@@ -496,19 +497,3 @@ class Census:
             ),
         )
         self._reporter.put(tx, key, document, known.uid, relayed=known.relayed)
-
-
-def _alias(name: str, known: Known, before: kinds.ClusterState, now: str) -> list[kinds.Condition]:
-    """Shown where a cluster could not be listed under its own name."""
-    if name == known.name:
-        return []
-    since = next((item.last_transition_time for item in before.conditions if item.type == "NameConflict"), now)
-    message = f"another cluster of this subtree is named {known.name}; here this one is listed as {name}"
-    return [kinds.Condition(type="NameConflict", status="True", reason="NameTaken", message=message, last_transition_time=since)]
-
-
-def write_status(tx: Tx, stored: Stored, status: kinds.ClusterState) -> None:
-    """Replace ``status`` and leave the rest of the document as its writer wrote it."""
-    document = msgspec.json.decode(stored.document)
-    document["status"] = msgspec.to_builtins(status)
-    tx.put(stored.key, msgspec.json.encode(document), uid=stored.uid)

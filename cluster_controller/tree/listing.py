@@ -13,6 +13,7 @@ from cluster_controller.resources import kinds
 from cluster_controller.store import Key, Tx
 from cluster_controller.tree import records
 from cluster_controller.tree.admission import Member
+from cluster_controller.tree.known import Known
 
 DECIDED = frozenset({"Pending", "Held", "Revoked"})
 
@@ -83,3 +84,12 @@ def forget_share(tx: Tx, member: Member) -> None:
     for space in (f"down/{member.uid}", f"up/{member.uid}"):
         for stored in tx.scan(space):
             tx.delete(stored.key)
+
+
+def alias(name: str, known: Known, before: kinds.ClusterState, now: str) -> list[kinds.Condition]:
+    """Shown where a cluster could not be listed under its own name."""
+    if name == known.name:
+        return []
+    since = next((item.last_transition_time for item in before.conditions if item.type == "NameConflict"), now)
+    message = f"another cluster of this subtree is named {known.name}; here this one is listed as {name}"
+    return [kinds.Condition(type="NameConflict", status="True", reason="NameTaken", message=message, last_transition_time=since)]

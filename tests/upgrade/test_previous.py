@@ -17,7 +17,7 @@ from cluster_controller.resources import kinds, validate
 from cluster_controller.resources.registry import REGISTRY
 from cluster_controller.store import Key, Store, Stored, Tx
 from cluster_controller.store.database import Database
-from cluster_controller.tree import census, listing, records
+from cluster_controller.tree import listing, records
 from cluster_controller.tree.admission import Member
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -138,7 +138,7 @@ def test_what_a_later_version_added_survives_what_this_one_writes(tmp_path: Path
         found = store.get(stored.key)
         assert found is not None and unknown(msgspec.json.decode(found.document)) == 4
         status = decode(found.document, kinds.Cluster).status
-        await store.commit(lambda tx: census.write_status(tx, found, status))
+        await store.commit(lambda tx: records.write_status(tx, found, status))
         again = store.get(stored.key)
         assert again is not None and unknown(msgspec.json.decode(again.document)) == 3  # the status is the writer's own
 
