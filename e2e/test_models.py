@@ -1,6 +1,7 @@
 """Models on their way down the tree: what is no model never replaces what serves, and a region fetches once for all its edges."""
 
 import hashlib
+import json
 import os
 import time
 from pathlib import Path
@@ -120,3 +121,58 @@ def test_a_region_fetches_a_model_once_and_a_cut_goes_on_where_it_was(tree: Tree
     assert received(region, "root") < size - before + (4 << 20)
     for edge in ("edge-1", "edge-2"):
         assert len(tree.sites[edge].get("/api/v1/pods")["items"]) == 1
+
+
+def sent(site: Site) -> dict[str, float]:
+    """Bytes that left over each link of now, by the peer's name."""
+    text = site.ask("GET", "/metrics")[1].decode()
+    lines = (line for line in text.splitlines() if line.startswith("banyan_link_sent_bytes_total{"))
+    return {line.split('"')[1]: float(line.rpartition(" ")[2]) for line in lines}
+
+
+def test_chunks_flow_on_as_they_come_and_each_link_has_one_copy(tree: Tree, tmp_path: Path) -> None:
+    """A root, two regions with two edges each; and a third region that has no room for the model, whose edge gets it all the same."""
+    root = tree.root()
+    size = 24 << 20
+    regions = []
+    for name in ("region-a", "region-b"):
+        region = tree.site(name, BANYAN_MODEL_RATE="2Mi")  # twelve seconds
+        region.join(root.token(), "--tunnel-listen", "127.0.0.1:0", "--shim", "none")
+        regions.append(region.wait())
+    narrow = tree.site("narrow", BANYAN_BLOB_BUDGET="1Mi")
+    narrow.join(root.token(), "--tunnel-listen", "127.0.0.1:0", "--shim", "none")
+    narrow.wait()
+    edges = [tree.edge(f"edge-{number}", regions[number % 2]) for number in range(4)]
+    last = tree.edge("edge-4", narrow)
+    until("all are in", lambda: len(root.clusters()) == 9)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.onnx").write_bytes((EMOTION / "model-1" / "model.onnx").read_bytes())
+    ballast = os.urandom(size)
+    (tmp_path / "model" / "ballast").write_bytes(ballast)
+    digest = hashlib.sha256(ballast).hexdigest()
+    root.banyan("model", "publish", "wide", str(tmp_path / "model"), "--version", "1")
+    before = {site.name: sent(site) for site in (root, *regions)}
+    document = model_application("wide", strategy="Duplicated", clusterSelector={"matchLabels": {"tier": "edge"}})
+    document["spec"]["components"][0]["model"]["name"] = "wide"
+    assert root.ask("POST", APPS, document)[0] == 201
+
+    def whole(site: Site) -> bool:
+        return (site.folder / "blobs" / "sha256" / digest[:2] / digest).exists()
+
+    def flows(edge: Site) -> bool:
+        partial = edge.folder / "blobs" / "partial" / digest
+        return whole(edge) or (partial.exists() and partial.stat().st_size >= 4 << 20)
+
+    until("an edge has some of it", lambda: flows(edges[0]))
+    assert not whole(regions[0]), "the edge had nothing before its region had all"
+    until("all have it", lambda: all(whole(site) for site in (*regions, *edges, last)))
+    assert not whole(narrow)
+    for site in (root, *regions):
+        for peer, bytes_ in sent(site).items():
+            copies = (bytes_ - before[site.name].get(peer, 0)) / size
+            if peer != ("root" if site is not root else ""):
+                assert 1 <= copies < 1.2, f"{copies:.2f} copies from {site.name} to {peer}"
+    until("all serve", lambda: root.status("wide").get("ready") == 5)
+    hops = json.loads(root.banyan("model", "status", "wide", "-o", "json").stdout)["hops"]
+    assert {hop["cluster"] for hop in hops if hop["state"] == "Here"} == {site.name for site in tree.sites.values()} - {"narrow"}
+    assert all(hop["files"] == hop["ofFiles"] == 2 and hop["received"] == hop["size"] > size for hop in hops if hop["state"] == "Here")
