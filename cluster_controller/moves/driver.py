@@ -105,11 +105,17 @@ class Driver:
     # --- what other rooms ask ---
 
     def way(self, uid: str) -> str | None:
-        """By which direct child a cluster is reached: one that was counted over is reached by its new way, whoever speaks of it still."""
-        for move in self._moves.values():
-            if move.phase in (Phase.CLOSING, Phase.DONE) and (uid == move.cluster or uid in move.names.values()):
+        """By which direct child a cluster is reached: one that was counted over by its new way, until its old parent has let go of it.
+
+        Afterwards, and where it is reached by a third way, its signed attach alone says so: it may have gone on since.
+        """
+        route = self._route(uid)
+        own = self._moves.get(uid)
+        for move in [own] if own is not None else self._moves.values():
+            concerned = uid == move.cluster or uid in move.names.values()
+            if concerned and move.phase is Phase.CLOSING and route in (None, move.out[0]):
                 return move.into[0]
-        return self._route(uid)
+        return route
 
     def unsettled(self, tx: Tx) -> Collection[str]:
         """Direct children from whose share a cluster has gone that is not counted elsewhere yet."""

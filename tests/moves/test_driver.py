@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from cluster_controller.documents import encode
@@ -112,6 +113,24 @@ def test_one_move_at_a_time_and_a_restart_goes_on(tmp_path: Path) -> None:
             await again.call_off("inner", "admin")
         with pytest.raises(BanyanError, match="was never moved from here"):
             again.last("edge-2")
+
+    played(tmp_path, check)
+
+
+def test_who_was_moved_with_others_and_has_gone_on_since_is_reached_where_it_is(tmp_path: Path) -> None:
+    async def check(store: Store, made: Driver) -> None:
+        moved = await made.begin("inner", "region-b", "admin")
+        routes: dict[str, str] = dict.fromkeys(moved.names.values(), "uid-region-a")
+        made._route = routes.get
+        for phase, way in ((Phase.ARRIVING, "uid-region-a"), (Phase.CLOSING, "uid-region-b"), (Phase.DONE, "uid-region-a")):
+            made._moves[moved.cluster] = msgspec.structs.replace(moved, phase=phase)
+            assert {uid: made.way(uid) for uid in routes} == dict.fromkeys(routes, way), phase
+        made._moves[moved.cluster] = msgspec.structs.replace(moved, phase=Phase.CLOSING)
+        routes["uid-edge-1"] = "uid-region-c"  # carried by another, or moved on
+        assert made.way("uid-edge-1") == "uid-region-c" and made.way("uid-inner") == "uid-region-b"
+        del routes["uid-edge-1"]
+        assert made.way("uid-edge-1") == "uid-region-b"
+        assert made.way("uid-edge-2") is None
 
     played(tmp_path, check)
 

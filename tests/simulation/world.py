@@ -236,7 +236,7 @@ class World:
 
     def grow(self, name: str, parent: Place, *, takes_children: bool) -> Place:
         """A cluster below ``parent``, as if it had joined."""
-        above = self.identities[parent.uid]
+        above = parent.controller.identity() if parent.alive else self.identities[parent.uid]  # it may have been moved since
         key = keys.generate()
         issuing = keys.generate() if takes_children else None
         labels = {"half": "ab"[len(self.places) % 2]}

@@ -307,6 +307,29 @@ def test_a_cluster_that_moved_stays_when_the_old_way_forgets_it(tmp_path: Path) 
     play(tmp_path, main)
 
 
+def test_of_two_that_speak_of_one_the_way_to_it_counts_also_while_strays_are_heard(tmp_path: Path) -> None:
+    async def main(bench: Bench) -> None:
+        await family(bench)
+        await bench.joins("e2", "edge-2")
+        await bench.connects("e2")
+        await bench.says("e2", "e2", "edge-2")
+        stray = kinds.ClusterStatus(
+            metadata=kinds.Metadata(name="lost", uid="lost"), spec=kinds.ClusterStatusSpec(cluster="lost", name="lost")
+        )
+        await bench.put(Key("stray/lost", "ClusterStatus", "", "lost"), stray, "lost")
+        for way in ("e2", "e1"):
+            bench.census._way = {"deep": way}.get
+            for speaker in ("e1", "e2", "e1"):
+                name = f"edge-{speaker[1]}"
+                await bench.says(speaker, "deep", "deep", (speaker, name), ready="True" if speaker == way else "Unknown", children=len(way))
+                await bench.delete(Key("up/e2", "Nothing", "", "x"))
+            bench.census.link_changed("e1", None)
+            assert bench.cluster("deep").status.parent == f"edge-{way[1]}", way
+            assert bench.cluster("deep").status.phase == "Ready"
+
+    play(tmp_path, main)
+
+
 def test_equal_names_get_an_alias_and_a_condition_and_nobody_is_overwritten(tmp_path: Path) -> None:
     async def main(bench: Bench) -> None:
         await family(bench)
