@@ -12,7 +12,7 @@ import pytest
 
 from banyanctl.client import Client
 from banyanctl.endpoint import ADMIN_KUBECONFIG, read
-from e2e.support import APPS, Site, Tree, program, until
+from e2e.support import APPS, Site, Tree, program, publish, until
 from e2e.test_workloads import change, create, pods
 from tests.banyanctl.test_commands import COMMANDS
 from tools import needs
@@ -190,10 +190,11 @@ TOLD = {
     "logs": ("shown", "--tail", "1"), "invoke": ("shown", "/"), "kubeconfig": ("edge-1", "--banyan"), "completion": ("bash",),
     "events": ("--last", "1"), "rollout status": ("shown", "--no-watch"), "rollout history": ("shown",), "rotate status": (),
     "upgrade plan": (), "approve": (), "token list": (), "user list": (), "cluster list": (), "cluster conflicts": ("root",),
-    "model list": (),
+    "model list": (), "model status": ("emotion",), "bench": ("hops", "--rounds", "1", "--seconds", "0.1", "--clusters", "2"),
 }  # fmt: skip
 CHANGES = (
-    "apply", "delete", "undo", "init", "join", "run", "leave", "demo", "shim serve", "shim verify", "model publish", "token create",
+    "apply", "delete", "undo", "init", "join", "run", "leave", "demo", "shim serve", "shim verify", "model publish", "model import",
+    "token create",
     "token revoke", "user create", "user revoke", "cluster remove", "cluster revoke", "cluster keep", "cluster cordon",
     "cluster uncordon", "cluster drain", "backup", "restore", "rollout pause", "rollout resume", "rollout undo", "rotate tree-key",
     "rotate issuing", "rotate finish", "drill cut", "drill restart", "drill kill", "drill freeze",
@@ -206,6 +207,7 @@ def test_every_command_that_tells_something_tells_it_as_json(grove: Tree) -> Non
     root = grove.sites["root"]
     create(root, program("shown", command=[sys.executable, "-c", SPEAKS], takesSocket=False, expose={"port": 18340}))
     until("it has spoken", lambda: root.banyan("logs", "shown").stdout)
+    publish(root)
     assert sorted([*TOLD, *CHANGES]) == sorted(COMMANDS)
     for name, words in TOLD.items():
         done = root.banyan(*name.split(), *words, "-o", "json")
