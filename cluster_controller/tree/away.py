@@ -198,7 +198,17 @@ class Away:
         """Those of them whose words come now."""
         return frozenset(self._strays & self.live.keys())
 
+    def _let_go(self, peer: PeerCertificate) -> str:
+        """The name of the child by way of which ``peer`` stood below this controller and that has left it since; "": it is there."""
+        me = self._identity().uid
+        above = peer.issuers.index(me) if me in peer.issuers else 0
+        child = records.member(self._store, peer.issuers[above - 1]) if above else None
+        return child.name if child is not None and child.state == "left" else ""
+
     async def _stray(self, arrival: Arrival, peer: PeerCertificate) -> None:
+        gone = self._let_go(peer)
+        if gone:
+            raise Forbidden(f"{peer.name} stood below {gone}, which has left this controller")
         route = self._links.router.record(peer.uid)
         if route is not None and route.attach > arrival.attach.attach:
             raise Forbidden(f"a newer attach of {peer.name} is known")

@@ -138,12 +138,19 @@ class Invariants:
         space = stored.key.space
         if before is None or before.uid != stored.uid or not (space == "desired" or space.startswith("up/")):
             return
-        if stored.version < before.version and not self.rewound and disk.name not in self.moved:  # a new parent counts anew
+        if stored.version < before.version and not self.rewound and not self._has_moved(disk.name):  # a new parent counts anew
             self.violated(
                 "no older version", f"{disk.name}: {space} {stored.key.kind} {stored.key.name} {before.version} → {stored.version}"
             )
         if stored.source and stored.source == before.source and (stored.start, stored.sequence) < (before.start, before.sequence):
             self.violated("no older report", f"{disk.name}: {space} {stored.key.kind} {stored.key.name} goes back in {stored.source}")
+
+    def _has_moved(self, name: str) -> bool:
+        """Since the last quiet point; by the identity that it has, be it a moment before that is noted."""
+        place = self.world.places[name]
+        if name in self.moved or place.controller is None or place.parent is None:
+            return name in self.moved
+        return place.controller.identity().parent_uid != place.parent.uid
 
     def _note_application(self, given: Given, stored: Stored, *, gone: bool) -> None:
         if stored.uid in self._gone and not self.rewound:

@@ -189,6 +189,11 @@ def test_what_arrives_is_judged(tmp_path: Path) -> None:
             assert record is not None
             with pytest.raises(Forbidden, match="seen before"):  # a copy that says the same attach
                 await a.membership.away.arrived(copied, way)
+            known = records.member(top.store, a.uid)
+            assert known is not None
+            await top.store.commit(lambda tx: records.put_member(tx, msgspec.structs.replace(known, state="left")))
+            with pytest.raises(Forbidden, match="stood below a, which has left"):
+                await top.membership.away.arrived(shown, (b.uid, edge.uid))
 
     run(main())
 
