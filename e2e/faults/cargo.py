@@ -7,6 +7,7 @@ left the root for it is counted on the cable itself, in bytes of TCP payload: wh
 import hashlib
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from e2e.faults.exact import instances
@@ -73,12 +74,11 @@ class Cargo:
     def arrived(self, site: Machine) -> int:
         """Bytes of it at a site."""
         blobs = site.folder / "blobs"
-        for path in blobs.rglob(f"{self._digest}*"):
-            try:
-                return path.stat().st_size
-            except FileNotFoundError:  # it gets its name at this moment
-                continue
-        return 0
+        found = 0
+        for path in (blobs / "partial" / self._digest, blobs / "sha256" / self._digest[:2] / self._digest):  # in the order of its life
+            with suppress(FileNotFoundError):
+                found = max(found, path.stat().st_size)
+        return found
 
     def let_go(self) -> float:
         """The fault is over: the rest may come as fast as it can. How many seconds that may take."""
@@ -97,7 +97,7 @@ class Cargo:
         print(f"\nmodel of {self._size / MEBIBYTE:g} MiB: {self.ratio:.3f} of its size left the root")
         self.ground.figures.note(f"of a model of {self._size / MEBIBYTE:g} MiB left the root", f"{self.ratio:.3f}")
         for site in (self.ground.edges[0],) if self._may_arrive else (self.ground.region, self.ground.edges[0]):
-            (found,) = (path for path in (site.folder / "blobs").rglob("*") if self._digest in path.name)
+            (found,) = (path for path in (site.folder / "blobs").rglob("*") if self._digest in path.name and path.parent.name != "chunks")
             digest = hashlib.sha256()
             with found.open("rb") as file:
                 while data := file.read(CHUNK):

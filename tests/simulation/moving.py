@@ -79,7 +79,8 @@ class Moving(Family):
         for place in list(self.world.places.values()):
             if place.controller is None or place.parent is None or place.life is None or place.life.dead:
                 continue
-            parent = self.world.by_uid.get(place.controller.identity().parent_uid)
+            identity = self.world.identities[place.uid] = place.controller.identity()  # who joins below it is signed by what it is now
+            parent = self.world.by_uid.get(identity.parent_uid)
             if parent is not None and parent is not place.parent:
                 self._moved(place, parent)
         self.world.loop.call_later(POLL_SECONDS, self._poll, context=self.world.network.kernel)

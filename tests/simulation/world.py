@@ -236,7 +236,9 @@ class World:
 
     def grow(self, name: str, parent: Place, *, takes_children: bool) -> Place:
         """A cluster below ``parent``, as if it had joined."""
-        above = parent.controller.identity() if parent.alive else self.identities[parent.uid]  # it may have been moved since
+        above = self.identities[parent.uid]
+        if parent.alive and parent.controller is not None:
+            above = parent.controller.identity()  # it may have been moved since
         key = keys.generate()
         issuing = keys.generate() if takes_children else None
         labels = {"half": "ab"[len(self.places) % 2]}
