@@ -372,8 +372,7 @@ class Engine:
             ruled.told(placement, self._uid), left, plan, ruled.ruling.pinned, rolled, gave, self._deciding.revisions(tx, allotment, seen)
         )
         self._telling.refused(tx, asked, ruled.refused)
-        if not awaited or asked.key.space == "own":  # those above keep what is here until it is known what it is
-            self._telling.report(tx, asked, decided, seen)
+        self._telling.report(tx, asked, decided, seen)
 
     def _decide(
         self, tx: Tx, allotment: Allotment, seen: Mapping[str, Seen], given: Mapping[str, Mapping[str, Given]]
