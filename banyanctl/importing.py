@@ -26,6 +26,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
 
+import msgspec
 from msgspec import Struct
 
 from banyanctl import signing
@@ -103,7 +104,7 @@ def bring(remote: Remote, folder: Path, limit: int, say: Say, sleep: Callable[[f
             after = partial.stat().st_size if partial.exists() else 0
             fruitless = 0 if after > before else fruitless + 1
             if fruitless >= ATTEMPTS:
-                raise Unreachable(f"{_shown(remote.url)}: {error}; {after} bytes are kept, so run it again later") from None
+                raise Unreachable(f"{_shown(remote.url)}: {_why(error)}; {after} bytes are kept, so run it again later") from None
             sleep(0.5 * 2**fruitless)
     digest = _digest(partial)
     if remote.sha256 and digest != remote.sha256:
@@ -136,7 +137,7 @@ def _once(remote: Remote, partial: Path, limit: int, say: Say) -> int:
         if answer is None:
             return have
         begins = have if answer.status == 206 else 0
-        whole = begins + int(answer.headers.get("Content-Length") or -1 - begins)
+        whole = begins + answer.length if answer.length is not None else -1
         if max(whole, remote.size) > limit:
             raise Exhausted(f"{_shown(remote.url)} has {max(whole, remote.size)} bytes; --limit takes {limit}")
         tag = answer.headers.get("ETag") or ""
@@ -152,6 +153,12 @@ def _once(remote: Remote, partial: Path, limit: int, say: Say) -> int:
         if 0 <= whole != begins:
             raise ConnectionError(f"it stopped after {begins} of {whole} bytes")
     return begins
+
+
+def _why(error: Exception) -> str:
+    """In words: what urllib has wrapped says more than its wrapping."""
+    inner = error.reason if isinstance(error, urllib.error.URLError) else error
+    return str((inner.strerror if isinstance(inner, OSError) else None) or inner)
 
 
 def _mark(partial: Path) -> Path:
@@ -202,7 +209,7 @@ def _read(url: str, headers: Mapping[str, str]) -> tuple[bytes, Mapping[str, str
             content = answer.read(MAX_ANSWER + 1)
             found = dict(answer.headers.items())
     except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
-        raise Unreachable(f"{_shown(url)}: {error}") from None
+        raise Unreachable(f"{_shown(url)}: {_why(error)}") from None
     if len(content) > MAX_ANSWER:
         raise InvalidInput(f"{_shown(url)} answers with more than {MAX_ANSWER} bytes; it is no list of files")
     return content, found
@@ -277,6 +284,13 @@ def _listed(content: bytes) -> tuple[list[tuple[str, int]], str]:
 # --- OCI -----------------------------------------------------------------------------------------------------------------
 
 
+class _Token(Struct, frozen=True):
+    """What a registry gives who logs in; by one name or the other."""
+
+    token: str = ""
+    access_token: str = ""
+
+
 class _Registry:
     """The OCI distribution specification, as far as reading goes: a manifest, its layers, and a token when the registry asks for one."""
 
@@ -341,7 +355,7 @@ class _Registry:
             with error:
                 challenge = error.headers.get("WWW-Authenticate") or ""
         except urllib.error.URLError as error:
-            raise Unreachable(f"{_shown(url)}: {error}") from None
+            raise Unreachable(f"{_shown(url)}: {_why(error)}") from None
         asked = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
         realm = asked.pop("realm", "")
         if not challenge.lower().startswith("bearer") or urllib.parse.urlsplit(realm).scheme not in {"https", "http"}:
@@ -350,6 +364,9 @@ class _Registry:
         if secure and not realm.startswith("https"):
             raise Forbidden(f"{self._base} sends whoever logs in to {_shown(realm)}, which is not https; nothing was sent there")
         where = f"{realm}?{urllib.parse.urlencode({key: asked[key] for key in ('service', 'scope') if key in asked})}"
-        answer = json.loads(_read(where, {"Authorization": f"Basic {self._basic()}"} if self._user else {})[0])
-        self._token = str(answer.get("token") or answer.get("access_token") or "")
+        try:
+            answer = msgspec.json.decode(_read(where, {"Authorization": f"Basic {self._basic()}"} if self._user else {})[0], type=_Token)
+        except msgspec.MsgspecError as error:
+            raise InvalidInput(f"{_shown(realm)} answers with no token: {error}") from None
+        self._token = answer.token or answer.access_token
         return bool(self._token)

@@ -134,6 +134,15 @@ def test_a_server_that_gives_nothing_again_and_again_is_out_of_reach(tmp_path: P
         assert len(seen) == importing.ATTEMPTS
 
 
+def test_what_went_wrong_is_said_in_words(tmp_path: Path) -> None:
+    with server(lambda handler: handler.say(200, b"", {"Content-Length": "many"})) as (host, _):
+        (remote,) = find(f"http://{host}/model.onnx", hashlib.sha256(b"").hexdigest())
+        assert bring(remote, tmp_path / "in", limit=LIMIT, say=lambda _: None).read_bytes() == b""  # a length that says nothing
+    (remote,) = find(f"http://{host}/other.onnx", "0" * 64)
+    with pytest.raises(Unreachable, match=r"other\.onnx: Connection refused; 0 bytes are kept"):
+        bring(remote, tmp_path / "gone", limit=LIMIT, say=lambda _: None, sleep=lambda _: None)
+
+
 @pytest.mark.parametrize(
     ("source", "digest", "said"),
     [
