@@ -261,7 +261,7 @@ class Target:
 
     def _sweep(self, tx: Tx, snapshot: Snapshot) -> None:
         """A snapshot is complete: what it does not hold goes, or is marked."""
-        for key in self._keys_in(snapshot.buckets):
+        for key in _keys_in(tx, self.space, snapshot.buckets):
             if key in self._seen:
                 continue
             held = tx.get(key)
@@ -276,12 +276,6 @@ class Target:
             else:
                 self._mark(tx, key, Mark(held.uid, None))
         self._seen = set()
-
-    def _keys_in(self, buckets: bytes) -> list[Key]:
-        """Keys held or marked in these buckets. What this very commit adds is in the snapshot, so committed state will do."""
-        held = (stored.key for stored in self._view.scan(self.space))
-        marked = (conflicts.object_key(stored.key) for stored in self._view.scan(conflicts.space_of(self.space)))
-        return [key for key in {*held, *marked} if in_mask(buckets, bucket_of(key))]
 
     # --- conflicts
 
@@ -352,6 +346,13 @@ class Target:
 
     def _key(self, item: Item) -> Key:
         return Key(self.space, item.kind, item.namespace, item.name)
+
+
+def _keys_in(tx: Tx, space: str, buckets: bytes) -> list[Key]:
+    """Keys held or marked in these buckets, those not yet committed too: the batch before a snapshot may be in the same commit."""
+    held = (stored.key for stored in tx.scan(space))
+    marked = (conflicts.object_key(stored.key) for stored in tx.scan(conflicts.space_of(space)))
+    return [key for key in {*held, *marked} if in_mask(buckets, bucket_of(key))]
 
 
 class Again(Struct, frozen=True):

@@ -15,7 +15,7 @@ from cluster_controller.errors import Exhausted
 from cluster_controller.store import Key, Limits, Tx
 from cluster_controller.sync.codec import decode, encode
 from cluster_controller.sync.limits import SyncLimits
-from cluster_controller.sync.messages import Ack, Batch, Begin, Check, Differ, Item, Message, Resume, ToReceiver, ToSender
+from cluster_controller.sync.messages import Ack, Batch, Begin, Check, Chunk, Differ, Item, Message, Resume, Snapshot, ToReceiver, ToSender
 from cluster_controller.sync.source import Plan, Source
 from cluster_controller.sync.target import Target, cursor_fact
 from tests.sync.memory import MemoryStore
@@ -122,11 +122,11 @@ class World:
             self.down.send(following)
 
     def deliver_down(self) -> None:
-        message = self.down.take()
-        if message is None:
-            return
-        assert not isinstance(message, Resume | Ack | Differ)
-        self.commit([message])
+        """One message, or what arrived together, in one commit: a snapshot just after a batch, say."""
+        taken = [self.down.take() for _ in range(self.chance.choice([1, 1, 2, 50]))]
+        messages = [message for message in taken if message is not None and not isinstance(message, Resume | Ack | Differ)]
+        if messages:
+            self.commit(messages)
 
     def commit(self, messages: list[ToReceiver]) -> None:
         if self.down.faulty and self.chance.random() < 0.03:  # power lost before the commit: nothing was answered
@@ -205,6 +205,24 @@ def test_the_replica_is_always_a_past_state_and_in_the_end_the_present_one(seed:
     world.source.check()
     world.settle()
     assert world.source.repairs == 0
+
+
+def test_what_a_batch_brings_and_the_snapshot_behind_it_no_longer_holds_is_gone_when_both_come_in_one_commit() -> None:
+    world = World(1, limits=Limits(journal_rows=8), sync=SyncLimits(window_batches=4))
+    world.put("steady")
+    world.settle()
+    world.put("brief")
+    world.send()  # a batch
+    world.sender.commit(lambda tx: tx.delete(Key(SPACE, "Work", "", "brief")))
+    for n in range(20):  # past the journal
+        world.put("steady", b'{"n":%d}' % n)
+    for _ in range(3):
+        world.send()
+    arrived = [decode(data[4:]) for data in world.down.waiting]
+    assert [type(message) for message in arrived] == [Batch, Snapshot, Chunk]
+    world.down.waiting.clear()
+    world.commit(arrived)  # type: ignore[arg-type]
+    assert state(world.receiver, REPLICA) == state(world.sender, SPACE)
 
 
 def test_what_is_equal_costs_one_frame_each_way() -> None:
