@@ -24,7 +24,7 @@ from cluster_controller import delivered
 from cluster_controller.clock import boottime
 from cluster_controller.errors import BanyanError, Forbidden, Unreachable
 from cluster_controller.store import Store
-from cluster_controller.sync.session import SyncSession
+from cluster_controller.sync.session import Counts, SyncSession
 from cluster_controller.tasks import Tasks, end_task
 from cluster_controller.tunnel.link import Link
 from cluster_controller.tunnel.messages import Lane, ResetCode
@@ -130,6 +130,7 @@ class Links:
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by the peer's uid; gone with their last holder
         self._leaving: set[str] = set()  # children that are taken leave of, for as long as their link stands
         self.sessions: dict[str, SyncSession] = {}  # by the peer's uid
+        self._counts: dict[str, Counts] = {}  # of sessions that have ended, by the neighbour's uid, for as long as its link stands
         self.withheld: Callable[[str], bool] = lambda child: False  # children that are given nothing yet: what they bring is not counted
         self.takes_over: Callable[[], bool] = lambda: False  # this cluster has a new parent, whose word replaces that of the one before
         self._paused = False
@@ -158,6 +159,8 @@ class Links:
             self._linked(link.peer_uid, None)
 
     def down(self, link: Link) -> None:
+        if self._neighbour(link.peer_uid) is None:
+            self._counts.pop(link.peer_uid, None)
         if link.is_parent:
             if self._parent is not None and self._tunnel.parent is None:
                 self._parent.cancel()
@@ -208,6 +211,18 @@ class Links:
             if link is not None:
                 found.setdefault(uid, link.last_heard)
         return found
+
+    def counts(self) -> dict[str, Counts]:
+        """What came of each peer. A session that begins anew over the same link begins no new count."""
+        found = dict(self._counts)
+        for uid, session in self.sessions.items():
+            found[uid] = found.get(uid, Counts()).plus(session.counted())
+        return found
+
+    def _end_session(self, peer: str) -> None:
+        session = self.sessions.pop(peer)
+        if self._neighbour(peer) is not None:
+            self._counts[peer] = self._counts.get(peer, Counts()).plus(session.counted())
 
     def _neighbour(self, uid: str) -> Link | None:
         parent = self._tunnel.parent
@@ -332,7 +347,7 @@ class Links:
             except BanyanError as error:
                 self._note(link, error)
             finally:
-                del self.sessions[ancestor]
+                self._end_session(ancestor)
                 if stream is not None:
                     stream.abort("the session has ended")
 
@@ -414,7 +429,7 @@ class Links:
         try:
             await session.run(stream, wait_for_bulk)
         finally:
-            del self.sessions[child]
+            self._end_session(child)
             if carried is not None:
                 self._drop(carried)
 

@@ -149,13 +149,14 @@ class _Collector(Collector):
         lag = GaugeMetricFamily("banyan_sync_lag_revisions", "Revisions since the last change that the peer acknowledged.", labels=["peer"])
         applied = CounterMetricFamily("banyan_sync_applied_objects", "Objects applied from the peer.", labels=["peer"])
         known = CounterMetricFamily("banyan_sync_known_objects", "Objects that came again, or too late, and were dropped.", labels=["peer"])
-        for uid, session in controller.links.sessions.items():
-            if session.source is None or session.target is None:
-                continue
-            peer = [controller.cluster_name(uid) if uid in controller.tunnel.links else controller.identity().saved.parent_name]
-            lag.add_metric(peer, session.source.lag)
-            applied.add_metric(peer, session.target.applied)
-            known.add_metric(peer, session.target.stale)
+        home = controller.identity()
+        for uid, counts in controller.links.counts().items():
+            peer = [home.saved.parent_name if uid == home.parent_uid else controller.cluster_name(uid)]
+            applied.add_metric(peer, counts.applied)
+            known.add_metric(peer, counts.known)
+            session = controller.links.sessions.get(uid)
+            if session is not None and session.source is not None:
+                lag.add_metric(peer, session.source.lag)
         yield from (lag, applied, known)
         yield CounterMetricFamily(
             "banyan_sync_interruptions", "Sync sessions that failed, to be started again.", value=controller.links.interrupted

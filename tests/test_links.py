@@ -157,6 +157,27 @@ def test_sync_comes_and_goes_with_the_link(tmp_path: Path) -> None:
     run(main)
 
 
+def test_a_session_that_begins_anew_goes_on_with_the_counts_of_the_one_before_for_as_long_as_the_link_stands(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with tree(tmp_path) as (parent, child, port):
+            child.dial(port)
+            await child.put("report", "a")
+            await parent.holds(f"up/{child.uid}", 1)
+            first = parent.links.sessions[child.uid]
+            assert parent.links.counts()[child.uid].applied == 1
+            parent.links.again(child.uid)
+            await until(lambda: parent.links.sessions.get(child.uid) is not first)
+            assert parent.links.counts()[child.uid].applied == 1
+            await child.put("report", "b")
+            await parent.holds(f"up/{child.uid}", 2)
+            assert parent.links.counts()[child.uid].applied == 2
+            parent.tunnel.links[child.uid].close(CloseCode.GOING_AWAY, "cut by the test")
+            await until(lambda: child.uid not in parent.links.sessions)
+            assert child.uid not in parent.links._counts
+
+    run(main)
+
+
 def test_a_newer_link_takes_over_and_the_older_ones_end_is_no_loss(tmp_path: Path) -> None:
     async def main() -> None:
         async with tree(tmp_path) as (parent, child, port):

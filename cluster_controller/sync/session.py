@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 import structlog
+from msgspec import Struct
 
 from cluster_controller.errors import ProtocolError
 from cluster_controller.store import Store, Tx
@@ -31,6 +32,16 @@ WRITE_BYTES = 64 * 1024  # gathered into one write
 CHECK_SECONDS = 3600.0  # between two comparisons of digests on a link that stays up; jittered by half
 
 OpenBulk = Callable[[], Awaitable[ByteStream]]
+
+
+class Counts(Struct, frozen=True):
+    """Objects that came: ``applied``, and ``known``, which came again or too late and were dropped."""
+
+    applied: int = 0
+    known: int = 0
+
+    def plus(self, other: "Counts") -> "Counts":
+        return Counts(self.applied + other.applied, self.known + other.known)
 
 
 class SyncSession:
@@ -69,7 +80,8 @@ class SyncSession:
         self._answered = answered
         self._set_back = set_back
         self.source: Source | None = None  # while it runs: what has yet to be acknowledged ...
-        self.target: Target | None = None  # ... and what was applied, or dropped because it was known
+        self.target: Target | None = None  # ... and what is applied
+        self.counts = Counts()  # of the runs that have ended
 
     async def run(self, stream: ByteStream, open_bulk: OpenBulk) -> None:
         """Until the peer ends the stream; safe to run again, on a new stream, and goes on where it was.
@@ -93,6 +105,7 @@ class SyncSession:
         finally:
             unsubscribe()
             run.close()
+            self.counts = self.counted()
             self.source = self.target = None
             log.debug(
                 "sync.ended",
@@ -104,6 +117,10 @@ class SyncSession:
                 oversized=source.oversized,
                 repairs=source.repairs,
             )
+
+    def counted(self) -> Counts:
+        """What was applied of what came, and what was not."""
+        return self.counts if self.target is None else self.counts.plus(Counts(self.target.applied, self.target.stale))
 
 
 def _nothing(_: Tx) -> None:
