@@ -266,7 +266,7 @@ class Store:
             batch.delivered += waiting.delivered
             for name, (value,) in waiting.facts.items():
                 batch.facts[name] = value
-        if len(self._trimmed.dead) >= DEAD_ROWS:
+        if _rows(batch) and len(self._trimmed.dead) >= DEAD_ROWS:
             batch.dead, batch.floors, batch.floor = self._trimmed.dead, self._trimmed.floors, self._trimmed.floor
         writing = asyncio.get_running_loop().run_in_executor(self._thread, self._write, batch)
         writing.add_done_callback(lambda done: self._written(done, group, batch))

@@ -2,7 +2,8 @@
 
 import asyncio
 import gc
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -194,6 +195,32 @@ def test_the_journal_is_bounded_and_a_quiet_space_does_not_expire(tmp_path: Path
         rows = connection.execute("SELECT count(*) FROM changes").fetchone()[0]
     connection.close()
     assert rows < 50 + 256 + 64, "what leaves the journal leaves the disk"
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_what_was_deleted_and_forgotten_stays_deleted_after_opening_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """A dead row that stayed on the disk once its deletion is forgotten would live again. Commits that change nothing come in between."""
+    monkeypatch.setattr("cluster_controller.store.store.DEAD_ROWS", 3)
+    chance = random.Random(seed)
+    held: dict[str, bytes] = {}
+
+    async def change(store: Store) -> None:
+        for number in range(120):
+            name = chance.choice("abcd")
+            document = b'{"n":%d}' % number
+            work: list[Awaitable[object]] = [store.commit(delete(name) if chance.random() < 0.3 else put(name, document))]
+            if chance.random() < 0.5:
+                work.append(store.commit(lambda tx: None))
+            await asyncio.gather(*work)
+        held.update({stored.key.name: stored.document for stored in store.list("own", "Application")})
+
+    async def look(store: Store) -> None:
+        assert {stored.key.name: stored.document for stored in store.list("own", "Application")} == held
+
+    play(tmp_path, change, Limits(journal_rows=5))
+    play(tmp_path, look, Limits(journal_rows=5))
 
 
 def test_a_page_is_of_the_revision_it_was_begun_at(tmp_path: Path) -> None:
