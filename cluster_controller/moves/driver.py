@@ -7,6 +7,7 @@ where it was. While a cluster has come to its new parent and is not yet counted 
 import asyncio
 import secrets
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from datetime import datetime
 
 import msgspec
@@ -89,18 +90,30 @@ class Driver:
             self._wake.set()
 
     async def run(self) -> None:
-        """For ever: each active move is taken a step further, and another, until nothing can be done now."""
-        pause = PAUSES[0]
+        """For ever: each active move is taken a step further, and another; one that waits is looked at again ever more seldom.
+
+        A look that brings nothing is never followed by the next one at once, whatever changes meanwhile: it asks others, and may write.
+        """
+        pause: float | None = None  # until the next look; None: for as long as nothing changes
         while True:
-            await self._wake.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._wake.wait()
             self._wake.clear()
             active = [move.cluster for move in self._moves.values() if move.active]
             if not active:
+                pause = None
                 continue
-            before = dict(self._moves)
+            before = self._stages()
             await asyncio.gather(*(self._step(cluster) for cluster in active))
-            pause = PAUSES[0] if before != self._moves else min(2 * pause, PAUSES[1])
-            asyncio.get_running_loop().call_later(pause, self._wake.set)
+            if before != self._stages():
+                pause = PAUSES[0]
+                continue
+            await asyncio.sleep(PAUSES[0])
+            pause = min(2 * (pause or PAUSES[0]), PAUSES[1])
+
+    def _stages(self) -> dict[str, Move]:
+        return {cluster: move.stage for cluster, move in self._moves.items()}
 
     # --- what other rooms ask ---
 
@@ -335,12 +348,18 @@ class Driver:
             answer = No(reason=f"{self._called(ask.whom)} runs a version that knows no moves; upgrade it first")
         except (BanyanError, TimeoutError) as error:
             reason = f"{self._called(ask.whom)} does not answer: {error or f'nothing within {ASK_SECONDS:g} s'}"
-            await self._save(state.unanswered(self._moves[cluster], reason))
-            return self._moves[cluster].phase is Phase.CLOSING
+            fresh = state.unanswered(self._moves[cluster], reason)
+            await self._keep(ask, fresh)
+            return fresh.phase is Phase.CLOSING
         fresh = state.heard(self._moves[cluster], ask, answer)
-        if fresh != self._moves[cluster]:
-            await self._save(fresh)
+        await self._keep(ask, fresh)
         return fresh.phase is move.phase
+
+    async def _keep(self, ask: Ask, fresh: Move) -> None:
+        """Of several who are asked at once, only what the first one waits for is written down: or two would write in turns, for ever."""
+        now = self._moves[fresh.cluster]
+        if fresh.stage != now.stage or ask.key in [one.key for one in state.asks(now)[:1]]:
+            await self._save(fresh)
 
     async def _put(self, ask: Ask) -> Answer:
         if ask.whom == self._me()[0]:
@@ -386,9 +405,11 @@ class Driver:
         ended = not move.active
         if ended:
             move = msgspec.structs.replace(move, ended=format_time(self._wall()), held=None, counted=())
+        before = self._moves.get(move.cluster)
         await self._store.commit(lambda tx: self._write(tx, move))
         self._moves[move.cluster] = move
-        self._wake.set()
+        if before is None or before.stage != move.stage:
+            self._wake.set()
         if ended:
             log.info("move.ended", cluster=move.name, parent=move.parent_name, how=move.phase.value, reason=move.reason)
             await self._forget_oldest()

@@ -127,6 +127,9 @@ class Part:
         except (Forbidden, InvalidInput) as error:
             stream.abort(str(error), ResetCode.FORBIDDEN)
             return
+        except BanyanError as error:  # of this controller's own disk: who asks says why it waits, and asks again
+            stream.abort(str(error))
+            return
         await stream.write(words.encode(answer))
         await stream.close_write()
 
@@ -329,7 +332,13 @@ class Part:
         outcome: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
         async def going() -> None:
-            answer = await self._go(question)
+            try:
+                answer = await self._go(question)
+            except BanyanError as error:
+                if not outcome.done():
+                    outcome.set_exception(error)
+                    outcome.exception()  # seen: whoever asked may be gone
+                return
             if not outcome.done():
                 outcome.set_result(answer)
 

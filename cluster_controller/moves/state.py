@@ -65,6 +65,11 @@ class Move(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.phase not in ENDED
 
     @property
+    def stage(self) -> "Move":
+        """How far it has come: what a look at it that only found somebody out of reach, or not ready, leaves as it was."""
+        return msgspec.structs.replace(self, reason="", tries=0)
+
+    @property
     def unsettled(self) -> bool:
         """The cluster may be on its new way before it is counted there."""
         return self.phase in (Phase.GOING, Phase.ARRIVING)
@@ -177,11 +182,11 @@ def telling(move: Move) -> Move:
 
 
 def unanswered(move: Move, reason: str) -> Move:
-    """Somebody who was asked is out of reach."""
+    """Somebody who was asked is out of reach. Later than at first this changes only what it waits for, however often it comes."""
+    if move.phase is not Phase.ASKING:
+        return msgspec.structs.replace(move, reason=reason)
     move = msgspec.structs.replace(move, tries=move.tries + 1, reason=reason)
-    if move.phase is Phase.ASKING and move.tries >= ASKING_TRIES:
-        return _undo(move, reason, told=False)
-    return move
+    return _undo(move, reason, told=False) if move.tries >= ASKING_TRIES else move
 
 
 def seen(move: Move) -> Move:

@@ -127,6 +127,7 @@ class Works:
             held = {name: item.ceiling for name, item in given.get(target, {}).items()}
             if not any(wanted.values()) and not any(held.values()):
                 self._remove(tx, target, application)
+                ceilings.pop(target, None)  # nothing of it is left there, also where it went away with its cluster
                 changed = True
                 continue
             brought = shifted.onward.get(target, []) if shifted is not None else []

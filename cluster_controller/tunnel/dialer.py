@@ -325,6 +325,7 @@ class _Asking(LinkHost):
     def link_lost(self, link: Link, code: int, reason: str) -> None:
         if not self.reply.done():
             self.reply.set_exception(ended(code, reason))
+            self.reply.exception()  # seen: whoever waited may be gone, and has closed the link itself
 
 
 async def ask(

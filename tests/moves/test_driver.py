@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from cluster_controller.documents import encode
-from cluster_controller.errors import BanyanError
+from cluster_controller.errors import BanyanError, Unreachable
 from cluster_controller.moves.driver import Driver
 from cluster_controller.moves.state import Phase
 from cluster_controller.placement.engine import Engine
@@ -151,5 +151,40 @@ def test_what_is_just_being_rolled_out_waits(tmp_path: Path) -> None:
             )
             found = made._rolling_out(made._plan("inner", "region-b"))
             assert len(found) == troubles and all("being rolled out" in one for one in found)
+
+    played(tmp_path, check)
+
+
+def test_somebody_out_of_reach_is_asked_now_and_then_and_nothing_is_written_meanwhile(tmp_path: Path, monkeypatch: Any) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("cluster_controller.moves.driver.PAUSES", (1e-6, 1e9))
+
+    async def nobody(ask: Any) -> Any:
+        asked.append(ask.key)
+        raise Unreachable("nobody answers")
+
+    async def check(store: Store, made: Driver) -> None:
+        move = await made.begin("inner", "region-b", "admin")
+        going = msgspec.structs.replace(move, phase=Phase.CLOSING, told=True)
+        made._put = nobody  # type: ignore[method-assign]
+        await made._save(going)
+        running = asyncio.create_task(made.run())
+        try:
+            while len(asked) < 8:  # what changes elsewhere is a reason to look
+                made._wake.set()
+                await asyncio.sleep(0)
+            revision = store.revision
+            while len(asked) < 80:
+                made._wake.set()
+                await asyncio.sleep(0)
+            assert store.revision == revision and "nobody answers" in made.last("inner").reason
+            asked.clear()
+            made._wake.clear()
+            for _ in range(200):
+                await asyncio.sleep(0)
+            assert not asked  # what it wrote itself is none
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
 
     played(tmp_path, check)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster_controller.documents import encode
+from cluster_controller.errors import BanyanError, StoreError
 from cluster_controller.identity import load
 from cluster_controller.links import Links
 from cluster_controller.moves import words
@@ -206,5 +207,23 @@ def test_only_ancestors_move_and_who_knows_no_moves_says_so(tmp_path: Path) -> N
                 await until(lambda: top.membership.router.next_hop(older.uid) == new.uid)
                 with pytest.raises(StreamNotServed):
                     await put(top.tunnel, older.uid, words.Where(move="m", parent=new.uid))
+
+    asyncio.run(play())
+
+
+def test_a_full_disk_is_said_with_its_reason_and_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def full(*_: object) -> None:
+        raise StoreError("no space left for store.db")
+
+    async def play() -> None:
+        async with grove(tmp_path) as (top, old, new, edge):
+            await prepared(top, old, new, edge)
+            with monkeypatch.context() as patched:
+                patched.setattr(Part, "_note_what_it_holds", full)
+                patched.setattr(Part, "_keep", full)
+                with pytest.raises(BanyanError, match="no space left"):
+                    await put(top.tunnel, edge.uid, go(new))
+            assert edge.identity().parent_uid == old.uid
+            assert isinstance(await put(top.tunnel, edge.uid, go(new)), Gone)
 
     asyncio.run(play())

@@ -170,3 +170,41 @@ def given_here(site: Site, uid: str) -> int:
 def test_nothing_that_runs_is_touched(tmp_path: Path, seed: int, moved: str) -> None:
     """``inner`` is a region: what is below it is out of reach when it comes, or not, and comes back at any time."""
     asyncio.run(play(tmp_path, seed, moved))
+
+
+async def grown(folder: Path) -> tuple[Tree, Moving, str]:
+    """Two regions, and five replicas below them; ``edge-1`` is to go from the first to the second."""
+    tree = Tree(folder)
+    root = await tree.add("root")
+    for region in ("region-a", "region-b"):
+        await tree.add(region, "root")
+    for name, region in {"edge-1": "region-a", "edge-2": "region-a", "edge-3": "region-b"}.items():
+        await tree.add(name, region, 1000)
+    uid = await put_application(root, "divided", 5)
+    await tree.quiet()
+    return tree, Moving(tree, "edge-1", random.Random(0)), uid
+
+
+def test_who_has_left_is_given_nothing_any_more_whatever_it_had_not_answered(tmp_path: Path) -> None:
+    """A share that was raised and never acknowledged is forgotten with it, or its move would wait for its answer for ever."""
+
+    async def main() -> None:
+        tree, moving, uid = await grown(tmp_path)
+        old = moving.old
+        before = given(old, "edge-1", uid)
+        await put_application(moving.root, "divided", 10)
+        await tree.settled()
+        await copy(moving.root.store, f"down/{old.uid}", old.store, "desired")
+        await tree.settled()
+        assert given(old, "edge-1", uid) > before  # and it has not heard of that
+        await moving.go()
+        await moving.count()
+        await tree.settled()
+        await copy(moving.root.store, f"down/{old.uid}", old.store, "desired")
+        for _ in range(2):
+            await tree.settled()
+            assert old.store.get(Key(f"down/{moving.moved.uid}", "Work", "", uid)) is None
+            old.engine.look_at(uid)
+        await tree.close()
+
+    asyncio.run(main())
