@@ -41,6 +41,9 @@ class Family:
     def committed(self, disk: Disk, batch: Batch) -> None:
         """Look at every commit."""
 
+    def reread(self, disk: Disk) -> None:
+        """What is on ``disk`` was set back."""
+
     def look(self) -> None:
         """Every 20 seconds; while it is ``mending``, people set right what waits for them."""
 

@@ -39,11 +39,19 @@ class Violation(msgspec.Struct):
         return f"{self.at:.3f} {self.invariant}: {self.what}"
 
 
+Demand = dict[str, int]  # component → replicas
+
+
+def at_most(one: Demand, other: Demand) -> Demand:
+    """Of each component the larger of both."""
+    return {name: max(one.get(name, 0), other.get(name, 0)) for name in {**one, **other}}
+
+
 class Given:
     """What one controller was given and gives on, as its disk has it: application → component → replicas."""
 
     def __init__(self) -> None:
-        self.demand: dict[str, dict[str, int]] = {}
+        self.demand: dict[str, Demand] = {}
         self.divided: set[str] = set()
         self.shares: dict[str, dict[str, dict[str, int]]] = {}  # application → target → component → replicas
 
@@ -56,6 +64,7 @@ class Invariants:
         self.wishes = wishes
         self.violations: list[Violation] = []
         self.also: list[Callable[[Disk, Batch], None]] = []  # who else looks at every commit
+        self.rereads: list[Callable[[Disk], None]] = []  # who else follows what is on a disk, when it was set back
         self._given: dict[str, Given] = {}
         self._counts: dict[tuple[str, str], int] = {}  # (site, application) → what runs
         self.totals: dict[str, int] = {}  # application → what runs in all
@@ -112,12 +121,14 @@ class Invariants:
             elif stored.key.kind == "Work":
                 self._note_work(given, stored, gone=False)
         self.wishes.forget(place)
+        for reread in self.rereads:
+            reread(place.disk)
 
     # --- at every commit ---
 
     def committed(self, disk: Disk, batch: Batch) -> None:
         given = self._given[disk.name]
-        raised: dict[str, None] = {}
+        raised: dict[str, Demand] = {}  # application → what was given when a share of it was raised
         for event in batch.events:
             stored, before = event.stored, event.previous
             space, kind = stored.key.space, stored.key.kind
@@ -126,9 +137,9 @@ class Invariants:
             if kind == "Application" and space == "own":
                 self._note_application(given, stored, gone=event.kind_of == "delete")
             elif kind == "Work" and self._note_work(given, stored, gone=event.kind_of == "delete"):
-                raised[stored.key.name] = None
-        for application in raised:
-            self.allotment(disk, given, application)
+                raised[stored.key.name] = at_most(raised.get(stored.key.name, {}), given.demand.get(stored.key.name, {}))
+        for application, then in raised.items():
+            self.allotment(disk, given, application, then)
         for also in self.also:
             also(disk, batch)
         self.world.note(disk.name, f"commit {batch.events[-1].revision if batch.events else '-'} {len(batch.events)} {len(batch.facts)}")
@@ -191,11 +202,15 @@ class Invariants:
         targets[space] = now
         return any(count > before.get(name, 0) for name, count in now.items())
 
-    def allotment(self, disk: Disk, given: Given, uid: str) -> None:
-        """Whoever raises a share has not given away more than it was given itself."""
+    def allotment(self, disk: Disk, given: Given, uid: str, then: Demand) -> None:
+        """Whoever raises a share has not given away more than it was given itself.
+
+        Several transactions are in one batch (group commit): what was given is taken back by another one after it, perhaps. So a raise is
+        held against what was given ``then``, at that transaction, or is now.
+        """
         if uid not in given.divided or disk.name in self.rewound:
             return
-        demand = given.demand.get(uid, {})
+        demand = at_most(given.demand.get(uid, {}), then)
         fact = disk.facts.get(replacing._fact(uid))
         replaced = msgspec.json.decode(fact, type=replacing.Replaced).replaced if fact else {}
         for name in sorted({name for each in given.shares.get(uid, {}).values() for name in each}):

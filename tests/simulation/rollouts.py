@@ -166,8 +166,8 @@ class Rollouts(Family):
         elif versions.broken(wish.spec):
             if phase == "Complete" or (phase == "Failed" and not by_itself):
                 self._undo(wish)
-        elif phase == "Failed":
-            self._resume(wish)
+        elif phase == "Failed" or (status is not None and any(level.phase == "Failed" for level in status.below)):
+            self._resume(wish)  # a level may fail after the whole was complete: it was set back, and waited for a person too long
 
     # --- at every commit ---
 
@@ -177,7 +177,7 @@ class Rollouts(Family):
             gone = event.kind_of == "delete"
             if stored.key.kind == "Application" and space == "own" and not gone:
                 self._note_rollout(disk, stored.uid, msgspec.json.decode(stored.document, type=kinds.Application).spec.rollout)
-            elif stored.key.kind != "Work" or disk.name in self.invariants.rewound:
+            elif stored.key.kind != "Work":
                 continue
             elif space == "desired" and not gone:
                 spec = msgspec.json.decode(stored.document, type=kinds.Work).spec
@@ -186,6 +186,21 @@ class Rollouts(Family):
                     self._excused.add((disk.name, stored.key.name, _command(spec)))
             elif (space == "local" or space.startswith("down/")) and (disk.name, stored.key.name) in self._rollouts:
                 self._given(disk, stored, gone=gone)
+
+    def reread(self, disk: Disk) -> None:
+        """What its controller believes that it told, and under which rules, is what stands on the disk now."""
+        for known in [key for key in self._told if key[0] == disk.name]:
+            del self._told[known]
+        for stored in disk.live().values():
+            space = stored.key.space
+            if stored.key.kind == "Application" and space == "own":
+                self._note_rollout(disk, stored.uid, msgspec.json.decode(stored.document, type=kinds.Application).spec.rollout)
+            elif stored.key.kind == "Work" and space == "desired":
+                self._note_rollout(disk, stored.key.name, msgspec.json.decode(stored.document, type=kinds.Work).spec.rollout)
+            elif stored.key.kind == "Work" and (space == "local" or space.startswith("down/")):
+                spec = msgspec.json.decode(stored.document, type=kinds.Work).spec
+                if any(each.replicas for each in spec.components):
+                    self._told.setdefault((disk.name, stored.key.name), {})[space] = _command(spec)
 
     def _note_rollout(self, disk: Disk, uid: str, rollout: kinds.Rollout | None) -> None:
         if rollout is not None:
@@ -201,7 +216,7 @@ class Rollouts(Family):
         command, had = _command(spec), told.get(target)
         told[target] = command
         self._begun.setdefault((disk.name, uid), command)
-        if had is None or had == command:
+        if had is None or had == command or disk.name in self.invariants.rewound:
             return
         state, rollout = _state(disk, uid), self._rollouts[disk.name, uid]
         if state is None:

@@ -232,6 +232,7 @@ class Run:
         self.faults = Faults(world, self.invariants)
         self.families = [FAMILIES[name](self) for name in plan.families]
         self.invariants.also += [each.committed for each in self.families]
+        self.invariants.rereads += [each.reread for each in self.families]
 
     def _plant(self) -> None:
         world, inner = self.world, set(self.plan.tree.values())
