@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -61,10 +62,9 @@ def device() -> Iterator[Callable[[str], Asker]]:
         asker.destroy()
 
 
-@pytest.fixture(scope="module")
-def three_levels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
-    """root → region-a → edge-1, edge-2."""
-    with growing(tmp_path_factory.mktemp("tree")) as grown:
+@contextmanager
+def _branch(folder: Path) -> Iterator[Tree]:
+    with growing(folder) as grown:
         root = grown.root()
         region = grown.region("region-a", root)
         grown.edge("edge-1", region)
@@ -73,15 +73,17 @@ def three_levels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
         yield grown
 
 
+@pytest.fixture(scope="module")
+def three_levels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
+    """root → region-a → edge-1, edge-2."""
+    with _branch(tmp_path_factory.mktemp("tree")) as grown:
+        yield grown
+
+
 @pytest.fixture(scope="session")
 def _grove(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
     """root → region-a → edge-1, edge-2. No test stops any of them."""
-    with growing(tmp_path_factory.mktemp("grove")) as grown:
-        root = grown.root()
-        region = grown.region("region-a", root)
-        grown.edge("edge-1", region)
-        grown.edge("edge-2", region)
-        until("all are Ready", lambda: [item["phase"] for item in root.clusters().values()] == ["Ready"] * 4)
+    with _branch(tmp_path_factory.mktemp("grove")) as grown:
         yield grown
 
 

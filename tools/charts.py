@@ -17,9 +17,9 @@ from typing import Any
 
 from banyanctl import manifest
 from cluster_shim.kubernetes import rights
+from tools import generated
 
-ROOT = Path(__file__).parent.parent
-EDGE = ROOT / "helm" / "banyan-edge"
+EDGE = generated.ROOT / "helm" / "banyan-edge"
 RIGHTS = EDGE / "files" / "rights"
 HELM_SECONDS = 60
 
@@ -77,28 +77,9 @@ def files() -> dict[Path, str]:
 
 
 def write() -> int:
-    for path, text in rights_files().items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    for path, text in manifest_files().items():
-        path.write_text(text, encoding="utf-8")
-    return 0
-
-
-def check() -> int:
-    stale = [path for path, text in files().items() if not path.exists() or path.read_text(encoding="utf-8") != text]
-    for path in stale:
-        print(f"{path.relative_to(ROOT)} is not what its source says now; run: make docs")
-    return 1 if stale else 0
-
-
-def main() -> int:
-    commands = {"write": write, "check": check}
-    if len(sys.argv) != 2 or sys.argv[1] not in commands:
-        print(__doc__, file=sys.stderr)
-        return 2
-    return commands[sys.argv[1]]()
+    generated.write(rights_files())
+    return generated.write(manifest_files())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(generated.main(__doc__, {"write": write, "check": lambda: generated.check(files())}))

@@ -23,20 +23,20 @@ from cluster_controller.identity import join
 from cluster_controller.resources.registry import REGISTRY
 from cluster_shim.kubernetes import rights
 from openapi.schemas import Schemas
+from tools import generated
 
-ROOT = Path(__file__).parent.parent
-TARGET = ROOT / "docs" / "reference"
+TARGET = generated.ROOT / "docs" / "reference"
 MADE = "<!-- Made from the code by `make docs`; change the code, not this page. -->\n"
 DEPTH = 8  # of nested fields; deeper ones are objects of their own
 
 
-def pages() -> dict[str, str]:
+def pages() -> dict[Path, str]:
     return {
-        "cli.md": cli_page(),
-        "configuration.md": configuration_page(),
-        "api.md": api_page(),
-        "exit-codes.md": exit_codes_page(),
-        "kubernetes-rights.md": rights_page(),
+        TARGET / "cli.md": cli_page(),
+        TARGET / "configuration.md": configuration_page(),
+        TARGET / "api.md": api_page(),
+        TARGET / "exit-codes.md": exit_codes_page(),
+        TARGET / "kubernetes-rights.md": rights_page(),
     }
 
 
@@ -228,30 +228,5 @@ def _codes(words: Iterable[str]) -> str:
     return ", ".join(f"`{word}`" for word in words)
 
 
-# --- files ---
-
-
-def write() -> int:
-    TARGET.mkdir(parents=True, exist_ok=True)
-    for name, text in pages().items():
-        (TARGET / name).write_text(text, encoding="utf-8")
-    return 0
-
-
-def check() -> int:
-    stale = [name for name, text in pages().items() if not (TARGET / name).exists() or (TARGET / name).read_text(encoding="utf-8") != text]
-    for name in stale:
-        print(f"docs/reference/{name} is not what the code says; run: make docs")
-    return 1 if stale else 0
-
-
-def main() -> int:
-    commands = {"write": write, "check": check}
-    if len(sys.argv) != 2 or sys.argv[1] not in commands:
-        print(__doc__, file=sys.stderr)
-        return 2
-    return commands[sys.argv[1]]()
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(generated.main(__doc__, {"write": lambda: generated.write(pages()), "check": lambda: generated.check(pages())}))
