@@ -35,10 +35,12 @@ from cluster_controller.errors import Exhausted, Forbidden, InvalidInput, NotFou
 
 MAX_FILES = 1000
 MAX_ANSWER = 4 << 20  # of a list or a manifest
+MAX_REFUSAL = 1 << 16  # of what is said with an error
 CHUNK = 1 << 20
 ATTEMPTS = 5  # in a row without a new byte
 SECONDS = 60.0  # without a byte
 MANIFESTS = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json")
+EXPIRED = ("ExpiredToken", "InvalidToken", "TokenRefreshRequired")  # which S3 answers with 400
 TITLE = "org.opencontainers.image.title"
 
 Headers = Callable[[str], Mapping[str, str]]  # for a URL, anew for each request: signatures carry a time
@@ -190,16 +192,26 @@ def _open(url: str, headers: Mapping[str, str], past_end: int = 0) -> _Answer:
         return _Answer(urllib.request.urlopen(request, timeout=SECONDS))  # noqa: S310
     except urllib.error.HTTPError as error:
         with error:
-            said = f"{_shown(url)}: {error.code} {error.reason}"
             if error.code == 416 and past_end:
                 return _Answer(None)
-            if error.code in {401, 403}:
+            word = _word(error)
+            said = f"{_shown(url)}: {error.code} {error.reason}{f' ({word})' if word else ''}"
+            if error.code in {401, 403} or word in EXPIRED:
                 raise Forbidden(f"{said}; see `banyan model import --help` for the variables that carry credentials") from None
             if error.code in {404, 410}:
                 raise NotFound(said) from None
             if error.code == 429 or error.code >= 500:
                 raise ConnectionError(said) from None
             raise InvalidInput(said) from None
+
+
+def _word(error: urllib.error.HTTPError) -> str:
+    """What S3 (XML) or a registry (JSON) calls it: NoSuchBucket, MANIFEST_UNKNOWN. The rest of what they say may repeat what was sent."""
+    try:
+        found = re.search(rb'<Code>(\w{1,64})</Code>|"code"\s*:\s*"(\w{1,64})"', error.read(MAX_REFUSAL))
+    except (HTTPException, OSError):
+        return ""  # it refused all the same
+    return (found[1] or found[2]).decode() if found is not None else ""
 
 
 def _read(url: str, headers: Mapping[str, str]) -> tuple[bytes, Mapping[str, str]]:

@@ -10,6 +10,8 @@ summary names it and why; with CI=true that is a failure, for a check that CI le
     cgroups   control groups that may be written: the kernel holds an instance to its processor time
     systemd-analyze   checks units; from Debian's package systemd
     kserve    the interpreter of an environment with KServe's clients, installed once into ~/.cache/banyan-peers
+    buckets   the same with a server that speaks S3
+    registry  CNCF Distribution's OCI registry: on the PATH, or from Debian's package, unpacked once into ~/.cache/banyan-testbed
 
 What was found is on the PATH of the test and of what it starts, so that a program which calls `kubectl` by its name gets the same one.
 """
@@ -175,8 +177,54 @@ def kserve() -> Path:
         raise Missing(f"KServe's clients cannot be installed: {error}") from None
 
 
+@functools.cache
+def buckets() -> Path:
+    """The interpreter of an environment that has moto's server. Raises Missing."""
+    from benchmarks.peers import environments
+
+    try:
+        return environments.python("buckets")
+    except (OSError, subprocess.SubprocessError) as error:
+        raise Missing(f"moto's server cannot be installed: {error}") from None
+
+
+@functools.cache
+def registry() -> Path:
+    """The registry that most others are measured by. Raises Missing."""
+    if installed := shutil.which("docker-registry"):
+        return Path(installed)
+    folder = cache() / "docker-registry"
+    found = folder / "usr" / "bin" / "docker-registry"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / "docker-registry.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return found if found.exists() else _unpacked_registry(folder, found)
+
+
+def _unpacked_registry(folder: Path, found: Path) -> Path:
+    """Debian's package unpacked, not installed: an installed one is a service that starts with the machine."""
+    if not all(map(shutil.which, ("apt-get", "dpkg-deb"))):
+        raise Missing("no docker-registry is installed, and this is no Debian that could bring it: put CNCF Distribution's on the PATH")
+    with tempfile.TemporaryDirectory() as name:
+        for argv in (
+            ["apt-get", "download", "-qq", "docker-registry"],
+            ["apt-get", "update", "-qq"],
+            ["apt-get", "download", "-qq", "docker-registry"],
+        ):
+            done = subprocess.run(argv, cwd=name, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False)
+            if packages := sorted(Path(name).glob("*.deb")):
+                break
+        else:
+            raise Missing(f"docker-registry cannot be downloaded (Debian: apt-get install docker-registry): {done.stderr.strip()[-300:]}")
+        subprocess.run(["dpkg-deb", "--extract", str(packages[0]), str(folder)], check=True, timeout=BUILD_SECONDS)
+    if not found.exists():
+        raise Missing(f"Debian's package docker-registry has no {found.name} where it should be")
+    return found
+
+
 TOOLS: dict[str, Callable[[], Path]] = {
     "kubectl": kubectl, "go": go, "cc": cc, "root": root, "cgroups": cgroups, "systemd-analyze": systemd_analyze, "kserve": kserve,
+    "buckets": buckets, "registry": registry,
 }  # fmt: skip
 ON_PATH = ("kubectl", "go")  # what other programs call by its name
 _left_out: dict[str, list[str]] = {}

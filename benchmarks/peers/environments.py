@@ -13,12 +13,13 @@ from pathlib import Path
 HOME = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "banyan-peers"
 INSTALL_SECONDS = 900
 ONNX = "onnxruntime>=1.20"
-CLIENTS = Path(__file__).with_name("clients.lock")
+LOCKED = {name: Path(__file__).with_name(f"{name}.lock") for name in ("clients", "buckets")}
 WANTED = {
     "kserve": ("kserve==0.21.0", ONNX),
     "mlserver": ("mlserver==1.7.1", ONNX),
     "pytriton": ("nvidia-pytriton==0.7.0", ONNX),
-    "clients": ("--require-hashes", "-r", str(CLIENTS)),  # of the conformance suite, which CI runs
+    # What CI installs: clients of the conformance suite, and a server that speaks S3.
+    **{name: ("--require-hashes", "-r", str(path)) for name, path in LOCKED.items()},
 }
 # PyTriton brings an interpreter that is older than some standard libraries of the same minor version that it is run with: without this
 # its model process ends in multiprocessing.resource_tracker. Nothing that is measured passes through it.
@@ -36,7 +37,7 @@ def python(peer: str) -> Path:
 def _made(peer: str) -> Path:
     folder = HOME / peer
     done = folder / "installed"
-    wanted = "\n".join(WANTED[peer]) if peer != "clients" else CLIENTS.read_text(encoding="utf-8")
+    wanted = LOCKED[peer].read_text(encoding="utf-8") if peer in LOCKED else "\n".join(WANTED[peer])
     if not done.exists() or done.read_text(encoding="utf-8") != wanted:
         if find_spec("uv") is None:
             raise FileNotFoundError("uv is not installed: make setup")
