@@ -5,6 +5,7 @@ nothing of what the others do.
 """
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from random import Random
 from typing import TYPE_CHECKING, ClassVar
 
@@ -29,6 +30,11 @@ class Family:
         self.run = run
         self.world, self.wishes, self.invariants = run.world, run.wishes, run.invariants
         self.mending = False  # everything is being mended, people included
+
+    @staticmethod
+    def stage(seed: int) -> AbstractContextManager[None]:
+        """What is otherwise for as long as the world stands."""
+        return nullcontext()
 
     @staticmethod
     def draw(rng: Random, plan: Plan, begin: float, length: float, number: int) -> Iterator[Step]:

@@ -4,6 +4,7 @@ An hour is a few rounds. In each, people write and faults strike as they come; t
 heal, and all invariants are checked in full.
 """
 
+import contextlib
 import functools
 import gc
 from collections.abc import Callable, Sequence
@@ -422,5 +423,8 @@ def simulate(plan: Plan, trace: Path | None = None) -> Outcome:
 
 def _simulate(plan: Plan, trace: Path | None) -> Outcome:
     lifetimes = Lifetimes(identity=timedelta(days=plan.certificate_days))
-    with World(plan.seed, trace=trace, heartbeat=plan.heartbeat, lifetimes=lifetimes) as world:
+    with contextlib.ExitStack() as stack:
+        for name in plan.families:
+            stack.enter_context(FAMILIES[name].stage(plan.seed))
+        world = stack.enter_context(World(plan.seed, trace=trace, heartbeat=plan.heartbeat, lifetimes=lifetimes))
         return Run(plan, world).run()
