@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 
+from cluster_controller.clock import boottime
 from cluster_controller.moves import words
 from cluster_controller.moves.driver import Driver
 from cluster_controller.moves.part import Part
@@ -12,8 +13,16 @@ from cluster_controller.placement.overrides import Overriding
 from cluster_controller.reconcile import observe
 from cluster_controller.rollout import depends, waves
 from cluster_controller.rollout.keeping import Rolling
+from cluster_controller.store import Store
+from cluster_controller.store.journal import Trimmed
 from cluster_controller.sync.target import Target
-from tests.simulation.deliberate import mutant, put
+from cluster_controller.tunnel.link import Link
+from cluster_controller.tunnel.messages import Lane
+from cluster_controller.tunnel.protocol.connection import Connection
+from cluster_controller.tunnel.protocol.frames import MAX_PAYLOAD
+from cluster_controller.tunnel.protocol.lanes import Lanes
+from cluster_controller.tunnel.protocol.pacing import Pacer
+from tests.simulation.deliberate import both, mutant, put
 
 # --- rollouts ---
 
@@ -106,3 +115,75 @@ def nothing_is_counted_over() -> Any:
 @mutant("what is at its new parent and has yet to be counted is divided anew", "moves")
 def what_is_on_its_way_is_divided() -> Any:
     return put(Driver, "unsettled", lambda self, tx: set())
+
+
+# --- bulk ---
+
+
+@mutant("lanes are ignored: who came first is served until nothing of it waits", "bulk")
+def lanes_are_ignored() -> Any:
+    def push(self: Lanes, stream: Any) -> None:
+        self._by_lane[Lane.BULK].streams.append(stream)
+        stream.active = True
+
+    def served(self: Lanes, stream: Any, size: int, again: bool) -> None:
+        if again:
+            self._by_lane[Lane.BULK].streams.appendleft(stream)
+            stream.active = True
+
+    return both(put(Lanes, "push", push), put(Lanes, "served", served))
+
+
+@mutant("bulk fills whatever the kernel takes", "bulk")
+def bulk_is_not_paced() -> Any:
+    return put(Pacer, "allowance", lambda self, now, sample: MAX_PAYLOAD)
+
+
+@mutant("a relay loses some of what it passes on", "bulk")
+def relays_lose_frames() -> Any:
+    original = Connection._relay
+    state = {"count": 0}
+
+    def relay(self: Connection, onward: Any, run: memoryview, count: int, end: int) -> None:
+        state["count"] += 1
+        if end or state["count"] % 100:
+            original(self, onward, run, count, end)
+
+    return put(Connection, "_relay", relay)
+
+
+@mutant("only a heartbeat proves life, and a busy link needs none", "bulk")
+def only_heartbeats_prove_life() -> Any:
+    original = Connection._receive_heartbeat
+
+    def heartbeat(self: Connection, message: Any) -> None:
+        self.liveness.last_heard = self._now = boottime()
+        original(self, message)
+
+    return both(put(Link, "wire_received", lambda self: None), put(Connection, "_receive_heartbeat", heartbeat))
+
+
+@mutant("streams that have ended stay in the table", "bulk")
+def ended_streams_stay() -> Any:
+    original = Connection._forget
+
+    def forget(self: Connection, stream: Any) -> None:
+        original(self, stream)
+        self.streams[stream.id] = stream
+
+    return put(Connection, "_forget", forget)
+
+
+# --- journals ---
+
+
+@mutant("rows that nobody needs are taken for deleted from the disk when nothing was written", "journals")
+def dead_rows_stay() -> Any:
+    original = Store._flush
+
+    def flush(self: Store) -> None:
+        if not any(waiting.events for waiting in self._queue):
+            self._trimmed = Trimmed()
+        original(self)
+
+    return put(Store, "_flush", flush)

@@ -11,8 +11,8 @@ from cluster_controller.placement.ruling import KEY
 from cluster_controller.resources import kinds, policy
 from cluster_controller.store import Tx
 from tests.simulation.invariants import Invariants
-from tests.simulation.net import Conditions
 from tests.simulation.reach import awake
+from tests.simulation.ways import Conditions
 from tests.simulation.world import Place, World
 
 FLAP_SECONDS = 3.0

@@ -18,8 +18,10 @@ from cluster_controller.errors import InvalidInput, ProtocolError
 from cluster_controller.identity import certificates
 from cluster_controller.tunnel.messages import CloseCode
 from cluster_controller.tunnel.protocol.connection import LinkStats
+from cluster_controller.tunnel.protocol.pacing import Sample
 from tests.simulation.history import History
 from tests.simulation.life import LIFE, Life, Machine
+from tests.simulation.ways import Conditions, Cut
 
 if TYPE_CHECKING:
     from tests.simulation.loop import Turn, VirtualLoop
@@ -40,28 +42,6 @@ class SimContext(NamedTuple):
 
 def pem_ders(pem: bytes) -> tuple[bytes, ...]:
     return tuple(certificates.der(each) for each in certificates.parse_pem(pem, "a simulated context"))
-
-
-class Conditions:
-    """Of the way between a machine and the others. ``bandwidth`` in bytes a second."""
-
-    __slots__ = ("bandwidth", "delay", "jitter", "loss")
-
-    def __init__(self, delay: float = 0.005, jitter: float = 0.001, loss: float = 0.0, bandwidth: float = 12.5e6) -> None:
-        self.delay, self.jitter, self.loss, self.bandwidth = delay, jitter, loss, bandwidth
-
-
-class Cut(NamedTuple):
-    """Nothing passes between these two sets of machines, silently; ``one_way``: only from the first to the second nothing does."""
-
-    one: frozenset[str]
-    other: frozenset[str]
-    one_way: bool = False
-
-    def blocks(self, source: str, target: str) -> bool:
-        if source in self.one and target in self.other:
-            return True
-        return not self.one_way and source in self.other and target in self.one
 
 
 class Listener:
@@ -91,6 +71,7 @@ class Network:
         self.kernel = Context()  # nobody's: machines take packets whatever becomes of processes
         self._changed: list[asyncio.Future[None]] = []
         self.delivered = 0
+        self.tells = False  # kernels tell what they hold and measure of a connection
 
     def add(self, machine: Machine, conditions: Conditions) -> None:
         self.machines[machine.name] = machine
@@ -197,7 +178,9 @@ class Network:
 class Pipe:
     """One direction of a connection."""
 
-    __slots__ = ("_last", "_stalled", "_stalled_at", "_waiting", "network", "source", "source_name", "target", "target_name", "under_way")
+    __slots__ = (
+        "_last", "_stalled", "_stalled_at", "_waiting", "network", "pushed", "source", "source_name", "target", "target_name", "under_way",
+    )  # fmt: skip
 
     def __init__(self, network: Network, source: "SimWire", target_name: str) -> None:
         self.network = network
@@ -206,6 +189,7 @@ class Pipe:
         self.target: SimWire | Gone | None = None
         self.target_name = target_name
         self.under_way = 0  # bytes that the other side has not taken
+        self.pushed = 0  # bytes in all
         self._last = 0.0
         self._stalled: deque[tuple[str, Any, int]] = deque()
         self._stalled_at = 0.0
@@ -213,6 +197,7 @@ class Pipe:
 
     def push(self, kind: str, payload: Any, size: int) -> None:
         self.under_way += size
+        self.pushed += size
         if self._stalled:
             self._stalled.append((kind, payload, size))
             return
@@ -221,6 +206,12 @@ class Pipe:
         now = network.loop.time()
         self._last = max(self._last + size / bandwidth, now + size / bandwidth + network.pause(self.source_name, self.target_name))
         network.loop.call_at(self._last, self._arrive, (kind, payload, size), context=network.kernel)
+
+    def sample(self) -> Sample:
+        """As TCP_INFO has it, of a way that is as it is now."""
+        one, other = self.network.conditions[self.source_name], self.network.conditions[self.target_name]
+        bandwidth, shortest = min(one.bandwidth, other.bandwidth), 2 * (one.delay + other.delay)
+        return Sample(self.under_way, shortest + self.under_way / bandwidth, shortest, bandwidth, self.pushed - self.under_way)
 
     def _arrive(self, item: tuple[str, Any, int]) -> None:
         network = self.network
@@ -371,9 +362,9 @@ class SimWire:
         assert self._tls is not None
         return self._tls
 
-    def sample(self) -> None:
-        """A kernel that does not tell: bulk is not paced."""
-        return
+    def sample(self) -> Sample | None:
+        """What the kernel measures of this connection, where it tells; where it does not, bulk is not paced."""
+        return self.outgoing.sample() if self.network.tells else None
 
     def stuck_since(self) -> float | None:
         return None

@@ -17,7 +17,7 @@ def test_a_family_changes_nothing_of_the_usual_steps(name: str) -> None:
     assert scenario.draw_with(plan, ()) is plan
 
 
-@pytest.mark.parametrize("name", ["rollouts", "shims", "documents"])
+@pytest.mark.parametrize("name", ["rollouts", "shims", "documents", "bulk"])
 def test_seeds(name: str) -> None:
     plan = scenario.draw_with(scenario.draw(1, rounds=1), (name,))
     outcome = scenario.simulate(plan)

@@ -25,9 +25,10 @@ from tests.simulation.disk import DISKS, Disk
 from tests.simulation.history import History
 from tests.simulation.life import EPOCH, Life, Machine
 from tests.simulation.loop import VirtualLoop
-from tests.simulation.net import Conditions, Network
+from tests.simulation.net import Network
 from tests.simulation.patches import installed
 from tests.simulation.site import SimShim, Site
+from tests.simulation.ways import Conditions
 
 log = structlog.get_logger()
 PORT = 10000
