@@ -234,7 +234,7 @@ class Away:
 
     async def _forget(self, uid: str) -> None:
         def work(tx: Tx) -> None:
-            for stored in list(self._store.scan(space_of(uid))):
+            for stored in tx.scan(space_of(uid)):
                 tx.delete(stored.key)
             tx.set_fact(cursor_fact(space_of(uid)), None)
             tx.set_fact(records.FACT_STRAYS, msgspec.json.encode(sorted(self._strays - {uid})))
