@@ -331,7 +331,7 @@ class Engine:
         seen = self._deciding.look(tx, application)
         asked, ruled = allotment, self._rules.apply(tx, allotment)
         allotment = ruled.allotment
-        given: Mapping[str, Mapping[str, Given]] = self._reading.given(tx, allotment, ceilings, seen)
+        given: Mapping[str, Mapping[str, Given]] = self._reading.given(tx, self.transferring.before(tx, allotment), ceilings, seen)
         shifted = self.transferring.look(tx, allotment, given, self._silent())
         yields = self._contest.yields(application) if not allotment.missing else {}
         if not allotment.missing:

@@ -10,13 +10,13 @@ is taken back from a stray before its home has answered the Work that speaks of 
 for their parts are one; a controller that came from a backup serves nobody below a branch that it has not met since.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import msgspec
 
 from cluster_controller.documents import Documents, encode
 from cluster_controller.placement.carried import space_of as stray_space
-from cluster_controller.placement.moving import apart
+from cluster_controller.placement.moving import apart, caught_up, unheard
 from cluster_controller.placement.telling import answers
 from cluster_controller.placement.works import Works, work_uid
 from cluster_controller.resources import kinds
@@ -102,7 +102,7 @@ class Lending:
         total: dict[str, int] = {}
         for cluster in sorted(self._lent.get(application, set()) & set(self._heard())):
             work = self._get(tx, cluster, application) if self._way(tx, cluster) == target else None
-            unplaced = {item.name: item.unplaced for item in self._said(tx, cluster, application)}
+            unplaced = {item.name: item.unplaced for item in self._status(tx, cluster, application).components}
             for component in work.components if work is not None else ():
                 count = max(0, component.replicas - unplaced.get(component.name, 0))
                 total[component.name] = total.get(component.name, 0) + count
@@ -118,11 +118,11 @@ class Lending:
             work = self._works.get(tx, branch, application)
             if work is None or not self._met(tx, branch):
                 continue
-            before = {cluster: _counts(given) for cluster in clusters if (given := self._get(tx, cluster, application)) is not None}
+            before = {cluster: _held(given, work) for cluster in clusters if (given := self._get(tx, cluster, application)) is not None}
             fresh = sorted(set(clusters) - before.keys())
             if not self._behind(tx, branch, work):
                 fresh = []  # everybody below has the newest already
-            said = {cluster: counts for cluster in fresh if any((counts := self._reported(tx, cluster, application)).values())}
+            said = {cluster: counts for cluster in fresh if (counts := self._reported(tx, cluster, work)) is not None}
             lines = {cluster: set(self._above(tx, cluster)) for cluster in (*before, *said)}
             taken = {one for cluster in before for one in lines[cluster]}  # who stands above somebody that is served already
             reported = {cluster: said[cluster] for cluster in said if cluster not in taken and lines[cluster].isdisjoint(lines)}
@@ -200,12 +200,16 @@ class Lending:
         stored = tx.get(Key(lend_space(cluster), "Work", "", application))
         return self._documents.read(stored, kinds.Work).spec if stored is not None else None
 
-    def _reported(self, tx: Tx, cluster: str, application: str) -> dict[str, int]:
-        return {item.name: item.desired for item in self._said(tx, cluster, application)}
+    def _reported(self, tx: Tx, cluster: str, work: kinds.WorkSpec) -> dict[str, int] | None:
+        """What a stray has of its branch's share: what it says, without what went from it with a cluster that was moved, and with what
+        came. None: nothing."""
+        said = self._status(tx, cluster, work.application.uid)
+        counts = {item.name: item.desired for item in said.components}
+        return caught_up(counts, unheard(work.transfers, said.transferred), cluster) if any(counts.values()) else None
 
-    def _said(self, tx: Tx, cluster: str, application: str) -> Sequence[kinds.ComponentStatus]:
+    def _status(self, tx: Tx, cluster: str, application: str) -> kinds.WorkStatusStatus:
         stored = tx.get(Key(stray_space(cluster), "WorkStatus", "", application))
-        return self._documents.read(stored, kinds.WorkStatus).status.components if stored is not None else ()
+        return self._documents.read(stored, kinds.WorkStatus).status if stored is not None else kinds.WorkStatusStatus()
 
     def _put(self, tx: Tx, cluster: str, work: kinds.WorkSpec, counts: Counts, branch: str) -> bool:
         """``work`` is the branch's; its last share becomes one of the stray's own."""
@@ -256,6 +260,11 @@ class Lending:
 
 def _counts(work: kinds.WorkSpec) -> dict[str, int]:
     return {component.name: component.replicas for component in work.components}
+
+
+def _held(given: kinds.WorkSpec, work: kinds.WorkSpec) -> dict[str, int]:
+    """What a stray was given of the share of ``work``, and what went from it, or came to it, with a cluster that was moved since."""
+    return caught_up(_counts(given), unheard(work.transfers, (one.move for one in given.transfers)), given.cluster)
 
 
 def _met_fact(branch: str) -> str:

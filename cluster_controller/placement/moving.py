@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 from msgspec import Struct
 
-from cluster_controller.resources.application import Component, Lent, WorkSpec
+from cluster_controller.resources.application import Component, Lent, Transfer, WorkSpec
 
 Counts = Mapping[str, int]  # component → replicas
 
@@ -63,6 +63,24 @@ def shifted(giver: Counts, taker: Counts, held: Counts) -> tuple[dict[str, int],
     return lowered, raised
 
 
+def caught_up(counts: Counts, transfers: Iterable[Transfer], cluster: str, *, back: bool = False) -> dict[str, int]:
+    """What ``cluster`` holds once it has heard of moves of others that stood below it, or came there. ``back``: before it had."""
+    result = dict(counts)
+    for one in transfers:
+        if cluster == one.cluster or cluster not in {*one.out, *one.into}:
+            continue
+        more = (cluster in one.into) is not back
+        for name, count in one.components.items():
+            result[name] = max(0, result.get(name, 0) + (count if more else -count))
+    return result
+
+
+def unheard(transfers: Iterable[Transfer], known: Iterable[str]) -> list[Transfer]:
+    """Those of ``transfers`` that are not among the moves ``known``."""
+    heard = set(known)
+    return [one for one in transfers if one.move not in heard]
+
+
 # --- which word counts ---
 
 
@@ -81,10 +99,14 @@ def newest(desired: WorkSpec, lent: Sequence[WorkSpec]) -> WorkSpec:
 
 
 def within(lent: WorkSpec, desired: WorkSpec) -> list[Component]:
-    """The components of ``lent``, none with more replicas than the home parent gave: what it lowered meanwhile stays lowered."""
+    """The components of ``lent``, none with more replicas than the home parent gave: what it lowered meanwhile stays lowered.
+
+    What came to it with another cluster, since the home parent spoke last, is beyond that.
+    """
     if lent.placement.strategy == "Duplicated":
         return lent.components
     given = {component.name: component.replicas for component in desired.components}
+    given = caught_up(given, unheard(lent.transfers, (one.move for one in desired.transfers)), lent.cluster)
     return [msgspec.structs.replace(one, replicas=min(one.replicas, given.get(one.name, 0))) for one in lent.components]
 
 

@@ -7,6 +7,7 @@ import msgspec
 
 from cluster_controller.documents import Documents
 from cluster_controller.events import Reason, record
+from cluster_controller.placement import transferring
 from cluster_controller.placement.aggregate import TargetReport, aggregate
 from cluster_controller.placement.allotment import Allotment
 from cluster_controller.placement.carried import Carried
@@ -223,7 +224,9 @@ class Telling:
         )
         parts = [_waiting(_pinned(item, pinned), rolled.waits) for item in folded.components]
         parts = [msgspec.structs.replace(item, preempted_by=decided.gave.get(item.name)) for item in parts]
-        folded = msgspec.structs.replace(folded, components=parts, rollout=rolled.status)
+        done = transferring.read(tx, allotment.application.uid).done if allotment.transfers else ()
+        transferred = [one.move for one in allotment.transfers if one.move in done]
+        folded = msgspec.structs.replace(folded, components=parts, rollout=rolled.status, transferred=transferred)
         if allotment.key.space == "own":
             stored = tx.get(allotment.key)
             if stored is not None:

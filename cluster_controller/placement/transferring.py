@@ -14,11 +14,13 @@ from msgspec import Struct, field
 
 from cluster_controller.placement.allotment import Allotment
 from cluster_controller.placement.contest import Seen
-from cluster_controller.placement.transfer import Shares, Shifted, shift, targets
+from cluster_controller.placement.moving import caught_up
+from cluster_controller.placement.transfer import KEPT, Shares, Shifted, shift, targets
 from cluster_controller.resources.application import Transfer
 from cluster_controller.store import Store, Tx
 
 NOTHING = Seen(None, None)
+REMEMBERED = 8 * KEPT  # moves per application; a Work carries the newest few
 
 
 class Book(Struct, frozen=True, omit_defaults=True):
@@ -78,6 +80,15 @@ class Transferring:
         reachable = {uid: uid not in silent for one in due for uid in (*one.out, *one.into)}
         return shift(given, due, self._uid, duplicated=allotment.placement.strategy == "Duplicated", reachable=reachable)
 
+    def before(self, tx: Tx, allotment: Allotment) -> Allotment:
+        """What ancestors say that they gave to those below, as it was before transfers that are carried out here only now."""
+        done = Book(done=read(tx, allotment.application.uid).done) if allotment.lent else Book()
+        due = self._due(done, allotment.transfers) if allotment.lent else []
+        if not due:
+            return allotment
+        lent = [msgspec.structs.replace(one, components=caught_up(one.components, due, one.cluster, back=True)) for one in allotment.lent]
+        return msgspec.structs.replace(allotment, lent=lent)
+
     def awaited(self, tx: Tx, allotment: Allotment, seen: Mapping[str, Seen]) -> frozenset[str]:
         """Targets to which something has come, or comes now, and that have not answered for it."""
         book = read(tx, allotment.application.uid)
@@ -90,8 +101,9 @@ class Transferring:
         entered = sorted(_unanswered({*book.entered, *self._entering(book, allotment)}, seen))
         done = book.done
         if self._due(book, allotment.transfers):
-            carried = [one.move for one in allotment.transfers]
-            done = [*carried, *(one.move for one in book.waiting if one.move not in carried)]
+            fresh = dict.fromkeys([one.move for one in (*allotment.transfers, *book.waiting)])
+            # What an ancestor serves past the home parent carries fewer than the home parent's word, which comes again.
+            done = [*(move for move in done if move not in fresh), *fresh][-REMEMBERED:]
         elif entered == book.entered:
             return
         _write(tx, application, Book(done=done, entered=entered))

@@ -480,6 +480,7 @@ class WorkStatusSpec(Document, frozen=True, kw_only=True):
 class WorkStatusStatus(Document, frozen=True, kw_only=True):
     version: int = 0  # the share that this answers; 0 while more than that share still runs
     seen: int = 0  # the newest share that this takes into account, whether or not it is answered
+    transferred: list[str] = field(default_factory=list)  # moves that it takes into account
     components: list[ComponentStatus] = field(default_factory=list)
     clusters: list[ClusterRow] = field(default_factory=list)  # the worst 20
     cluster_count: int = 0

@@ -147,7 +147,8 @@ class Census:
         return way if way and way != via and self._store.get(Key(f"up/{way}", "ClusterStatus", "", uid)) is not None else via
 
     def _choose(self, clusters: Sequence[str]) -> None:
-        """Through whom each of these is known: a stray that is in reach, else a child that is, that by which it is reached."""
+        """Through whom each of these is known: that child by which it is reached, if it says anything; else a stray that is in reach, as
+        its own home may speak of one that has left it since; else a child that is in reach, or was."""
         links = self._links()
         ways = [(kind, via) for kind, _, via in (space.partition("/") for space in self._store.spaces()) if kind in ("up", "stray")]
         ways.sort(key=lambda way: (way[1] not in links, way[0] != "stray"))
@@ -156,7 +157,7 @@ class Census:
             found = [(kind, via) for kind, via in ways if self._store.get(Key(f"{kind}/{via}", "ClusterStatus", "", uid)) is not None]
             if found:
                 via = found[0][1]
-                self._via[uid] = self._reporter_of(uid, via) if found[0][0] == "up" and via in links else via
+                self._via[uid] = self._reporter_of(uid, via) if via in links else via
 
     def _space(self, via: str) -> str:
         return f"stray/{via}" if via in self._strays else f"up/{via}"

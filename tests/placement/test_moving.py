@@ -4,8 +4,8 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster_controller.placement.moving import Apart, apart, newest, share_of, shifted, taken_over, together, within
-from cluster_controller.resources.kinds import ApplicationReference, Component, Lent, Placement, Share, WorkSpec
+from cluster_controller.placement.moving import Apart, apart, caught_up, newest, share_of, shifted, taken_over, together, unheard, within
+from cluster_controller.resources.kinds import ApplicationReference, Component, Lent, Placement, Share, Transfer, WorkSpec
 
 NAMES = st.sampled_from(["serve", "index", "train"])
 COUNTS = st.dictionaries(NAMES, st.integers(0, 9), max_size=3)
@@ -91,3 +91,15 @@ def test_home_takes_over_what_an_ancestor_gave_until_it_has_given_its_own() -> N
     assert taken_over(given_, "edge-2", {"serve": 2}, lent) == {"serve": 2}
     assert taken_over(work(("root", 7), ("region", 4)), "edge-1", {"serve": 2}, lent) == {"serve": 2}
     assert share_of(given_, "nobody") == 0
+
+
+@given(COUNTS, COUNTS)
+def test_who_has_not_heard_of_a_move_is_counted_as_if_it_had(counts: dict[str, int], moved: dict[str, int]) -> None:
+    transfer = Transfer(move="m", cluster="edge-1", out=["region", "zone", "edge-1"], into=["other", "edge-1"], components=moved)
+    held = {name: counts.get(name, 0) + moved.get(name, 0) for name in {**counts, **moved}}
+    after = caught_up(held, [transfer], "zone")
+    assert {name: count for name, count in after.items() if count} == {name: count for name, count in counts.items() if count}
+    assert caught_up(after, [transfer], "zone", back=True) == held == caught_up(after, [transfer], "other")
+    for who in ("edge-1", "edge-2", "root"):  # the cluster itself takes what it has along; others have nothing to do with it
+        assert caught_up(held, [transfer], who) == held
+    assert unheard([transfer], ["m"]) == [] and unheard([transfer], ["n"]) == [transfer]

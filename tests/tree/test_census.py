@@ -330,6 +330,32 @@ def test_of_two_that_speak_of_one_the_way_to_it_counts_also_while_strays_are_hea
     play(tmp_path, main)
 
 
+def test_a_stray_that_still_speaks_of_a_cluster_which_has_left_it_does_not_count(tmp_path: Path) -> None:
+    async def main(bench: Bench) -> None:
+        await family(bench)
+        await bench.says("e1", "lost", "lost", ("e1", "edge-1"))
+        await bench.joins("mine", "mine")
+        await bench.connects("mine")
+        await bench.says("mine", "mine", "mine")
+        bench.census._way = {"mine": "mine"}.get
+        del bench.live["e1"]
+        bench.census.link_changed("e1", 0.0)
+        bench.live["lost"] = bench.now
+        for uid in ("lost", "mine"):
+            said = kinds.ClusterStatus(
+                metadata=kinds.Metadata(name=uid, uid=uid),
+                spec=kinds.ClusterStatusSpec(cluster=uid, name=uid, parent="lost", parent_name="lost"),
+                status=kinds.ClusterStatusStatus(ready="Unknown"),
+            )
+            await bench.put(Key("stray/lost", "ClusterStatus", "", uid), said, uid)
+        bench.census.link_changed("lost", None)
+        await bench.quiet()
+        assert (bench.cluster("mine").status.parent, bench.cluster("mine").status.phase) == ("region", "Ready")
+        assert bench.cluster("lost").status.phase == "Unknown"  # of itself it says so
+
+    play(tmp_path, main)
+
+
 def test_equal_names_get_an_alias_and_a_condition_and_nobody_is_overwritten(tmp_path: Path) -> None:
     async def main(bench: Bench) -> None:
         await family(bench)
