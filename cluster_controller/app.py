@@ -193,6 +193,7 @@ class Controller:
         self.distance = ParentDistance(self._parent_rtt, self.census.self_changed)
         self._tasks.keep("distance", self.distance.run)
         self.users = UserDistances(lambda: self.census.users, self.census.self_changed)
+        self.census.users_named = self.users.named
         self._tasks.keep("users", self.users.run)
         self.upward = Upward(
             store,
@@ -205,7 +206,7 @@ class Controller:
         )
         if self.shim is not None:
             self.reconciler = Reconciler(store, self.shim, self.library, uid=self.uid, name=self.name, nodes_changed=self._nodes_changed)
-            store.subscribe(self.reconciler.changed)
+            store.subscribe(self.reconciler.changed, kinds=self.reconciler.heeds)
             self._tasks.keep("reconcile", self.reconciler.run)
             self.measuring = Measuring(self.shim.open, self.reconciler.sight.running, self.engine.look_at, clock.boottime)
             self.engine.measured_by(self.measuring.judge, self.measuring.forget)
@@ -264,11 +265,11 @@ class Controller:
             restored.AfterRestore(store, uid=self.uid, timestamp=clock.timestamp),
         ):
             room.load()
-            store.subscribe(room.changed)
+            store.subscribe(room.changed, kinds=room.heeds)
             self._tasks.keep(type(room).__name__.lower(), room.run)
         holds = Holds(store, blobs)
         holds.load()
-        store.subscribe(holds.changed)
+        store.subscribe(holds.changed, kinds=holds.heeds)
         await self.membership.start()
 
     async def _listen(self) -> None:

@@ -18,7 +18,6 @@ from cluster_controller.resources.cluster import UserPoint
 PERIOD_SECONDS = 15.0
 TOLD_FACTOR = 1.25
 TOLD_MILLIS = 5.0
-LOOK_SECONDS = 5.0  # between two looks whom to measure
 USERS_SECONDS = 60.0  # between two measurements of the same users
 CONNECTS = 3  # of which the quickest counts: the others waited for something else
 CONNECT_SECONDS = 3.0
@@ -64,7 +63,7 @@ class ParentDistance:
 class UserDistances:
     """Watches the users that somebody named for this cluster: ``wanted`` says whom, `millis` how far they are.
 
-    ``measure`` gives the round trip to an address in milliseconds, or None when nobody answers.
+    ``measure`` gives the round trip to an address in milliseconds, or None when nobody answers. Where nobody is named nothing ever wakes.
     """
 
     def __init__(
@@ -78,7 +77,12 @@ class UserDistances:
         self._measure = measure or connect_millis
         self._due: dict[UserPoint, float] = {}  # when each is measured again
         self._missed: dict[UserPoint, int] = {}
+        self._named = asyncio.Event()
         self.millis: dict[str, float] = {}
+
+    def named(self) -> None:
+        """Others are wanted now."""
+        self._named.set()
 
     async def look(self, now: float) -> None:
         """Measure whom it is time for; tell what changed. ``now``: seconds of any steady clock."""
@@ -102,10 +106,18 @@ class UserDistances:
             self.millis = fresh
             self._changed()
 
+    def next(self) -> float | None:
+        """When somebody is to be measured again; None: nobody is."""
+        return min((due for each, due in self._due.items() if each.millis is None), default=None)
+
     async def run(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
-            await self.look(asyncio.get_running_loop().time())
-            await asyncio.sleep(LOOK_SECONDS)
+            self._named.clear()
+            await self.look(loop.time())
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(self.next()):
+                    await self._named.wait()
 
 
 async def connect_millis(address: str) -> float | None:

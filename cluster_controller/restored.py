@@ -68,6 +68,8 @@ def _strangers(view: records.View) -> dict[str, str]:
 class AfterRestore:
     """Keeps the condition and the Events. Of a store that was never restored it asks nothing."""
 
+    heeds = ("Cluster", "Member")  # kinds of what `changed` is called for
+
     def __init__(self, store: Store, *, uid: str, timestamp: Callable[[], str]) -> None:
         self._store = store
         self._uid = uid

@@ -61,6 +61,8 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
 class Rotation:
     """``renew``: ask the parent for fresh certificates, whether it gave them. ``changed``: who this is has changed."""
 
+    heeds = (KIND, "Member")  # kinds of what `changed` is called for
+
     def __init__(
         self,
         store: Store,

@@ -98,6 +98,33 @@ def test_users_that_do_not_answer_count_as_not_measured_after_a_while() -> None:
     assert users.look((MISSED + 1) * USERS_SECONDS) == {}, "another address is another distance"
 
 
+def test_nothing_wakes_before_somebody_is_named_and_then_at_once() -> None:
+    async def main() -> None:
+        users, loop = Users(), asyncio.get_running_loop()
+        task = loop.create_task(users.watched.run())
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert users.watched.next() is None
+        assert not loop._scheduled  # type: ignore[attr-defined]  # no timer
+        users.points = [UserPoint(name="known", millis=7)]
+        users.watched.named()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert users.told == [{"known": 7.0}] and users.watched.next() is None, "who needs no measurement wakes nobody"
+        users.points = [UserPoint(name="hall", address="10.0.0.5:443")]
+        users.answers["10.0.0.5:443"] = 31.4
+        began = loop.time()
+        users.watched.named()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        due = users.watched.next()
+        assert users.told[1:] == [{"hall": 31.0}] and due is not None and due >= began + USERS_SECONDS
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(main())
+
+
 def test_a_round_trip_is_a_connection_accepted_or_refused() -> None:
     async def main() -> None:
         server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)

@@ -104,7 +104,7 @@ def test_who_joined_after_the_backup_is_named_once(folder: Path) -> None:
         await restored.settle(store)
         room = restored.AfterRestore(store, uid=ME, timestamp=lambda: "2026-11-21T12:00:01Z")
         room.load()
-        store.subscribe(room.changed)
+        store.subscribe(room.changed, kinds=room.heeds)
         running = asyncio.create_task(room.run())
         await settled(lambda: condition(store))
         assert MADE in condition(store)["message"] and "2 open join tokens were voided" in condition(store)["message"]

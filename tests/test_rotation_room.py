@@ -35,7 +35,7 @@ class Site:
         self.told = 0
         self.rotation = Rotation(store, self.holder, renew=self.renew, changed=self.changed, wall=lambda: NOW)
         self.rotation.load()
-        store.subscribe(self.rotation.changed)
+        store.subscribe(self.rotation.changed, kinds=self.rotation.heeds)
         self.task = asyncio.create_task(self.rotation.run())
 
     def changed(self) -> None:

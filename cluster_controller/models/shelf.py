@@ -20,6 +20,8 @@ class Holder(Protocol):
 class Shelf:
     """Writes ``status.versions`` of own Models. Level-triggered: a Model that changed, or a blob that came, marks what to look at."""
 
+    heeds = ("Model",)  # kinds of what `changed` is called for
+
     def __init__(self, store: Store, blobs: Holder) -> None:
         self._store = store
         self._blobs = blobs

@@ -54,6 +54,8 @@ class Planned(Struct, frozen=True):
 class Driver:
     """``me``: uid and name. ``way``: by which direct child a cluster is reached now, by its signed attach."""
 
+    heeds = ("Cluster",)  # kinds of what `changed` is called for
+
     def __init__(
         self,
         store: Store,

@@ -40,6 +40,8 @@ class Document(kinds.Resource, frozen=True, kw_only=True):
 class Lineage:
     """``renew``: ask the parent for fresh certificates, whether it gave them. ``takes_over``: what is held is an old parent's."""
 
+    heeds = (KIND, "Member")  # kinds of what `changed` is called for
+
     def __init__(
         self, store: Store, identity: Callable[[], Identity], *, renew: Callable[[], Awaitable[bool]], takes_over: Callable[[], bool]
     ) -> None:

@@ -61,6 +61,8 @@ class Engine:
     are not back yet, heard or not. ``now`` is the boot-time
     clock."""
 
+    heeds: tuple[str, ...] = ()  # `changed` is called for every kind: of some spaces each counts
+
     def __init__(
         self,
         store: Store,

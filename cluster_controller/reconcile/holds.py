@@ -35,6 +35,8 @@ class Blobs(Protocol):
 
 
 class Holds:
+    heeds = ("Work", "Model")  # kinds of what `changed` is called for
+
     def __init__(self, store: Store, blobs: Blobs) -> None:
         self._store = store
         self._blobs = blobs

@@ -67,6 +67,8 @@ class Applied(Struct, frozen=True, kw_only=True):
 class Reconciler:
     """Between ``local`` and the shim, both ways."""
 
+    heeds = ("Work", "Model", "ConfigMap", "Secret")  # kinds of what `changed` is called for
+
     def __init__(
         self,
         store: Store,

@@ -15,7 +15,7 @@ Invariants
 import asyncio
 import secrets
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -64,7 +64,7 @@ class Store:
         self._journal = loaded.journal
         self._facts = loaded.facts
         self._head = Head(loaded.mirror, loaded.facts, loaded.revision)
-        self._subscribers: dict[str | None, list[Subscriber]] = {}
+        self._subscribers: dict[str | None, list[tuple[Subscriber, frozenset[str]]]] = {}
         self._queue: list[Waiting] = []
         self._writing: list[Waiting] = []
         self._rows = 0  # pending, and their bytes
@@ -224,17 +224,19 @@ class Store:
         await waiting.done
         return result
 
-    def subscribe(self, callback: Subscriber, space: str | None = None) -> Callable[[], None]:
+    def subscribe(self, callback: Subscriber, space: str | None = None, *, kinds: Collection[str] = ()) -> Callable[[], None]:
         """Call ``callback`` with the events of each group of commits, of one space or of all; it must not block or write at once.
 
-        Returns a function that ends it.
+        ``kinds``: it is called for events of these alone, and sees no others; of any kind when there are none. Returns a function that
+        ends it.
         """
         callbacks = self._subscribers.setdefault(space, [])
-        callbacks.append(callback)
+        entry = (callback, frozenset(kinds))
+        callbacks.append(entry)
 
         def end() -> None:
-            if callback in callbacks:
-                callbacks.remove(callback)
+            if entry in callbacks:
+                callbacks.remove(entry)
             if not callbacks and self._subscribers.get(space) is callbacks:
                 del self._subscribers[space]
 
@@ -325,16 +327,23 @@ class Store:
         """Each subscriber in a call of its own, so that one that fails takes nothing from the others."""
         if not events or not self._subscribers:
             return
-        call = asyncio.get_running_loop().call_soon
-        for callback in self._subscribers.get(None, ()):
-            call(callback, events)
+        self._tell(self._subscribers.get(None, ()), events)
         spaces: dict[str, list[Event]] = {}
         for event in events:
             if event.stored.key.space in self._subscribers:
                 spaces.setdefault(event.stored.key.space, []).append(event)
         for space, own in spaces.items():
-            for callback in self._subscribers[space]:
-                call(callback, own)
+            self._tell(self._subscribers[space], own)
+
+    def _tell(self, subscribers: Sequence[tuple[Subscriber, frozenset[str]]], events: Sequence[Event]) -> None:
+        """Most changes concern few: whom none of ``events`` concerns is not woken."""
+        call = asyncio.get_running_loop().call_soon
+        happened = {event.stored.key.kind for event in events}
+        for callback, kinds in subscribers:
+            if not kinds or kinds >= happened:
+                call(callback, events)
+            elif not kinds.isdisjoint(happened):
+                call(callback, [event for event in events if event.stored.key.kind in kinds])
 
     def _next(self) -> None:
         longest = self._limits.wal_bytes * WAL_SLACK

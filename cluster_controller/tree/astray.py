@@ -32,6 +32,8 @@ class Stray(Struct, frozen=True, kw_only=True):
 class Astray:
     """``heard``: uids of the strays whose words come to this controller now."""
 
+    heeds = (KIND, "Cluster")  # kinds of what `changed` is called for
+
     def __init__(self, store: Store, *, uid: str, heard: Callable[[], Collection[str]]) -> None:
         self._store = store
         self._uid = uid

@@ -39,6 +39,8 @@ class Census:
     from the root down to here.
     """
 
+    heeds: tuple[str, ...] = ()  # `changed` is called for every kind: of some spaces each counts
+
     def __init__(
         self,
         store: Store,
@@ -74,7 +76,9 @@ class Census:
         self._direct: dict[str, str] | None = None  # names of direct children by uid, until a Cluster changes
         self._via: dict[str, str] = {}  # cluster → the direct child, or the stray, that reports it
         self._strays: set[str] = set()
-        self.users: Sequence[kinds.UserPoint] = ()  # whose distance from here is asked for (`cluster_controller.users`)
+        self.users: Sequence[kinds.UserPoint] = ()  # whose distance from here is asked for (`cluster_controller.distance`)
+        self.users_named: Callable[[], None] = lambda: None  # told when they are others
+        self._written: dict[str, Stored] = {}  # cluster → its Cluster as this room wrote it last
         self._overlays = Overlays(uid, name, path, self._documents)
         self._lost: dict[str, float] = {}  # direct child → when it was last heard
         self._told: dict[str, float] = {}  # cluster → when we were told that it fell silent
@@ -104,7 +108,8 @@ class Census:
                 self._reported(event)
             elif kind == "Cluster" and space == "own":
                 self._direct = None
-                self._settler.mark(event.stored.uid)
+                if event.stored is not self._written.get(event.stored.uid):  # what this room wrote is as it should be
+                    self._settler.mark(event.stored.uid)
                 if event.stored.uid == self._uid and self._named(event):
                     self._settler.mark_all(self._via)
                 if event.previous is None or event.kind_of == "delete":
@@ -241,7 +246,9 @@ class Census:
         own = self._documents.read(stored, kinds.Cluster) if stored is not None else None
         overlays = self._overlays.of(tx, uid, own)
         if uid == self._uid:
-            self.users = users_of(overlays)
+            before, self.users = self.users, users_of(overlays)
+            if before != self.users:
+                self.users_named()
         else:
             overlays = self._overlays.inherited(overlays, uid, self._here(tx))
         merged = merge(known.name, known.facts.labels, overlays)
@@ -346,7 +353,7 @@ class Census:
 
     def _gone(self, tx: Tx, uid: str, stored: Stored | None) -> None:
         """No longer reported: removed by its parent. A direct child goes only by `banyan cluster remove`."""
-        for remembered in (self._via, self._told, self._lost):
+        for remembered in (self._via, self._told, self._lost, self._written):
             remembered.pop(uid, None)
         self._overlays.remove(tx, uid)
         if stored is not None and self._documents.read(stored, kinds.Cluster).status.parent_uid != self._uid:
@@ -364,22 +371,14 @@ class Census:
         carried = known.adopted_by if known.ready == "True" else before.adopted_by  # of one that is silent, as it was last
         if carried != before.adopted_by:
             self._moved(tx, known, before.adopted_by)
+        since = next((old.last_transition_time for old in before.conditions if old.type == "Ready" and old.status == known.ready), "")
         condition = kinds.Condition(
             type="Ready",
             status=known.ready,
             reason=known.reason or ("Heard" if known.ready == "True" else ""),
             message=f"{known.broken_hop} is cut" if known.broken_hop else "",
-            last_transition_time=self._timestamp(),
+            last_transition_time=since or self._timestamp(),
         )
-        for old in before.conditions:
-            if old.type == "Ready" and old.status == condition.status:
-                condition = kinds.Condition(
-                    type="Ready",
-                    status=condition.status,
-                    reason=condition.reason,
-                    message=condition.message,
-                    last_transition_time=old.last_transition_time,
-                )
         status = kinds.ClusterState(
             uid=known.uid,
             parent=known.parent_name,
@@ -406,12 +405,12 @@ class Census:
         )
         if stored is not None and own is not None:
             if status != before:
-                records.write_status(tx, stored, status)
+                self._written[known.uid] = records.write_status(tx, stored, status)
             return
         document = kinds.Cluster(
             metadata=kinds.Metadata(name=name, uid=known.uid, creation_timestamp=self._timestamp(), generation=1), status=status
         )
-        tx.put(Key("own", "Cluster", "", name), encode(document), uid=known.uid)
+        self._written[known.uid] = tx.put(Key("own", "Cluster", "", name), encode(document), uid=known.uid)
 
     def _conflict(self, known: Known, before: kinds.ClusterState) -> list[kinds.Condition]:
         """Shown for as long as objects wait for a person, at the cluster and at every ancestor."""

@@ -59,6 +59,7 @@ from cluster_controller.tunnel.tunnel import Tunnel
 log = structlog.get_logger()
 
 DEFAULT_SETTINGS = Settings()
+HEEDS = ("Member", "ClusterStatus", "Cluster", "User", "Revocation")  # kinds of which a change is of interest here
 
 
 async def _nobody(uid: str) -> None:
@@ -114,7 +115,7 @@ class Membership(Decisions):
         self.adoptions = 0  # times that somebody else than home took this cluster in, for /metrics
         self.returns = 0
         self._adopted = False
-        self._unsubscribe = store.subscribe(self._changed)
+        self._unsubscribe = store.subscribe(self._changed, kinds=HEEDS)
 
     @property
     def router(self) -> Router:

@@ -23,6 +23,8 @@ LOOK_EVERY = 16  # Events that are new here, between two looks whether there is 
 class News:
     """``name``: of this cluster, as those above list its Applications (NAME.ORIGIN). ``tells``: there may be somebody above."""
 
+    heeds = (KIND,)  # kinds of what `changed` is called for
+
     def __init__(self, store: Store, reporter: Reporter, *, name: str, tells: bool) -> None:
         self._store = store
         self._reporter = reporter

@@ -117,11 +117,13 @@ def set_status(tx: Writer, key: Key, **fields: Any) -> None:
     tx.put(key, msgspec.json.encode(document), uid=stored.uid)
 
 
-def write_status(tx: Writer, stored: Stored, status: kinds.ClusterState) -> None:
+_parts = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def write_status(tx: Writer, stored: Stored, status: kinds.ClusterState) -> Stored:
     """Replace ``status`` and leave the rest of the document as its writer wrote it."""
-    document = msgspec.json.decode(stored.document)
-    document["status"] = msgspec.to_builtins(status)
-    tx.put(stored.key, msgspec.json.encode(document), uid=stored.uid)
+    document: dict[str, object] = {**_parts.decode(stored.document), "status": status}
+    return tx.put(stored.key, msgspec.json.encode(document), uid=stored.uid)
 
 
 def new_object(name: str, spec: Struct, status: dict[str, str], kind: str, now: datetime) -> tuple[str, bytes]:

@@ -23,6 +23,8 @@ class Upward:
     """``silent`` names, per direct child out of reach, the broken hop; ``strays`` are descendants that are heard by way of adopters: they
     speak for their own while their home cannot (`tree.away`)."""
 
+    heeds = ("Application", KIND, "Cluster")  # kinds of what `changed` is called for
+
     def __init__(
         self,
         store: Store,

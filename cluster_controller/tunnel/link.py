@@ -250,7 +250,10 @@ class Link:
             return
         self._bulk_at = 0.0
         stuck = self.wire.stuck_since()
-        if self.connection.tick(boottime()):
+        scheduled, self._scheduled = self._scheduled, True  # what the tick has to say is flushed below, and needs no turn of its own
+        dead = self.connection.tick(boottime())
+        self._scheduled = scheduled
+        if dead:
             self.close(CloseCode.SILENT, f"nothing was heard for {self.connection.liveness.dead_after:g} s")
         elif stuck is not None and self._loop.time() - stuck > self._limits.message_time:
             self.close(CloseCode.PROTOCOL, f"one message took longer than {self._limits.message_time:g} s")

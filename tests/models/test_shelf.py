@@ -31,7 +31,7 @@ def test_what_is_missing_is_named_until_it_has_come(tmp_path: Path) -> None:
         store = await Store.open(tmp_path)
         blobs = Blobs()
         shelf = Shelf(store, blobs)
-        store.subscribe(shelf.changed)
+        store.subscribe(shelf.changed, kinds=shelf.heeds)
         task = asyncio.create_task(shelf.run())
 
         async def seen() -> kinds.ModelVersionStatus:

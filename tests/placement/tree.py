@@ -108,7 +108,7 @@ class Site:
         self.astrays.load()
         self.news.load()
         for room in (self.census, self.upward, self.engine, self.astrays, self.news):
-            self.store.subscribe(room.changed)
+            self.store.subscribe(room.changed, kinds=room.heeds)
             self.tasks.append(asyncio.create_task(room.run()))
 
     async def stop(self) -> None:

@@ -95,7 +95,7 @@ class Bench:
         self.reconciler = Reconciler(
             store, self.shim, models, uid="me", name="edge-1", nodes_changed=lambda nodes: self.nodes.append(len(nodes))
         )
-        store.subscribe(self.reconciler.changed)
+        store.subscribe(self.reconciler.changed, kinds=self.reconciler.heeds)
         self.task = asyncio.create_task(self.reconciler.run())
 
     async def told(self, count: int) -> Desired:

@@ -102,7 +102,7 @@ def test_blobs_of_the_version_that_runs_are_held_and_those_of_the_ones_before_ar
             held = Held()
             holds = Holds(bench.store, held)
             holds.load()
-            bench.store.subscribe(holds.changed)
+            bench.store.subscribe(holds.changed, kinds=holds.heeds)
             await bench.work(1, serve("1"), command())
             assert held.all() == set(), "the Model has yet to come"
             await bench.model("1", "2")
@@ -126,7 +126,7 @@ def test_blobs_of_a_published_model_are_held_until_it_is_deleted(tmp_path: Path)
         store = await Store.open(tmp_path)
         held = Held()
         holds = Holds(store, held)
-        store.subscribe(holds.changed)
+        store.subscribe(holds.changed, kinds=holds.heeds)
         versions = [kinds.ModelVersion(name=one, files=[kinds.ModelFile(path="m", sha256=one * 64, size=1)]) for one in "12"]
         document = kinds.Model(metadata=kinds.Metadata(name="emotion", uid="m"), spec=kinds.ModelSpec(versions=versions))
         from cluster_controller.documents import encode

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import itertools
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -158,6 +159,29 @@ def test_watchers_share_events_and_one_that_fails_takes_nothing_from_the_others(
         end()
         await store.commit(put("c"))
         assert len(everything) == 2
+
+    play(tmp_path, scenario)
+
+
+def test_who_heeds_some_kinds_is_not_called_for_others(tmp_path: Path) -> None:
+    async def scenario(store: Store) -> None:
+        calls: list[list[str]] = []
+        mine: list[list[str]] = []
+        numbers = itertools.count()
+
+        def of(kind: str, space: str = "down/kid") -> Callable[[Tx], Stored]:
+            return lambda tx: tx.put(Key(space, kind, "", f"{next(numbers)}"), b"{}", uid="uid")
+
+        store.subscribe(lambda events: calls.append([event.stored.key.kind for event in events]), kinds=("Work", "Model"))
+        end = store.subscribe(lambda events: mine.append([event.stored.key.kind for event in events]), "down/kid", kinds=("Work",))
+        await asyncio.gather(*(store.commit(of(each)) for each in ("Work", "Cluster", "Model")))
+        await store.commit(of("Cluster", "own"))
+        await store.commit(of("Model", "own"))
+        assert calls == [["Work", "Model"], ["Model"]]
+        assert mine == [["Work"]]
+        end()
+        await store.commit(of("Work"))
+        assert len(calls) == 3 and len(mine) == 1
 
     play(tmp_path, scenario)
 

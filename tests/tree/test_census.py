@@ -41,7 +41,7 @@ class Bench:
             path=lambda: ("top", "mid", "me"),
         )
         self.census.load()
-        store.subscribe(self.census.changed)
+        store.subscribe(self.census.changed, kinds=self.census.heeds)
         self.task = asyncio.create_task(self.census.run())
 
     async def quiet(self) -> None:
@@ -158,6 +158,20 @@ def test_a_subtree_is_listed_and_told_upwards(tmp_path: Path) -> None:
         bench.census.link_changed("e1", None)
         await bench.quiet()
         assert bench.store.revision == revision  # settling again writes nothing
+
+    play(tmp_path, main)
+
+
+def test_what_the_census_writes_itself_is_not_looked_at_again(tmp_path: Path) -> None:
+    async def main(bench: Bench) -> None:
+        await family(bench)
+        settled: list[str] = []
+        settle = bench.census._settler._settle
+        bench.census._settler._settle = lambda tx, uid: (settled.append(uid), settle(tx, uid))  # type: ignore[func-returns-value,assignment]
+        await bench.says("e1", "deep", "deep", ("e1", "edge-1"), ready="Unknown", reason="LinkLost")
+        assert bench.cluster("deep").status.phase == "Unknown" and settled == ["deep"]
+        await bench.change("deep", labels={"room": "7"})
+        assert bench.cluster("deep").status.labels["room"] == "7" and settled == ["deep", "deep"], "what a person writes is"
 
     play(tmp_path, main)
 

@@ -29,7 +29,7 @@ class Bench:
             strays=lambda: self.strays,
         )
         self.upward.load()
-        store.subscribe(self.upward.changed)
+        store.subscribe(self.upward.changed, kinds=self.upward.heeds)
         self.task = asyncio.create_task(self.upward.run())
 
     async def close(self) -> None:
