@@ -27,16 +27,17 @@ from benchmarks.records import Options
 
 # Seconds that each may take on two cores, set-up included; all of them forty minutes. One that takes twice as long is ended.
 BUDGET = {
-    "footprint": 140, "size": 10, "startup": 25, "idle": 225, "propagation": 180, "three": 140, "relay": 110, "tunnels": 75,
-    "burst": 40, "lists": 60, "decode": 55, "serve": 290, "device": 20, "placement": 40, "replace": 90, "failover": 125, "healing": 170,
-    "growth": 155, "demo": 90, "members": 130, "crowd": 90, "kubectl": 80,
+    "footprint": 140, "size": 5, "startup": 20, "idle": 170, "propagation": 180, "three": 100, "relay": 120, "hop": 70, "tunnels": 110,
+    "children": 110, "thousand": 110, "simulated": 170, "objects": 50, "burst": 35, "lists": 60, "decode": 55, "serve": 290, "device": 20,
+    "models": 100, "placement": 35, "replace": 85, "failover": 120, "healing": 170, "growth": 60, "demo": 90, "members": 130, "crowd": 90,
+    "kubectl": 80,
 }  # fmt: skip
 LONGEST = 40 * 60
 INTERRUPTED_SECONDS = 60.0
 CLUSTERS = ("members", "crowd", "kubectl")  # on real Kubernetes clusters: `make testbed`
 ALONE = (
-    "footprint", "size", "startup", "idle", "propagation", "three", "relay", "tunnels",
-    "burst", "lists", "decode", "serve", "device", "placement", "replace", "failover", "healing", "growth", "demo",
+    "footprint", "size", "startup", "idle", "propagation", "three", "relay", "tunnels", "children", "thousand", "simulated", "objects",
+    "burst", "lists", "decode", "serve", "device", "models", "placement", "replace", "failover", "healing", "growth", "demo",
 )  # fmt: skip
 NAMES = (*ALONE, *CLUSTERS)
 DISK = "/var/tmp"  # a real disk, where /tmp may be memory; each run makes a folder of its own there

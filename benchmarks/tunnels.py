@@ -31,7 +31,8 @@ import uvloop  # noqa: E402
 from benchmarks import records  # noqa: E402
 from benchmarks.harness import all_ready, growing  # noqa: E402
 from benchmarks.records import Options, Row  # noqa: E402
-from benchmarks.relay import Process, child, identity, joined, pin, say, started, told  # noqa: E402
+from benchmarks.relay import joined, pin  # noqa: E402
+from benchmarks.relay_ends import Process, child, identity, say, started, told  # noqa: E402
 from cluster_controller.tunnel import Lane, Stream  # noqa: E402
 from tools.needs import Missing, go  # noqa: E402
 
