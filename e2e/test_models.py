@@ -4,9 +4,12 @@ import hashlib
 import json
 import os
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 
 from banyanctl.client import Client
@@ -14,6 +17,8 @@ from banyanctl.endpoint import ADMIN_KUBECONFIG, read
 from e2e.support import API, APPS, EMOTION, NEIGHBOURHOOD, WAIT_SECONDS, Site, Tree, infer, model_application, publish, until
 from e2e.test_workloads import change, create, pods
 
+MEBIBYTE = 1 << 20
+FLOAT = onnx.TensorProto.FLOAT
 MODELS = f"{API}/namespaces/default/models"
 
 
@@ -176,3 +181,49 @@ def test_chunks_flow_on_as_they_come_and_each_link_has_one_copy(tree: Tree, tmp_
     hops = json.loads(root.banyan("model", "status", "wide", "-o", "json").stdout)["hops"]
     assert {hop["cluster"] for hop in hops if hop["state"] == "Here"} == {site.name for site in tree.sites.values()} - {"narrow"}
     assert all(hop["files"] == hop["ofFiles"] == 2 and hop["received"] == hop["size"] > size for hop in hops if hop["state"] == "Here")
+
+
+def classifier(path: Path, head: int) -> None:
+    """A model of 8 MB with two hidden layers that are always the same, and a head of its own."""
+    shapes = {"one": (64, 1024), "two": (1024, 1900), "head": (1900, 10)}
+    nodes, weights, last = [], [], "x"
+    for name, shape in shapes.items():
+        made = np.random.default_rng(head if name == "head" else 1).standard_normal(shape, np.float32) / np.float32(shape[0] ** 0.5)
+        weights.append(onnx.numpy_helper.from_array(made, name))
+        nodes.append(onnx.helper.make_node("MatMul", [last, name], [f"{name}-out"]))
+        last = f"{name}-out"
+    ends = [onnx.helper.make_tensor_value_info(*end) for end in (("x", FLOAT, [None, 64]), (last, FLOAT, [None, 10]))]
+    graph = onnx.helper.make_graph(nodes, "classifier", ends[:1], ends[1:], weights)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9), path)
+
+
+def answered(port: int) -> tuple[str, list[float]]:
+    """Which version answered, and what."""
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 64], "data": [1.0] * 64}
+    url = f"http://127.0.{NEIGHBOURHOOD}.1:{port}/v2/models/classifier/infer"
+    request = urllib.request.Request(url, json.dumps({"inputs": [tensor]}).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        told = json.load(answer)
+    return told["model_version"], told["outputs"][0]["data"]
+
+
+def test_a_new_head_costs_its_own_chunks_and_serves(grove: Tree, tmp_path: Path) -> None:
+    root, region, edge, port = grove.sites["root"], grove.sites["region-a"], grove.sites["edge-1"], 18404
+    path = tmp_path / "model.onnx"
+    classifier(path, 2)
+    root.banyan("model", "publish", "classifier", str(path), "--version", "1")
+    document = model_application("classifier", port=port, clusterName="edge-1")
+    document["spec"]["components"][0]["model"]["name"] = "classifier"
+    name = create(root, document)
+    version, before = answered(port)
+    assert version == "1"
+    above = {site.name: received(site, peer) for site, peer in ((region, "root"), (edge, "region-a"))}
+    classifier(path, 3)
+    root.banyan("model", "publish", "classifier", str(path), "--version", "2")
+    change(root, name, model={"name": "classifier", "version": "2"})
+    until("version 2 serves", lambda: answered(port)[0] == "2")
+    assert answered(port)[1] != before
+    for site, peer in ((region, "root"), (edge, "region-a")):
+        assert MEBIBYTE / 2 < received(site, peer) - above[site.name] < 2 * MEBIBYTE, "the head's chunk, and what else is said"
+    root.banyan("delete", "application", name, "--wait")
+    root.banyan("delete", "model", "classifier")

@@ -4,6 +4,7 @@
     incoming  one blob that is being received: resumable, hashed as it flows, visible only when it is right
     chunks    a blob in chunks of 1 MiB, each with its digest, and which of them are here (pure); `manifests` keeps them on the disk
     wire      what asker and holder say to each other over a byte stream
+    sharing   what of a blob other blobs on this disk hold already
     transfer  `fetch_blob`: one pull for all who ask at once, from the nearest ancestor that gives it; `pace` says how fast and when
     serving   `serve_blob`: from this disk, or chunk by chunk as it comes
     folders   `materialise`: a model version as a folder that a worker reads

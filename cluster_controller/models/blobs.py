@@ -14,6 +14,7 @@ Invariants
 
 import asyncio
 import hashlib
+import itertools
 import os
 import shutil
 from collections import OrderedDict
@@ -75,6 +76,7 @@ class BlobStore:
         self.budget = budget
         self.flights: dict[str, Flight] = {}  # pulls from upstream, see `transfer`
         self.pulled = 0  # bytes that came from upstream since this start
+        self.shared = 0  # bytes of pulled blobs that others here held already
         self.cuts = 0  # pulls that were cut, and went on
         self._disk_reserve = disk_reserve
         self._sizes: OrderedDict[str, int] = OrderedDict()  # least recently used first
@@ -122,6 +124,10 @@ class BlobStore:
 
     def path(self, digest: str) -> Path:
         return self.folder / "sha256" / digest[:2] / digest
+
+    def recent(self, above: int, most: int) -> list[str]:
+        """At most so many blobs of more than ``above`` bytes, the one used last first."""
+        return list(itertools.islice((digest for digest in reversed(self._sizes) if self._sizes[digest] > above), most))
 
     def partial_size(self, digest: str) -> int:
         """How many bytes an attempt that was cut has left."""
@@ -193,7 +199,7 @@ class BlobStore:
         size = self.size(digest)
         if count_of(size) <= 1:
             return Manifest.of(digest, size, bytes.fromhex(digest) if size else b"")
-        kept = await asyncio.to_thread(manifests.read, self._manifest_path(digest), digest, size)
+        kept = await asyncio.to_thread(manifests.read, self.manifest_path(digest), digest, size)
         if kept is None:
             kept = await self._digested(digest)
             await self._keep_manifest(digest, kept)
@@ -201,7 +207,7 @@ class BlobStore:
 
     async def _keep_manifest(self, digest: str, manifest: Manifest) -> None:
         if manifest.count > 1:
-            path = self._manifest_path(digest)
+            path = self.manifest_path(digest)
             try:
                 await uninterrupted(asyncio.to_thread(manifests.write, path, manifest))
             except OSError as error:
@@ -237,7 +243,7 @@ class BlobStore:
             return None
         if (known := self._growing.get(digest)) is not None:
             return known
-        path = self._manifest_path(digest)
+        path = self.manifest_path(digest)
         manifest = await asyncio.to_thread(manifests.read, path, digest, None)
         if manifest is None:
             return None
@@ -261,7 +267,7 @@ class BlobStore:
     def forget_growth(self, digest: str, keep: int) -> None:
         """Of an attempt in chunks keep the first ``keep`` bytes, for one that goes on without a manifest."""
         self._growing.pop(digest, None)
-        self._manifest_path(digest).unlink(missing_ok=True)
+        self.manifest_path(digest).unlink(missing_ok=True)
         if digest in self._partials:
             os.truncate(self._partial_path(digest), keep)
             self._partials[digest] = keep
@@ -270,7 +276,7 @@ class BlobStore:
         """Drop a blob, held or not."""
         if self._sizes.pop(digest, None) is not None:
             self.path(digest).unlink(missing_ok=True)
-            self._manifest_path(digest).unlink(missing_ok=True)
+            self.manifest_path(digest).unlink(missing_ok=True)
 
     def _make_room(self, digest: str, size: int) -> None:
         """Decide first, drop then: what cannot fit costs nobody else its place."""
@@ -316,9 +322,9 @@ class BlobStore:
         self._growing.pop(digest, None)
         if self._partials.pop(digest, None) is not None:
             self._partial_path(digest).unlink(missing_ok=True)
-            self._manifest_path(digest).unlink(missing_ok=True)
+            self.manifest_path(digest).unlink(missing_ok=True)
 
-    def _manifest_path(self, digest: str) -> Path:
+    def manifest_path(self, digest: str) -> Path:
         return self.folder / "chunks" / digest
 
     def _partial_path(self, digest: str) -> Path:
@@ -354,7 +360,7 @@ class BlobStore:
                 self._growing[incoming.digest] = incoming.growth
         else:
             incoming.discard()
-            self._manifest_path(incoming.digest).unlink(missing_ok=True)
+            self.manifest_path(incoming.digest).unlink(missing_ok=True)
 
 
 class _Receiving:

@@ -8,7 +8,7 @@ is its name; then its manifest is right, too, for each of its chunks was.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from msgspec import Struct
 
@@ -53,9 +53,17 @@ class Manifest(Struct, frozen=True):
     def length(self, index: int) -> int:
         return min(CHUNK, self.size - index * CHUNK)
 
+    def digest(self, index: int) -> bytes:
+        return self.digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
+
     def right(self, index: int, data: bytes | bytearray) -> bool:
-        wanted = self.digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
-        return hashlib.sha256(data).digest() == wanted
+        return hashlib.sha256(data).digest() == self.digest(index)
+
+    def holds(self, lacking: Mapping[bytes, Sequence[int]]) -> Iterator[tuple[int, int]]:
+        """(chunk of another blob with the same bytes, chunk of this one), for each of ``lacking`` (`Tally.lacking`) that is here, too."""
+        for number in range(self.count):
+            for index in lacking.get(self.digest(number), ()):
+                yield index, number
 
 
 class Digester:
@@ -117,6 +125,13 @@ class Tally:
         while self.prefix < len(self._here) and self._here[self.prefix]:
             self.prefix += 1
 
+    def lacking(self) -> dict[bytes, list[int]]:
+        """The chunks that are not here, by their digest."""
+        found: dict[bytes, list[int]] = {}
+        for index in (number for number, mark in enumerate(self._here) if not mark):
+            found.setdefault(self.manifest.digest(index), []).append(index)
+        return found
+
     def missing(self) -> list[tuple[int, int]]:
         """At most `MAX_RANGES`; the last of so many covers all that is behind it, here already or not."""
         found: list[tuple[int, int]] = []
@@ -138,6 +153,23 @@ def indexes(want: Ranges, count: int) -> Iterator[int]:
         yield from range(count)
     for start, end in want:
         yield from range(start, min(end, count))
+
+
+def bitmap_bytes(count: int) -> int:
+    return -(-count // 8)
+
+
+def bitmap(wanted: Iterable[int], count: int) -> bytes:
+    """A bit for each of ``count`` chunks, the lowest of each byte first."""
+    found = bytearray(bitmap_bytes(count))
+    for index in wanted:
+        found[index // 8] |= 1 << index % 8
+    return bytes(found)
+
+
+def marked(bits: bytes | bytearray, count: int) -> Iterator[int]:
+    """The chunks whose bit is set, in order."""
+    return (index for index in range(count) if bits[index // 8] >> index % 8 & 1)
 
 
 def check_ranges(want: Ranges) -> None:

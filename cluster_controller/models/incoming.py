@@ -40,6 +40,7 @@ class Growth:
         self.tally = Tally(manifest)
         self.hash = hashlib.sha256()
         self.hashed = 0  # so many chunks from the beginning on are in ``hash``
+        self.compared = False  # what other blobs here hold of it was looked for
 
     def add(self, index: int, data: bytes | bytearray) -> None:
         self.tally.add(index)

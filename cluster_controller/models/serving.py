@@ -9,14 +9,14 @@ import asyncio
 import contextlib
 import hashlib
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import structlog
 
 from cluster_controller.errors import BanyanError, InvalidInput, NotFound, StoreCorrupt
 from cluster_controller.models.blobs import BlobReader, BlobStore, check_digest
-from cluster_controller.models.chunks import CHUNK, Manifest, indexes
+from cluster_controller.models.chunks import CHUNK, Manifest, bitmap_bytes, indexes, marked
 from cluster_controller.models.incoming import Incoming, uninterrupted
 from cluster_controller.models.transfer import Flight, join, leave
 from cluster_controller.models.wire import Reading, Reply, Request, decode_request, encode, refusal
@@ -24,6 +24,7 @@ from cluster_shim.contract import ByteStream
 
 log = structlog.get_logger()
 
+SELECT_SECONDS = 60.0  # in which an asker that wants to see the manifest first says what it wants
 FetchUpstream = Callable[[str], Awaitable[None]]
 
 
@@ -41,13 +42,14 @@ async def serve_blob(stream: ByteStream, store: BlobStore, fetch_upstream: Fetch
     Returns when the asker has it, or is gone; every refusal is told to the asker.
     """
     try:
-        request = await _read_request(stream)
+        reading = Reading(stream)
+        request = await _read_request(reading)
         if store.has(request.sha256):
-            await _send_stored(stream, store, request)
+            await _send_stored(stream, reading, store, request)
         elif fetch_upstream is None:
             raise NotFound(f"blob {request.sha256} is not here, and there is nobody above to ask")
         else:
-            await _relay(stream, store, request, fetch_upstream)
+            await _relay(stream, reading, store, request, fetch_upstream)
         await _end(stream)
     except _Gone as gone:
         log.debug("blob.asker_gone", reason=str(gone))
@@ -61,9 +63,9 @@ async def serve_blob(stream: ByteStream, store: BlobStore, fetch_upstream: Fetch
             await stream.close_write()
 
 
-async def _read_request(stream: ByteStream) -> Request:
+async def _read_request(reading: Reading) -> Request:
     try:
-        line = await Reading(stream).line()
+        line = await reading.line()
     except EOFError as error:
         raise InvalidInput(f"not a request for a blob: {error}") from None
     except (BanyanError, OSError) as error:
@@ -94,13 +96,26 @@ async def _send_head(stream: ByteStream, request: Request, size: int, manifest: 
     if manifest is None:
         await _send(stream, encode(Reply(size=size)))
     else:
-        await _send(stream, encode(Reply(size=size, seal=manifest.seal)) + manifest.digests)
+        await _send(stream, encode(Reply(size=size, seal=manifest.seal, select=request.select)) + manifest.digests)
+
+
+async def _wanted(reading: Reading, request: Request, manifest: Manifest) -> list[int]:
+    """Which chunks to send, in order."""
+    if not request.select:
+        return list(indexes(request.want, manifest.count))
+    try:
+        async with asyncio.timeout(SELECT_SECONDS):
+            return list(marked(await reading.exactly(bitmap_bytes(manifest.count)), manifest.count))
+    except TimeoutError:
+        raise _Gone(f"it has not said within {SELECT_SECONDS:g} s which chunks it wants") from None
+    except (BanyanError, OSError, EOFError) as error:
+        raise _Gone(str(error)) from error
 
 
 # --- from this disk ------------------------------------------------------------------------------------------------------
 
 
-async def _send_stored(stream: ByteStream, store: BlobStore, request: Request) -> None:
+async def _send_stored(stream: ByteStream, reading: Reading, store: BlobStore, request: Request) -> None:
     manifest = await store.manifest(request.sha256) if request.chunks else None
     reader = store.reader(request.sha256)
     try:
@@ -108,18 +123,19 @@ async def _send_stored(stream: ByteStream, store: BlobStore, request: Request) -
         if manifest is None:
             await _send_bytes(stream, store, request, reader)
         else:
-            await _send_chunks(stream, store, request, reader, manifest)
+            todo = await _wanted(reading, request, manifest)
+            await _send_chunks(stream, store, reader, manifest=manifest, todo=todo)
     finally:
         reader.close()
 
 
-async def _send_chunks(stream: ByteStream, store: BlobStore, request: Request, reader: BlobReader, manifest: Manifest) -> None:
-    for index in indexes(request.want, manifest.count):
+async def _send_chunks(stream: ByteStream, store: BlobStore, reader: BlobReader, *, manifest: Manifest, todo: Iterable[int]) -> None:
+    for index in todo:
         chunk = await uninterrupted(asyncio.to_thread(_read_right, reader, manifest, index))
         if chunk is None:
             with contextlib.suppress(StoreCorrupt):
-                await store.verify(request.sha256)  # removes it, so that it comes from above again
-            raise _Spoiled(f"blob {request.sha256}: chunk {index} was spoiled on the disk")
+                await store.verify(reader.digest)  # removes it, so that it comes from above again
+            raise _Spoiled(f"blob {reader.digest}: chunk {index} was spoiled on the disk")
         await _send(stream, chunk)
 
 
@@ -150,7 +166,7 @@ def _read_and_hash(reader: BlobReader, position: int, seen: "hashlib._Hash") -> 
 # --- as it comes from above ----------------------------------------------------------------------------------------------
 
 
-async def _relay(stream: ByteStream, store: BlobStore, request: Request, fetch_upstream: FetchUpstream) -> None:
+async def _relay(stream: ByteStream, reading: Reading, store: BlobStore, request: Request, fetch_upstream: FetchUpstream) -> None:
     """Pull it from above and pass it on as it comes, together with everybody else who asks."""
     flight = await join(store, request.sha256)
     fetching = asyncio.ensure_future(fetch_upstream(request.sha256))
@@ -158,9 +174,9 @@ async def _relay(stream: ByteStream, store: BlobStore, request: Request, fetch_u
         incoming = await _next_incoming(flight, fetching, None)
         if incoming is None:
             await fetching  # raises why not
-            await _send_stored(stream, store, request)
+            await _send_stored(stream, reading, store, request)
         else:
-            await _Follower(stream, request, flight, fetching).run(incoming)
+            await _Follower(stream, reading, request, flight, fetching).run(incoming)
             await _end(stream)  # the asker need not wait until this disk has it, too
             await asyncio.wait([fetching])
     finally:
@@ -183,14 +199,15 @@ async def _next_incoming(flight: Flight, fetching: "asyncio.Future[None]", seen:
 class _Follower:
     """Passes on what one pull brings, over all of its attempts."""
 
-    def __init__(self, stream: ByteStream, request: Request, flight: Flight, fetching: "asyncio.Future[None]") -> None:
-        self._stream, self._request, self._flight, self._fetching = stream, request, flight, fetching
+    def __init__(self, stream: ByteStream, reading: Reading, request: Request, flight: Flight, fetching: "asyncio.Future[None]") -> None:
+        self._stream, self._reading, self._request = stream, reading, request
+        self._flight, self._fetching = flight, fetching
         self._position = request.offset
 
     async def run(self, first: Incoming) -> None:
         manifest = first.growth.tally.manifest if self._request.chunks and first.growth is not None else None
         await _send_head(self._stream, self._request, first.size, manifest)
-        todo = list(indexes(self._request.want, manifest.count)) if manifest is not None else []
+        todo = await _wanted(self._reading, self._request, manifest) if manifest is not None else []
         incoming: Incoming | None = first
         while incoming is not None:
             self._same(incoming, first, manifest)

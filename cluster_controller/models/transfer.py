@@ -3,7 +3,8 @@
 Invariants
 - A chunk is kept when its digest is right, and then at once; whoever follows the pull (`serving`) may have it from that moment on. So
   a blob crosses three hops in the time of one, and no wrong byte crosses more than one.
-- What is here is never asked for again: not after a cut, not after a power loss, not when the next attempt asks somebody else.
+- What is here is never asked for again: not after a cut, not after a power loss, not when the next attempt asks somebody else, and
+  not when it came with another version (`sharing`).
 - A blob counts as here only when all of it has its sha256 and the disk holds it.
 - Sources are asked nearest first. One that refuses, or that gives nothing again and again, is passed over for the next ancestor.
 - Memory: two chunks for each pull, one that arrives while the other is verified and written.
@@ -17,8 +18,9 @@ from typing import TypeVar
 import structlog
 
 from cluster_controller.errors import BanyanError, Conflict, Exhausted, Forbidden, InvalidInput, NotFound, ProtocolError, Unreachable
+from cluster_controller.models import sharing
 from cluster_controller.models.blobs import BlobStore, check_digest
-from cluster_controller.models.chunks import DIGEST_BYTES, Manifest, count_of, indexes
+from cluster_controller.models.chunks import CHUNK, DIGEST_BYTES, MAX_RANGES, Manifest, bitmap, count_of, indexes
 from cluster_controller.models.incoming import STEP, Growth, Incoming, WrongChunk, WrongDigest
 from cluster_controller.models.pace import FREE, Pace
 from cluster_controller.models.wire import Reading, Reply, Request, decode_reply, encode
@@ -192,37 +194,57 @@ class _Pull:
         if growth is not None and growth.tally.complete:  # a crash, or a full disk, came between the last byte and the name
             await self._finish(growth)
             return
-        if growth is None:
-            request = Request(digest, store.partial_size(digest), chunks=True)
-        else:
-            request = Request(digest, growth.tally.prefix_bytes, chunks=True, want=tuple(growth.tally.missing()))
+        offset = store.partial_size(digest) if growth is None else growth.tally.prefix_bytes
+        want = tuple(growth.tally.missing()) if growth is not None else ()
+        # The manifest is worth waiting for where other blobs may hold some of it, or ranges cannot say all that is missing.
+        select = len(want) == MAX_RANGES or (not (growth is not None and growth.compared) and bool(store.recent(CHUNK, 1)))
+        request = Request(digest, offset, chunks=True, want=want, select=select)
         stream = await _on_stream(source())
         try:
             await _on_stream(stream.write(encode(request)))
-            await _on_stream(stream.close_write())
+            if not select:
+                await _on_stream(stream.close_write())
             reading = Reading(stream)
             reply = _check_reply(digest, request.offset, await _on_stream(reading.line()))
             if reply.seal or reply.size == 0:
-                await self._chunks(reading, reply, request, growth)
+                await self._chunks(stream, reading, reply, request, growth)
             else:
                 await self._bytes(reading, reply, request, growth)
         finally:
             stream.abort("done")
 
-    async def _chunks(self, reading: Reading, reply: Reply, request: Request, growth: Growth | None) -> None:
+    async def _chunks(self, stream: ByteStream, reading: Reading, reply: Reply, request: Request, growth: Growth | None) -> None:
         digests = await _on_stream(reading.exactly(DIGEST_BYTES * count_of(reply.size))) if reply.size else bytearray()
         manifest = _manifest(self._digest, reply, digests)
         if growth is None or growth.tally.manifest != manifest:
             fresh = await self._store.grow(self._digest, manifest)
-            if growth is not None:  # what was asked for leaves gaps by this one
+            if growth is not None and not reply.select:  # what was asked for leaves gaps by this one
                 raise _Cut("the source's chunks are others than those that came before; all are asked for")
             growth = fresh
         async with self._store.receive(self._digest, reply.size, growth) as incoming:
             self._flight.announce(incoming)
-            await self._gather(reading, incoming, growth, list(indexes(request.want, manifest.count)))
+            if reply.select:
+                wanted = await self._select(stream, incoming, growth)
+            else:
+                wanted = list(indexes(request.want, manifest.count))
+            await self._gather(reading, incoming, growth, wanted)
             if not growth.tally.complete:
                 raise _Cut(f"{incoming.received} of {reply.size} bytes came")
             await incoming.commit()
+
+    async def _select(self, stream: ByteStream, incoming: Incoming, growth: Growth) -> list[int]:
+        """Ask for what is neither here nor in another blob; those chunks come while the others are copied."""
+        copies = await sharing.find(self._store, growth.tally) if not growth.compared else []
+        growth.compared = True
+        known = {one.index for one in copies}
+        wanted = [index for index in range(growth.tally.manifest.count) if index not in growth.tally and index not in known]
+        await _on_stream(stream.write(bitmap(wanted, growth.tally.manifest.count)))
+        await _on_stream(stream.close_write())
+        if copies:
+            copied = await sharing.copy(self._store, incoming, copies)
+            self._store.shared += copied
+            log.info("blob.shared", digest=self._digest, copied=copied, asked=len(wanted))
+        return wanted
 
     async def _gather(self, reading: Reading, incoming: Incoming, growth: Growth, wanted: list[int]) -> None:
         """One chunk arrives while the one before it is verified and written."""

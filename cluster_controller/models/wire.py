@@ -2,6 +2,12 @@
 
     asker    {"sha256": DIGEST, "offset": BYTES, "chunks": true, "want": [[FIRST, END], …]}\\n          then closes its direction
     holder   {"size": BYTES, "seal": SHA256}\\n, the manifest (32 bytes for each chunk, SHA256 its own), the chunks wanted, in order
+
+    asker    the same with "select": true: it has other files that may hold some of it, and first wants to see the manifest
+    holder   {"size": BYTES, "seal": SHA256, "select": true}\\n, the manifest
+    asker    a bit for each chunk (`chunks.bitmap`), set for those that it wants                           then closes its direction
+    holder   those chunks, in order                        one that does not know `select` answers as if it had not been said
+
     or       {"size": BYTES}\\n and the bytes from offset on       from one that knows no manifest, or to an asker that does not ask
     or       {"error": TEXT, "code": CODE}\\n
 
@@ -31,11 +37,13 @@ class Request(Struct, frozen=True, omit_defaults=True):
     chunks: bool = False
     want: tuple[tuple[int, int], ...] = ()
     """Empty: all."""
+    select: bool = False
 
 
 class Reply(Struct, frozen=True, omit_defaults=True):
     size: int = -1
     seal: str = ""
+    select: bool = False
     error: str = ""
     code: Code | None = None
 
