@@ -168,9 +168,7 @@ class _Collector(Collector):
         yield GaugeMetricFamily("banyan_models_bytes", "Of models' files on this disk, those that arrive included.", value=blobs.used)
         yield GaugeMetricFamily("banyan_models_budget_bytes", "What they may take.", value=blobs.budget)
         yield CounterMetricFamily("banyan_models_pulled_bytes", "Of models that came from above.", value=blobs.pulled)
-        yield CounterMetricFamily(
-            "banyan_models_shared_bytes", "Of models, copied from other files here instead.", value=blobs.shared
-        )
+        yield CounterMetricFamily("banyan_models_shared_bytes", "Of models, copied from other files here instead.", value=blobs.shared)
         yield CounterMetricFamily("banyan_models_cuts", "Pulls that were cut, and asked again.", value=blobs.cuts)
         arriving = library.progress()
         left = sum(each.size - each.received for each in arriving if each.size >= 0)
