@@ -36,8 +36,8 @@ LONGEST = 40 * 60
 INTERRUPTED_SECONDS = 60.0
 CLUSTERS = ("members", "crowd", "kubectl")  # on real Kubernetes clusters: `make testbed`
 ALONE = (
-    "footprint", "size", "startup", "idle", "propagation", "three", "relay", "tunnels", "children", "thousand", "simulated", "objects",
-    "burst", "lists", "decode", "serve", "device", "models", "placement", "replace", "failover", "healing", "growth", "demo",
+    "footprint", "size", "startup", "idle", "propagation", "three", "relay", "hop", "tunnels", "children", "thousand", "simulated",
+    "objects", "burst", "lists", "decode", "serve", "device", "models", "placement", "replace", "failover", "healing", "growth", "demo",
 )  # fmt: skip
 NAMES = (*ALONE, *CLUSTERS)
 DISK = "/var/tmp"  # a real disk, where /tmp may be memory; each run makes a folder of its own there

