@@ -22,6 +22,7 @@ from cluster_controller.tunnel.protocol.connection import Connection
 from cluster_controller.tunnel.protocol.frames import MAX_PAYLOAD
 from cluster_controller.tunnel.protocol.lanes import Lanes
 from cluster_controller.tunnel.protocol.pacing import Pacer
+from cluster_controller.tunnel.protocol.sending import Sending
 from tests.simulation.deliberate import both, mutant, put
 
 # --- rollouts ---
@@ -172,6 +173,24 @@ def ended_streams_stay() -> Any:
         self.streams[stream.id] = stream
 
     return put(Connection, "_forget", forget)
+
+
+@mutant("a relay gives credit for what it has not passed on yet, so nothing bounds what waits there", "bulk")
+def relays_have_no_cap() -> Any:
+    received, sent = Connection._receive_data, Sending._sent
+
+    def receive(self: Connection, id: int, run: memoryview, count: int, end: int) -> None:
+        stream = self.streams.get(id)
+        received(self, id, run, count, end)
+        if stream is not None and stream.onward is not None:
+            self._consumed(stream, len(run))
+
+    def left(self: Sending, stream: Any, size: int) -> None:
+        onward, stream.onward = stream.onward, None
+        sent(self, stream, size)
+        stream.onward = onward
+
+    return both(put(Connection, "_receive_data", receive), put(Sending, "_sent", left))
 
 
 # --- journals ---

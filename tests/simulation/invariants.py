@@ -13,6 +13,7 @@ from cluster_controller.placement import replacing
 from cluster_controller.resources import kinds
 from cluster_controller.store.database import Batch
 from cluster_controller.store.model import Stored
+from tests.simulation import bounds
 from tests.simulation.disk import Disk
 from tests.simulation.quiet import QUIET
 from tests.simulation.reach import Reach, awake
@@ -26,7 +27,6 @@ REPLACE_SECONDS = 45.0  # from when a cluster counts as silent, and afterSeconds
 SURPLUS_SECONDS = 60.0  # from when the links are up
 LINKED_SECONDS = 10.0  # until they are, once the ways are open: the longest pause between two attempts
 WHOLE_SECONDS = 60.0  # in a tree that is whole, and with nobody changing anything, all has become as it was wanted
-MAX_TASKS = 200  # of one controller's tunnel, for each link
 REPEATED = 20  # violations of one kind that are written down
 
 
@@ -411,19 +411,9 @@ class Invariants:
                     return
 
     def bounded(self, place: Place) -> None:
-        """Queues, streams and tasks stay within their caps."""
-        assert place.controller is not None
-        controller = place.controller
-        tunnel, store = controller.tunnel, controller.store
-        links = [*tunnel.links.values(), *([tunnel.parent] if tunnel.parent is not None else [])]
-        tasks = len(tunnel.tasks._tasks)
-        if tasks > MAX_TASKS * (len(links) + 1):
-            self.violated("bounded", f"{place.name}: {tasks} tasks for {len(links)} links")
-        for link in links:
-            if link.streams > 2 * tunnel.limits.max_streams:
-                self.violated("bounded", f"{place.name}: {link.streams} streams")
-        if store._rows > store._limits.pending_rows or store._bytes > store._limits.pending_bytes + store._limits.document_bytes:
-            self.violated("bounded", f"{place.name}: {store._rows} rows wait for the disk")
+        """Queues, streams, tables and tasks stay within their caps."""
+        for what in bounds.over(place):
+            self.violated("bounded", f"{place.name}: {what}")
 
     def no_defects(self) -> None:
         """No task of the product has died of anything but what it may die of."""

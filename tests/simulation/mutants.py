@@ -9,14 +9,13 @@ import asyncio
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from cluster_controller import reports
 from cluster_controller.app import Controller
 from cluster_controller.links import Links
-from cluster_controller.placement import divide, works
-from cluster_controller.reconcile import observe
+from cluster_controller.placement import divide, given, telling, works
 from cluster_controller.reconcile.reconciler import Reconciler
 from cluster_controller.reports import Reporter
 from cluster_controller.settling import Settler
@@ -215,6 +214,19 @@ def links_are_kept() -> Any:
     return put(Tunnel, "link_lost", lost)
 
 
+@mutant("what was counted of a link's sessions stays after the link")
+def ended_links_stay_counted() -> Any:
+    original = Links.down
+
+    def down(self: Links, link: Any) -> None:
+        counted = self._counts.get(link.peer_uid)
+        original(self, link)
+        if counted is not None:
+            self._counts[link.peer_uid] = counted
+
+    return put(Links, "down", down)
+
+
 @mutant("routes below a lost child are kept")
 def routes_are_kept() -> Any:
     return put(Router, "detach", lambda self, uid: None)
@@ -258,10 +270,10 @@ def gives_one_more() -> Any:
 
 @mutant("an acknowledgement counts for any share")
 def any_answer_confirms() -> Any:
-    def settled(seen: Any) -> bool:
-        return True
+    def answers(work: Any, status: Any) -> bool:
+        return work is not None and status is not None
 
-    return put(observe, "_settled", settled)
+    return both(put(telling, "answers", answers), put(given, "answers", answers))
 
 
 @mutant("what could not be written is not tried again")
@@ -364,8 +376,29 @@ def dials_once() -> Any:
 
 # --- the check ---
 
+NAMED: dict[str, int] = {
+    "an_adopter_divides": 10,
+    "ended_links_stay_counted": 1,
+    "failures_do_not_stop": 2,
+    "foreign_snapshot_deletes": 1,
+    "keep_is_replaced": 1,
+    "marks_are_lost": 4,
+    "nothing_is_reported_anew": 2,
+    "old_reports_believed": 1,
+    "only_heartbeats_prove_life": 2,
+    "only_the_child_is_lost": 1,
+    "starts_are_not_counted": 1,
+}
+"""The seed that found each bug when this was written; 0 found those that are not named. A change of the plans may move them."""
 
-def caught(name: str, seeds: range, rounds: int = ROUNDS) -> tuple[int, str] | None:
+
+def seeds_for(name: str, further: int) -> list[int]:
+    """Its own seed first, then ``further`` others: should that one no longer find it, another does."""
+    own = NAMED.get(name, 0)
+    return [own, *[seed for seed in range(further + 1) if seed != own][:further]]
+
+
+def caught(name: str, seeds: Iterable[int], rounds: int = ROUNDS) -> tuple[int, str] | None:
     """The first of ``seeds`` that finds the bug, and how; None when none does."""
     for seed in seeds:
         with MUTANTS[name].put_in():
@@ -381,22 +414,25 @@ def caught(name: str, seeds: range, rounds: int = ROUNDS) -> tuple[int, str] | N
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="only these")
-    parser.add_argument("--seeds", type=int, default=12, help="how many may be tried for each")
-    parser.add_argument("--from", type=int, default=0, dest="first")
+    parser.add_argument("--further", type=int, default=11, help="how many seeds are tried where a bug's own does not find it")
     parser.add_argument("--rounds", type=int, default=3, help="of each seed")
     options = parser.parse_args()
-    missed = 0
+    missed = moved = 0
     names = options.names or list(MUTANTS)
+    if unknown := sorted({*NAMED, *names} - set(MUTANTS)):
+        parser.error(f"there are no such bugs: {', '.join(unknown)}")
     for name in names:
-        began = time.process_time()
-        found = caught(name, range(options.first, options.first + options.seeds), options.rounds)
+        began, seeds = time.process_time(), seeds_for(name, options.further)
+        found = caught(name, seeds, options.rounds)
         spent = time.process_time() - began
         if found is None:
             missed += 1
-            print(f"MISSED  {name} ({MUTANTS[name].what}): not found by {options.seeds} seeds, {spent:.0f} s", flush=True)
-        else:
-            print(f"caught  {name}: seed {found[0]}, {spent:.0f} s: {found[1][:160]}", flush=True)
-    print(f"{len(names)} deliberate bugs, {len(names) - missed} caught")
+            print(f"MISSED  {name} ({MUTANTS[name].what}): not found by seeds {seeds}, {spent:.0f} s", flush=True)
+            continue
+        moved += found[0] != seeds[0]
+        how = "" if found[0] == seeds[0] else f" (its own, {seeds[0]}, does not find it any more: name this one)"
+        print(f"caught  {name}: seed {found[0]}{how}, {spent:.0f} s: {found[1][:160]}", flush=True)
+    print(f"{len(names)} deliberate bugs, {len(names) - missed} caught, {len(names) - missed - moved} by their own seed")
     return 1 if missed else 0
 
 

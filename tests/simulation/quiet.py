@@ -11,6 +11,7 @@ import msgspec
 
 from cluster_controller.resources import kinds
 from cluster_controller.tunnel.link import Link
+from tests.simulation import bounds
 from tests.simulation.world import Place
 
 if TYPE_CHECKING:
@@ -136,6 +137,9 @@ def closed_links_leave_nothing(check: "Invariants") -> Iterator[str]:
     wires = len(check.world.network.wires)
     if wires != 2 * edges:
         yield f"{wires} wires are open for {edges} links"
+    for place in check.world.places.values():
+        if place.controller is not None and place.alive:
+            yield from (f"{place.name}: {what}" for what in bounds.left(place))
     if not check.thorough:
         return
     gc.collect()
