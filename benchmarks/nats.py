@@ -43,27 +43,45 @@ def python() -> Path:
 @contextmanager
 def running(folder: Path, subscribers: int, cores: list[int]) -> Iterator[Ends]:
     """Hub and leaf node, with ``subscribers`` clients of the leaf and one publisher at the hub."""
-    interpreter, (certificate, key) = python(), certificates(folder)
-    tls = f'tls {{ cert_file: "{certificate}", key_file: "{key}" }}'
     with ExitStack() as stack:
-        hub, leaves, leaf = free_port(), free_port(), free_port()
-        (folder / "hub.conf").write_text(
-            f"listen: 127.0.0.1:{hub}\n{tls}\nleafnodes {{ listen: 127.0.0.1:{leaves}\n{tls} }}\n", encoding="utf-8"
+        hub, leaf, certificate = servers(stack, folder, cores)
+        yield Ends(
+            sink=client(stack, cores[-1], "sink", leaf, certificate, subscribers),
+            source=client(stack, cores[-1], "source", hub, certificate),
         )
-        remote = f'url: "tls://localhost:{leaves}", tls {{ ca_file: "{certificate}" }}'
-        (folder / "leaf.conf").write_text(
-            f"listen: 127.0.0.1:{leaf}\n{tls}\nleafnodes {{ remotes: [ {{ {remote} }} ] }}\n", encoding="utf-8"
-        )
-        for name, port, core in (("hub", hub, cores[-1]), ("leaf", leaf, cores[0])):
-            serve(stack, interpreter.parent / "nats-server", folder / f"{name}.conf", port, core)
-        program = (str(interpreter), str(PROGRAM))
-        made = []
-        for role, *words in (("sink", leaf, certificate, subscribers), ("source", hub, certificate)):
-            process = Process(cores[-1], str(role), *words, program=program)
-            stack.callback(process.kill)
-            process.read()
-            made.append(process)
-        yield Ends(source=made[1], sink=made[0])
+
+
+@contextmanager
+def tunnel(folder: Path, cores: list[int]) -> Iterator[Process]:
+    """A source at the hub that does what `benchmarks.tunnels` asks, with one client of the leaf as its sink."""
+    with ExitStack() as stack:
+        hub, leaf, certificate = servers(stack, folder, cores)
+        client(stack, cores[-1], "tunnel-sink", leaf, certificate)
+        yield client(stack, cores[-1], "tunnel-source", hub, certificate)
+
+
+def servers(stack: ExitStack, folder: Path, cores: list[int]) -> tuple[int, int, Path]:
+    """Hub and leaf node: where each takes clients, and what vouches for them."""
+    certificate, key = certificates(folder)
+    program = python().parent / "nats-server"
+    tls = f'tls {{ cert_file: "{certificate}", key_file: "{key}" }}'
+    hub, leaves, leaf = free_port(), free_port(), free_port()
+    remote = f'url: "tls://localhost:{leaves}", tls {{ ca_file: "{certificate}" }}'
+    nodes = {
+        "hub": (hub, cores[-1], f"leafnodes {{ listen: 127.0.0.1:{leaves}\n{tls} }}"),
+        "leaf": (leaf, cores[0], f"leafnodes {{ remotes: [ {{ {remote} }} ] }}"),
+    }
+    for name, (port, core, nodes_of) in nodes.items():
+        (folder / f"{name}.conf").write_text(f"listen: 127.0.0.1:{port}\n{tls}\n{nodes_of}\n", encoding="utf-8")
+        serve(stack, program, folder / f"{name}.conf", port, core)
+    return hub, leaf, certificate
+
+
+def client(stack: ExitStack, core: int, role: str, *words: object) -> Process:
+    process = Process(core, role, *words, program=(str(python()), str(PROGRAM)))
+    stack.callback(process.kill)
+    process.read()
+    return process
 
 
 def serve(stack: ExitStack, program: Path, settings: Path, port: int, core: int) -> None:

@@ -1,9 +1,10 @@
-"""Bulk and echo through one hop over TLS: the tunnel, bare `websockets`, bare TLS sockets, and hashicorp/yamux (Go), in turns.
+"""Bulk, echo, and a ping-pong beside bulk, through one hop over TLS: the tunnel, and what one would use otherwise, in turns.
 
-Each has a source, a relay and a sink in processes of their own; the relay has a core, the two ends share the other. Ours is the shipped
-`banyan run` as the relay, between two whole controllers, and one link carries all streams; so it is with yamux. A peer that has no streams
-of its own makes a connection for each. On every stream the same is said: a byte for what it is, which the sink gives back, then blocks of
-one size; it answers the last block of bulk with the bytes that it has counted, and each of echo with itself. What is lost is an error.
+Beside it: bare `websockets`, bare TLS sockets, hashicorp/yamux (Go), and NATS with a leaf node. Each has a source, a relay and a sink in
+processes of their own; the relay has a core, the two ends share the other. Ours is the shipped `banyan run` as the relay, between two whole
+controllers, and one link carries all streams; so it is with yamux. A peer that has no streams of its own makes a connection for each, or
+sends messages. On every stream the same is said: a byte for what it is, which the sink gives back, then blocks of one size; it answers the
+last block of bulk with the bytes that it has counted, and each of echo with itself. What is lost is an error.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,7 +29,7 @@ if __name__ == "__main__":
 import structlog  # noqa: E402
 import uvloop  # noqa: E402
 
-from benchmarks import records  # noqa: E402
+from benchmarks import gauges, nats, records  # noqa: E402
 from benchmarks.harness import all_ready, growing  # noqa: E402
 from benchmarks.records import Options, Row  # noqa: E402
 from benchmarks.relay import joined, pin  # noqa: E402
@@ -36,11 +37,13 @@ from benchmarks.relay_ends import Process, child, identity, say, started, told  
 from cluster_controller.tunnel import Lane, Stream  # noqa: E402
 from tools.needs import Missing, go  # noqa: E402
 
-BLOCK, PING, STREAMS = 65536, 1024, 64
+BLOCK, PING, LITTLE, STREAMS = 65536, 1024, 64, 64
 TOTAL = struct.Struct(">Q")
 YAMUX = HERE / "peers" / "yamux"
 BUILD_SECONDS = 300
-OURS, PEERS = "banyan", ("websockets", "TLS sockets", "yamux")
+NATS = nats.NAME
+OURS, PEERS = "banyan", ("websockets", "TLS sockets", "yamux", NATS)
+REMOTEDIALER = "remotedialer, Go, without TLS"
 
 
 class Pipe(Protocol):
@@ -99,12 +102,12 @@ async def exactly(pipe: Pipe, size: int) -> bytes:
     return found
 
 
-async def bulk(dial: Dial, seconds: float, _: int) -> float:
-    """Bytes a second, until the sink has counted all of them."""
+async def bulk(dial: Dial, seconds: float, _: int, stopped: asyncio.Event | None = None) -> float:
+    """Bytes a second, until the sink has counted all of them. ``stopped``: when to end, instead of after so many seconds."""
     pipe = await begun(dial, "bulk")
     on, last = b"\1" + bytes(BLOCK - 1), bytes(BLOCK)
     began, sent = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds:
+    while time.perf_counter() - began < seconds if stopped is None else not stopped.is_set():
         await pipe.write(on)
         sent += BLOCK
     await pipe.write(last)
@@ -132,7 +135,23 @@ async def echo(dial: Dial, seconds: float, streams: int) -> float:
     return trips / (time.perf_counter() - began)
 
 
-WORK = {"bulk": bulk, "echo": echo}
+async def ping(dial: Dial, seconds: float, _: int) -> dict[str, float]:
+    """Milliseconds of a round trip of a few bytes while bulk goes the same way, and the rate of that."""
+    stopped = asyncio.Event()
+    flowing = asyncio.create_task(bulk(dial, seconds, 1, stopped))
+    pipe, data, took = await begun(dial, "echo"), bytes(range(LITTLE)), []
+    began = time.perf_counter()
+    while (sent := time.perf_counter()) - began < seconds:
+        await pipe.write(data)
+        if await exactly(pipe, LITTLE) != data:
+            raise EOFError("what came back is not what was sent")
+        took.append(1000 * (time.perf_counter() - sent))
+    stopped.set()
+    rate = await flowing
+    return {"p50": gauges.percentile(took, 50), "p99": gauges.percentile(took, 99), "bulk": rate}
+
+
+WORK: dict[str, Callable[[Dial, float, int], Awaitable[float | dict[str, float]]]] = {"bulk": bulk, "echo": echo, "ping": ping}
 
 
 async def asked(dial: Dial) -> None:
@@ -289,6 +308,8 @@ def peer(kind: str, folder: Path, cores: list[int], stack: AsyncExitStack) -> Pr
     if kind == OURS:
         keep(role(cores[-1], "banyan-sink", folder)).read()
         source = keep(role(cores[-1], "banyan-source", folder))
+    elif kind == NATS:
+        return stack.enter_context(nats.tunnel(folder, cores))
     elif kind == "yamux":
         program = build()
 
@@ -322,8 +343,9 @@ def build() -> Path:
 
 
 async def measure(options: Options) -> list[Row]:
-    rounds, seconds = (1, 0.3) if options.quick else (5, 1.5)
-    found: dict[tuple[str, str], list[float]] = {}
+    rounds, seconds = (1, 0.3) if options.quick else (3, 1.5)
+    found: dict[tuple[str, str], list[Any]] = {}
+    peers = [kind for kind in PEERS if kind != NATS or not options.quick]  # what is installed for development only, tests do without
     cores = sorted(os.sched_getaffinity(0))
     if shutil.which("taskset") is None:
         raise RuntimeError("`taskset` is not installed (Debian: apt-get install util-linux)")
@@ -334,28 +356,55 @@ async def measure(options: Options) -> list[Row]:
         await joined(tree, relay, 1)
         await root.stop()  # the source takes its place: the same identity, store and port
         pin(relay.pid, cores[0])
-        sources = {kind: await asyncio.to_thread(peer, kind, tree.folder, cores, stack) for kind in (OURS, *PEERS)}
+        sources = {kind: await asyncio.to_thread(peer, kind, tree.folder, cores, stack) for kind in (OURS, *peers)}
         for _ in range(rounds):
             for what in WORK:
                 for kind, source in sources.items():
                     value = await asyncio.to_thread(source.ask, do=what, seconds=seconds, streams=STREAMS)
                     found.setdefault((what, kind), []).append(value["value"])
-    return shown(found)
+    return shown(found, peers)
 
 
-def shown(found: dict[tuple[str, str], list[float]]) -> list[Row]:
+def shown(found: dict[tuple[str, str], list[Any]], peers: Sequence[str]) -> list[Row]:
     rows = []
-    note = "one core for the relay, TLS; every byte of bulk is counted at its end and every echo compared"
-    for what, text, target, unit, size in (
-        ("bulk", f"bulk of one stream through one hop, {BLOCK // 1024} KiB messages", 250, "MB/s", 1e6),
-        ("echo", f"{STREAMS} streams of {PING // 1024} KiB echo through one hop", 25_000, "round trips/s", 1.0),
+    note = (
+        "one core for the relay, TLS; every byte of bulk is counted at its end and every echo compared; one link for all streams, but a"
+        " connection for each with bare websockets and TLS sockets; NATS knows no streams: echo is request and reply, bulk has a window of"
+        " 4 MiB that its receiver acknowledges, which a program must add, for a leaf node drops whoever reads too slowly"
+    )
+    remote = f"{records.COMPARABLE}, one WebSocket tunnel"
+    for what, text, target, unit, size, other in (
+        ("bulk", f"bulk of one stream through one hop, {BLOCK // 1024} KiB messages", 250, "MB/s", 1e6, 301.0),
+        ("echo", f"{STREAMS} streams of {PING // 1024} KiB echo through one hop", 25_000, "round trips/s", 1.0, 41_500.0),
     ):
         ours = [value / size for value in found[what, OURS]]
-        for number, kind in enumerate(PEERS):
+        for number, kind in enumerate(peers):
             theirs = [value / size for value in found[what, kind]]
             promised: dict[str, Any] = {"target": target, "least": True, "note": note} if not number else {"least": True}
             title = text if not number else f"{text}, beside {kind}"
             rows.append(records.rounds(title, ours, unit, peer=kind, theirs=theirs, **promised))
+        rows.append(
+            Row(what=f"{text}, beside remotedialer", measured=rows[-1].measured, unit=unit, least=True, peer=REMOTEDIALER,
+                peer_measured=other, peer_source=remote)
+        )  # fmt: skip
+    return [*rows, *beside_bulk(found, peers, remote)]
+
+
+def beside_bulk(found: dict[tuple[str, str], list[Any]], peers: Sequence[str], remote: str) -> list[Row]:
+    rows = []
+    for key, target, unit, size, other in (("p50", None, "ms", 1.0, 14.0), ("p99", 5, "ms", 1.0, 39.0), ("bulk", None, "MB/s", 1e6, None)):
+        text = f"{LITTLE}-byte ping-pong beside bulk, " + (key.upper() if unit == "ms" else "the bulk")
+        ours = [value[key] / size for value in found["ping", OURS]]
+        for number, kind in enumerate(peers):
+            theirs = [value[key] / size for value in found["ping", kind]]
+            promised = target if not number else None
+            title = text if not number else f"{text}, beside {kind}"
+            rows.append(records.rounds(title, ours, unit, peer=kind, theirs=theirs, target=promised, least=unit != "ms"))
+        if other is not None:
+            rows.append(
+                Row(what=f"{text}, beside remotedialer", measured=rows[-1].measured, unit=unit, peer=REMOTEDIALER, peer_measured=other,
+                    peer_source=remote)
+            )  # fmt: skip
     return rows
 
 

@@ -2,7 +2,7 @@
 //
 //	yamux relay               says {"port": N}; passes each stream of the source on to the sink
 //	yamux sink PORT           says {"up": true}; drains or echoes, as the first byte of a stream says
-//	yamux source PORT         for each {"do": "bulk"|"echo", "seconds": S, "streams": N} says {"value": …}
+//	yamux source PORT         for each {"do": "bulk"|"echo"|"ping", "seconds": S, "streams": N} says {"value": …}
 //
 // The wire of a stream is that of benchmarks/tunnels.py: a byte that says what it is, given back, then blocks of one size.
 package main
@@ -21,6 +21,7 @@ import (
 	"math/big"
 	"net"
 	"os"
+	"sort"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,8 +30,9 @@ import (
 )
 
 const (
-	block = 65536
-	ping  = 1024
+	block  = 65536
+	ping   = 1024
+	little = 64
 )
 
 func must[T any](value T, err error) T {
@@ -109,12 +111,13 @@ func serve(stream *yamux.Stream) {
 		return
 	}
 	if kind[0] == 'e' {
-		buffer := make([]byte, ping)
+		buffer := make([]byte, block)
 		for {
-			if _, err := io.ReadFull(stream, buffer); err != nil {
+			size, err := stream.Read(buffer)
+			if err != nil {
 				return
 			}
-			if _, err := stream.Write(buffer); err != nil {
+			if _, err := stream.Write(buffer[:size]); err != nil {
 				return
 			}
 		}
@@ -146,13 +149,15 @@ func source(port string) {
 		if json.Unmarshal(lines.Bytes(), &asked) != nil || asked.Stop {
 			return
 		}
-		value := 0.0
-		if asked.Do == "bulk" {
-			value = bulk(session, asked.Seconds)
-		} else {
-			value = echo(session, asked.Seconds, asked.Streams)
+		switch asked.Do {
+		case "bulk":
+			fmt.Printf("{\"value\": %f}\n", bulk(session, asked.Seconds, nil))
+		case "echo":
+			fmt.Printf("{\"value\": %f}\n", echo(session, asked.Seconds, asked.Streams))
+		default:
+			took, rate := beside(session, asked.Seconds)
+			fmt.Printf("{\"value\": {\"p50\": %f, \"p99\": %f, \"bulk\": %f}}\n", rank(took, 50), rank(took, 99), rate)
 		}
-		fmt.Printf("{\"value\": %f}\n", value)
 	}
 }
 
@@ -165,14 +170,15 @@ func begun(session *yamux.Session, kind byte) *yamux.Stream {
 	return stream
 }
 
-func bulk(session *yamux.Session, seconds float64) float64 {
+// Until the time is over, or until stopped is set.
+func bulk(session *yamux.Session, seconds float64, stopped *atomic.Bool) float64 {
 	stream := begun(session, 'b')
 	defer stream.Close()
 	buffer := make([]byte, block)
 	buffer[0] = 1
 	began, sent := time.Now(), uint64(0)
 	for last := false; !last; sent += block {
-		if time.Since(began).Seconds() >= seconds {
+		if stopped != nil && stopped.Load() || stopped == nil && time.Since(began).Seconds() >= seconds {
 			last = true
 			buffer[0] = 0
 		}
@@ -209,6 +215,31 @@ func echo(session *yamux.Session, seconds float64, streams int) float64 {
 	}
 	all.Wait()
 	return float64(trips.Load()) / time.Since(began).Seconds()
+}
+
+// Milliseconds of each round trip of 64 bytes while bulk goes the same way, and the rate of that.
+func beside(session *yamux.Session, seconds float64) ([]float64, float64) {
+	var stopped atomic.Bool
+	rate := make(chan float64)
+	go func() { rate <- bulk(session, seconds, &stopped) }()
+	stream := begun(session, 'e')
+	defer stream.Close()
+	var took []float64
+	buffer := make([]byte, little)
+	for began := time.Now(); time.Since(began).Seconds() < seconds; {
+		sent := time.Now()
+		must(stream.Write(buffer))
+		must(io.ReadFull(stream, buffer))
+		took = append(took, 1000*time.Since(sent).Seconds())
+	}
+	stopped.Store(true)
+	return took, <-rate
+}
+
+// Nearest rank.
+func rank(values []float64, percent int) float64 {
+	sort.Float64s(values)
+	return values[max(0, (len(values)*percent+99)/100-1)]
 }
 
 func main() {
