@@ -196,7 +196,8 @@ class Links:
         What it said so far is on the disk once this returns, and nothing of it afterwards: else a report that is under way would bring
         back what the caller removes.
         """
-        self._leaving.add(child)
+        if child in self._here:  # without a link there is none over which it could speak
+            self._leaving.add(child)
         if (task := self._children.get(child)) is not None:
             task.cancel()
             await asyncio.wait({task})

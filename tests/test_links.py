@@ -458,6 +458,8 @@ def test_what_a_child_that_leaves_still_has_to_say_brings_nothing_back(tmp_path:
             await child.store.commit(lambda tx: None)
             parent.tunnel.links[child.uid].close(CloseCode.GOING_AWAY, "test")
             await parent.holds(f"up/{child.uid}", child.store.size("report"))  # should it ever be let in again
+            await parent.links.silence("who has gone already")
+            assert not parent.links._leaving
 
     async def write(child: Site) -> None:
         for number in range(100_000):

@@ -18,10 +18,10 @@ from cluster_controller import events
 from cluster_controller.documents import decode, encode
 from cluster_controller.errors import BanyanError, Conflict, Exhausted, Forbidden, NotFound
 from cluster_controller.events import Reason
-from cluster_controller.moves import state
+from cluster_controller.moves import left, state, words
 from cluster_controller.moves.part import Part, put
 from cluster_controller.moves.state import Ask, Move, Phase
-from cluster_controller.moves.words import Answer, No, NotYet
+from cluster_controller.moves.words import Answer, Gone, No, NotYet
 from cluster_controller.placement.engine import Engine
 from cluster_controller.resources import kinds
 from cluster_controller.store import Event, Key, Store, Tx
@@ -54,7 +54,7 @@ class Planned(Struct, frozen=True):
 class Driver:
     """``me``: uid and name. ``way``: by which direct child a cluster is reached now, by its signed attach."""
 
-    heeds = ("Cluster",)  # kinds of what `changed` is called for
+    heeds = ("Cluster", left.KIND)  # kinds of what `changed` is called for
 
     def __init__(
         self,
@@ -68,13 +68,13 @@ class Driver:
         wall: Callable[[], datetime],
     ) -> None:
         self._store = store
-        self._engine = engine
-        self._tunnel = tunnel
+        self._engine, self._tunnel = engine, tunnel
         self._part = part
         self._me = me
         self._route = way
         self._wall = wall
         self._moves: dict[str, Move] = {}  # by the cluster
+        self._doubts = left.Doubts(store)
         self._wake = asyncio.Event()
         engine.transferring.unsettled = self.unsettled
         engine.transferring.grace = part.grace
@@ -85,10 +85,13 @@ class Driver:
         for stored in self._store.list(SPACE, KIND):
             found = decode(stored.document, Move)
             self._moves[found.cluster] = found
+        self._doubts.load()
         self._wake.set()
 
     def changed(self, changes: Sequence[Event]) -> None:
         if self._moves and any(event.stored.key.kind == "Cluster" for event in changes):
+            self._wake.set()
+        if self._doubts.changed(changes):
             self._wake.set()
 
     async def run(self) -> None:
@@ -102,9 +105,10 @@ class Driver:
                 async with asyncio.timeout(pause):
                     await self._wake.wait()
             self._wake.clear()
+            await self._tell_once_more()
             active = [move.cluster for move in self._moves.values() if move.active]
             if not active:
-                pause = None
+                pause = PAUSES[1] if self._doubts else None
                 continue
             before = self._stages()
             await asyncio.gather(*(self._step(cluster) for cluster in active))
@@ -116,6 +120,54 @@ class Driver:
 
     def _stages(self) -> dict[str, Move]:
         return {cluster: move.stage for cluster, move in self._moves.items()}
+
+    # --- who lists a cluster that has left it ---
+
+    async def _tell_once_more(self) -> None:
+        """What was set back to before a move knows nothing of it: once two have spoken of one cluster for long enough, it is told."""
+        for found in self._doubts.ripe(asyncio.get_running_loop().time(), self._elsewhere):
+            try:
+                await self._once_more(found)
+            except (BanyanError, TimeoutError) as error:  # it is asked again
+                log.warning("move.untold", cluster=self._called(found.cluster), reason=str(error))
+
+    def _elsewhere(self, uid: str) -> left.Elsewhere | None:
+        if any(move.active and uid in (move.cluster, *move.names.values()) for move in self._moves.values()):
+            return None
+        return left.elsewhere(self._store, self._me()[0], uid, self._part.record(uid), self._route(uid))
+
+    async def _once_more(self, found: left.Elsewhere) -> None:
+        """The move that is known here, or what the cluster itself still knows of it."""
+        uid, known = found.cluster, self._moves.get(found.cluster)
+        if known is not None and known.phase is Phase.DONE and (known.old, known.parent) == (found.old, found.parent):
+            move = state.once_more(known, found.attach)
+        else:
+            out, into = (*self._branch(found.old), uid), (*self._branch(found.parent), uid)
+            if out[0] == into[0]:
+                return  # somebody below decides that
+            async with asyncio.timeout(ASK_SECONDS):
+                answer = await self._put(Ask(uid, words.Where(move="", parent=found.parent)))
+            if not isinstance(answer, Gone) or not answer.move:
+                return  # it came there by no move
+            move = Move(
+                id=answer.move,
+                cluster=uid,
+                name=self._called(uid).partition(".")[0],
+                parent=found.parent,
+                parent_name=self._called(found.parent),
+                old=found.old,
+                old_name=self._called(found.old),
+                out=out,
+                into=into,
+                phase=Phase.ARRIVING,
+                began=format_time(self._wall()),
+                told=True,
+                held=answer.held,
+                after=answer.after,
+                again=found.attach,
+            )
+        log.info("move.told_again", cluster=move.name, old=move.old_name, parent=move.parent_name)
+        await self._save(move)
 
     # --- what other rooms ask ---
 
@@ -419,7 +471,7 @@ class Driver:
     def _write(self, tx: Tx, move: Move) -> None:
         tx.put(Key(SPACE, KIND, "", move.cluster), encode(move), uid=move.cluster)
         self._show(tx, move)
-        if move.phase is Phase.DONE:
+        if move.phase is Phase.DONE and not move.again:
             message = f"{move.name} was moved from {move.old_name} to {move.parent_name} by {move.by}"
             events.cluster(tx, move.name, move.cluster, Reason.MOVED, message, component="moves", timestamp=format_time(self._wall()))
 

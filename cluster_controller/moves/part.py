@@ -35,7 +35,7 @@ from cluster_controller.tree.times import format_time
 from cluster_controller.tunnel.course import Parent
 from cluster_controller.tunnel.dialer import ask
 from cluster_controller.tunnel.handshake import Refused
-from cluster_controller.tunnel.messages import CloseCode, RenewReply, ResetCode
+from cluster_controller.tunnel.messages import AttachRecord, CloseCode, RenewReply, ResetCode
 from cluster_controller.tunnel.stream import Stream
 from cluster_controller.tunnel.tunnel import Tunnel
 
@@ -112,6 +112,10 @@ class Part:
             and last.parent == self._identity().parent_uid
             and last.cursor == (self._store.fact(cursor_fact(records.DESIRED)) or b"").decode()
         )
+
+    def record(self, uid: str) -> AttachRecord | None:
+        """What a cluster below signed of where it is, as it is reached now."""
+        return self._membership.router.record(uid)
 
     def grace(self, child: str) -> float:
         """For how many seconds more the silence of a child is nothing unusual."""
@@ -270,9 +274,10 @@ class Part:
     async def _forget(self, question: words.Forget) -> Answer:
         uid = question.cluster
         record = records.member(self._store, uid)
-        if record is None or record.leaving != question.move:
+        if record is None or not (record.leaving == question.move or self._has_gone(record, question)):
             return Yes()
-        held = [one for one in question.applications if self._holds(uid, one)]
+        applications = {*question.applications, *(self._from_above(uid) if question.attach else ())}
+        held = [one for one in applications if self._holds(uid, one)]
         if held:
             return NotYet(reason=f"{len(held)} Applications are still counted at {self._name}")
         hop = self._membership.router.next_hop(uid)
@@ -290,6 +295,16 @@ class Part:
         await self._store.commit(work)
         log.info("child.moved", cluster=record.name, uid=uid, parent=question.parent_name)
         return Yes()
+
+    def _has_gone(self, record: Member, question: words.Forget) -> bool:
+        """Is it elsewhere, though nothing of that is known here: the move was before this store was set back?"""
+        here = record.uid in self._tunnel.links or record.coming or record.state != "member"
+        return not here and question.attach > record.attach
+
+    def _from_above(self, uid: str) -> list[str]:
+        """What of the cluster's share this controller was given itself: it is lowered by whoever counts the move."""
+        names = (stored.key.name for stored in self._store.list(f"down/{uid}", "Work"))
+        return [name for name in names if self._store.get(Key(records.DESIRED, "Work", "", name)) is not None]
 
     def _holds(self, uid: str, application: str) -> bool:
         """Is a part of this controller's share still that of the cluster? Where each cluster has the whole of it, there are no parts."""
@@ -317,7 +332,7 @@ class Part:
         last = mine(self._store)
         if self._identity().parent_uid != parent or last is None or last.parent != parent:
             return None
-        return Gone(held=last.held, after=last.after)
+        return Gone(held=last.held, after=last.after, move=last.move)
 
     async def _stay(self, question: words.Stay) -> Answer:
         async with self._turn:

@@ -59,6 +59,7 @@ class Move(Struct, frozen=True, kw_only=True, omit_defaults=True):
     after: int = 0
     counted: tuple[str, ...] = ()  # applications that were counted over
     tries: int = 0
+    again: int = 0  # it was made before; the old parent lists the cluster once more, which has this attach by now
 
     @property
     def active(self) -> bool:
@@ -98,7 +99,7 @@ def asks(move: Move, applications: tuple[str, ...] = ()) -> tuple[Ask, ...]:
             about = {"move": move.id, "cluster": move.cluster, "applications": applications}
             wanted = (
                 Ask(move.parent, words.Complete(**about, old_name=move.old_name)),  # type: ignore[arg-type]
-                Ask(move.old, words.Forget(**about, parent_name=move.parent_name)),  # type: ignore[arg-type]
+                Ask(move.old, words.Forget(**about, parent_name=move.parent_name, attach=move.again)),  # type: ignore[arg-type]
             )
         case Phase.UNDOING:
             release = words.Release(move=move.id, cluster=move.cluster)
@@ -199,6 +200,11 @@ def seen(move: Move) -> Move:
 def counted(move: Move, applications: tuple[str, ...]) -> Move:
     """In the commit that counts over what it took along."""
     return msgspec.structs.replace(move, phase=Phase.CLOSING, counted=applications, agreed=(), reason="")
+
+
+def once_more(move: Move, attach: int) -> Move:
+    """One that is done, whose old parent lists the cluster again: it is told as before."""
+    return msgspec.structs.replace(move, phase=Phase.CLOSING, agreed=(), counted=(), reason="", again=attach)
 
 
 def call_off(move: Move, reason: str) -> Move:

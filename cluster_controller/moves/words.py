@@ -81,6 +81,7 @@ class Forget(Struct, frozen=True, kw_only=True, tag=True):
     cluster: str
     applications: tuple[str, ...]
     parent_name: str = ""
+    attach: int = 0  # of the cluster at its new parent, for an old one that may know nothing of the move any more
 
 
 class Release(Struct, frozen=True, kw_only=True, tag=True):
@@ -105,10 +106,11 @@ class NotYet(Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Gone(Struct, frozen=True, kw_only=True, tag=True):
-    """``after``: the newest share that the cluster was given before."""
+    """``after``: the newest share that the cluster was given before; ``move``: by which it has gone."""
 
     held: Held
     after: int = 0
+    move: str = ""
 
 
 class Stayed(Struct, frozen=True, kw_only=True, tag=True):

@@ -44,7 +44,8 @@ def read(view: Store | Tx, application: str) -> Book:
 def decide(tx: Tx, application: str, transfer: Transfer) -> None:
     """At the common ancestor: carried out when the application is settled next."""
     book = read(tx, application)
-    _write(tx, application, msgspec.structs.replace(book, waiting=[*book.waiting, transfer]))
+    if transfer.move not in {*book.done, *(one.move for one in book.waiting)}:
+        _write(tx, application, msgspec.structs.replace(book, waiting=[*book.waiting, transfer]))
 
 
 def done(view: Store | Tx, application: str, move: str) -> bool:

@@ -12,6 +12,7 @@ import pytest
 
 from cluster_controller.documents import encode
 from cluster_controller.errors import BanyanError, Unreachable
+from cluster_controller.moves import left, state, words
 from cluster_controller.moves.driver import Driver
 from cluster_controller.moves.state import Phase
 from cluster_controller.placement.engine import Engine
@@ -186,5 +187,46 @@ def test_somebody_out_of_reach_is_asked_now_and_then_and_nothing_is_written_mean
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
+
+    played(tmp_path, check)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_an_old_parent_that_was_set_back_is_told_again_also_by_who_has_forgotten_the_move(tmp_path: Path, known: bool) -> None:
+    async def check(store: Store, made: Driver) -> None:
+        move = await made.begin("edge-1", "region-b", "admin")
+        done = msgspec.structs.replace(move, phase=Phase.DONE, told=True)
+        await made._save(done if known else msgspec.structs.replace(done, old="somebody"))
+        asked: list[Any] = []
+
+        async def answers(ask: Any) -> Any:
+            asked.append(ask)
+            return words.Gone(held={"app": {"main": 2}}, after=9, move="m")
+
+        made._put = answers  # type: ignore[method-assign]
+        await made._once_more(left.Elsewhere("uid-edge-1", "uid-inner", "uid-region-b", 7))
+        again = made.last("edge-1")
+        if known:
+            assert (again.id, again.phase, asked) == (move.id, Phase.CLOSING, [])
+        else:  # what the cluster took along is counted, under the id of the move that was
+            assert (again.id, again.phase, again.held, again.after) == ("m", Phase.ARRIVING, {"app": {"main": 2}}, 9)
+            assert (again.out, again.into) == (move.out, move.into)
+            again = state.counted(again, ("app",))
+        asks = {ask.whom: ask.question for ask in state.asks(again, again.counted)}
+        assert asks["uid-inner"].attach == 7 and asks["uid-inner"].move == again.id
+        assert made._elsewhere("uid-edge-1") is None  # while it is under way
+
+    played(tmp_path, check)
+
+
+def test_who_came_by_no_move_is_not_counted(tmp_path: Path) -> None:
+    async def check(_: Store, made: Driver) -> None:
+        async def stayed(ask: Any) -> Any:
+            return words.NotYet(reason="edge-1 has not gone")
+
+        made._put = stayed  # type: ignore[method-assign]
+        await made._once_more(left.Elsewhere("uid-edge-1", "uid-inner", "uid-region-b", 7))
+        with pytest.raises(BanyanError, match="was never moved from here"):
+            made.last("edge-1")
 
     played(tmp_path, check)

@@ -15,7 +15,7 @@ from cluster_controller.moves import words
 from cluster_controller.moves.part import Part, mine, put
 from cluster_controller.moves.words import Answer, Gone, No, NotYet, Question, Stayed, Yes
 from cluster_controller.resources import kinds
-from cluster_controller.store import Key
+from cluster_controller.store import Key, Tx
 from cluster_controller.tree import records
 from cluster_controller.tunnel.stream import StreamForbidden, StreamNotServed
 from tests.tree.site import Clock, Site, member, root, running, until
@@ -225,5 +225,39 @@ def test_a_full_disk_is_said_with_its_reason_and_asked_again(tmp_path: Path, mon
                     await put(top.tunnel, edge.uid, go(new))
             assert edge.identity().parent_uid == old.uid
             assert isinstance(await put(top.tunnel, edge.uid, go(new)), Gone)
+
+    asyncio.run(play())
+
+
+def test_an_old_parent_that_knows_nothing_of_the_move_forgets_who_is_elsewhere_by_a_later_attach(tmp_path: Path) -> None:
+    async def play() -> None:
+        async with grove(tmp_path) as (top, old, new, edge):
+            about = {"move": "m", "cluster": edge.uid, "applications": (), "parent_name": "new"}
+            record = records.member(old.store, edge.uid)
+            assert record is not None
+            assert await ask(top, old, words.Forget(**about, attach=record.attach + 1)) == Yes()  # type: ignore[arg-type]
+            assert records.member(old.store, edge.uid) == record  # it is here
+            await prepared(top, old, new, edge)
+            assert isinstance(await put(top.tunnel, edge.uid, go(new)), Gone)
+            await until(lambda: top.membership.router.next_hop(edge.uid) == new.uid and edge.uid not in old.tunnel.links)
+            route = top.membership.router.record(edge.uid)
+            assert route is not None
+            spec = kinds.WorkSpec(application=APPLICATION, cluster=edge.uid, components=[kinds.Component(name="main", replicas=2)])
+            work = encode(kinds.Work(metadata=kinds.Metadata(name="app", uid="w"), spec=spec))
+
+            def set_back(tx: Tx) -> None:
+                records.put_member(tx, record)
+                for space in ("desired", f"down/{edge.uid}"):
+                    tx.put(Key(space, "Work", "", "app"), work, uid="w")
+
+            await old.store.commit(set_back)
+            assert await ask(top, old, words.Forget(**about, attach=record.attach)) == Yes()  # type: ignore[arg-type]
+            assert records.member(old.store, edge.uid) == record  # nothing newer is known of it
+            waits = await ask(top, old, words.Forget(**about, attach=route.attach))  # type: ignore[arg-type]
+            assert isinstance(waits, NotYet)  # what came from above has yet to be lowered there
+            await old.store.commit(lambda tx: tx.delete(Key(f"down/{edge.uid}", "Work", "", "app")))
+            assert await ask(top, old, words.Forget(**about, attach=route.attach)) == Yes()  # type: ignore[arg-type]
+            left = records.member(old.store, edge.uid)
+            assert left is not None and left.state == "left"
 
     asyncio.run(play())

@@ -153,3 +153,18 @@ def test_an_older_move_that_comes_again_is_not_carried_out_again(tmp_path: Path)
         await tree.close()
 
     asyncio.run(main())
+
+
+def test_a_move_that_is_decided_once_more_is_carried_out_once(tmp_path: Path) -> None:
+    async def main() -> None:
+        tree, root, uid = await grown(tmp_path)
+        before = runs(tree)
+        tree.watch = lambda: steady(tree, before)
+        moving = await move(tree, root, uid, "edge-4", ["region-b"], ["region-a", "zone"])
+        given = tree.assigned_to(root, "region-a", uid)
+        await moving.count()
+        await tree.settled()
+        assert tree.assigned_to(root, "region-a", uid) == given and not transferring.read(root.store, uid).waiting
+        await tree.close()
+
+    asyncio.run(main())

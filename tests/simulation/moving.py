@@ -22,7 +22,6 @@ STAYS = "stays-"
 class Moving(Family):
     name = "moves"
     steps = frozenset({"move", "move-off", "move-keep"})
-    without = frozenset({"restore"})  # a parent that is set back to before a move is not told again that the cluster has left
 
     def __init__(self, run: Any) -> None:
         super().__init__(run)
