@@ -10,7 +10,7 @@ import pytest
 from benchmarks import quick, records
 from benchmarks.__main__ import CLUSTERS, NAMES
 
-NEEDS = {"lists": ("kubectl",), "healing": ("root",), "tunnels": ("go",)}
+NEEDS = {"lists": ("kubectl",), "healing": ("root",), "models": ("root",), "tunnels": ("go",)}
 SECONDS = 60
 ELSEWHERE = {*CLUSTERS, "demo"}  # e2e/test_benchmarks.py; e2e/test_demo.py plays the demo, and there is no smaller one
 
