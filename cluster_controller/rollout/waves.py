@@ -4,10 +4,11 @@ Level-triggered: `step` looks at what every target was told and says, and at the
 changes nothing the second time, so a crash between two steps costs a repeat.
 
 Invariants: while a rollout is paused or has failed nobody further is told the new version; the next wave begins only when everybody in
-reach of all waves so far is well at this version at that moment, and somebody is; whoever is out of reach is not waited for, and keeps
-what it has. The first version of all, and the return to the last one that was complete, go to everybody at once, in reach or not; and who
-has nothing yet is told what is complete. For what is below a child that is away may be heard and served by way of adopters, and then
-holds a part of what is wanted: kept back, that part would run nowhere.
+reach of all waves so far is well at this version at that moment, and somebody is; whoever is out of reach is not waited for (longer than a
+link needs to return, where nobody else has shown how the version is), and keeps what it has. The first version of all, and the return to
+the last one that was complete, go to everybody at once, in reach or not; and who has nothing yet is told what is complete. For what is
+below a child that is away may be heard and served by way of adopters, and then holds a part of what is wanted: kept back, that part would
+run nowhere.
 
 Times are this machine's boot-time clock. A pause that began before a restart counts on: after a reboot "now" alone is a lower bound of
 what has gone by. Since when nothing has moved is kept in memory only, so that a controller that was away gives others their time again.
@@ -29,6 +30,8 @@ WORDS = 400  # characters of what one cluster says; each level quotes those belo
 MESSAGE = 1024  # characters
 ROLLED_BACK = "RolledBack"
 LATE = "ProgressDeadlineExceeded"
+TOLD = "told"
+RETURN_SECONDS = 30.0  # a link that is well is up again after 10 s; a machine that restarts takes longer
 
 # going: not well yet, its time runs; judging: a controller judges its own waves, or it waits for others to start first;
 # asking: it waits for a person.
@@ -161,6 +164,9 @@ def _progress(state: State, watch: Watch, look: _Look) -> tuple[State, Watch, fl
         if undone or (look.wanted and _unproven(look, index, state)):
             state = msgspec.structs.replace(state, healthy_since=None)
             return _wait(state, watch, look, undone, index)
+        watch, left = _await_those_told(state, watch, look, index)
+        if left > 0:
+            return msgspec.structs.replace(state, healthy_since=None), watch, left
         watch = Watch()
         if index + 1 >= len(waves):
             return msgspec.structs.replace(state, wave=index, phase="Complete", healthy_since=None, asked=None), watch, None
@@ -190,6 +196,22 @@ def _wait(state: State, watch: Watch, look: _Look, undone: Sequence[Member], ind
         return state, watch, left
     why = f"not ready after {deadline} s: {_list([_said(member) for member in going])}"
     return _fail(state, look, index, LATE, why), watch, None
+
+
+def _await_those_told(state: State, watch: Watch, look: _Look, index: int) -> tuple[Watch, float]:
+    """How long to wait for those who were told this version and fell silent before anybody had shown that it is any good.
+
+    A controller that has just begun hears nobody, and then one after the other: whoever comes first must not be taken for the next to be
+    told. They are given the time that links take to come up; whoever does not come then is gone, and others show how the version is.
+    """
+    so_far = [member for wave in look.waves[: index + 1] for member in wave]
+    told = sorted(member.uid for member in so_far if member.revision == state.current.revision and not member.reachable)
+    if not told or state.at_once or any(_done(member, state) for member in so_far):
+        return watch, 0.0
+    seen = (state.current.revision, TOLD, *told)
+    if watch.seen != seen:
+        watch = Watch(seen, 0, look.now)
+    return watch, RETURN_SECONDS - (look.now - watch.since)
 
 
 def _fail(state: State, look: _Look, index: int, reason: str, why: str) -> State:

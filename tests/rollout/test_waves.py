@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cluster_controller.resources.kinds import Component, LabelSelector, Rollout, Wave
 from cluster_controller.rollout.revision import Version
-from cluster_controller.rollout.waves import LATE, ROLLED_BACK, Member, State, Step, Watch, assign, begin, step
+from cluster_controller.rollout.waves import LATE, RETURN_SECONDS, ROLLED_BACK, Member, State, Step, Watch, assign, begin, step
 
 OLD = Version(revision="old", components=[Component(name="serve", command=["old"])], references=[])
 NEW = Version(revision="new", components=[Component(name="serve", command=["new"])], references=[])
@@ -278,12 +278,13 @@ def test_who_is_out_of_reach_is_skipped_listed_and_follows_when_back() -> None:
     assert field.has("new") == {"a", "b", "c"}
 
 
-def test_one_that_falls_silent_after_it_was_told_is_not_waited_for() -> None:
+def test_one_that_falls_silent_after_it_was_told_is_not_waited_for_longer_than_a_link_needs_to_return() -> None:
     field = Field(Rollout(wave=1), ["a", "b"])
     field.put(NEW)
     field.look()
     field.turn("a", reachable=False)
     field.look()
+    field.look(RETURN_SECONDS)
     assert field.has("new") == {"a", "b"}
     assert field.look().status.phase == "Progressing", "nobody in reach has shown that it is good"
     field.well("b")
@@ -492,3 +493,25 @@ def test_whatever_happens_nobody_is_told_too_early_and_in_the_end_all_have_it(ro
         if field.look(10.0).status.phase == "Complete" and field.has(field.state.current.revision) == set(field.members):
             return
     raise AssertionError(f"it never ends: {field.state}")
+
+
+def test_who_was_told_and_fell_silent_before_it_was_well_is_waited_for_before_others_are_told() -> None:
+    """A controller that has just begun hears nobody at first: it does not tell those who come first what is still to be proven."""
+    field = Field(Rollout(wave=2), ["a", "b", "c", "d"])
+    field.put(NEW)
+    field.look()
+    assert field.has("new") == {"a", "b"}
+    for name in ("a", "b"):
+        field.turn(name, reachable=False)
+    field.watch = Watch()  # it was restarted
+    found = field.look()
+    assert field.has("new") == {"a", "b"}
+    assert found.again == RETURN_SECONDS
+    field.look(RETURN_SECONDS / 2)
+    assert field.has("new") == {"a", "b"}
+    field.turn("a", reachable=True)
+    field.look(RETURN_SECONDS)
+    assert field.has("new") == {"a", "b"}, "it is back, and not well yet"
+    field.well("a")
+    field.look()
+    assert field.has("new") == {"a", "b", "c", "d"}, "it is well; who is still away is skipped"
