@@ -1,6 +1,7 @@
 """Read and write stored documents as typed structs, decoding each version of an object once.
 
-Documents stay the writer's bytes in the store (ARCHITECTURE law 10); this cache only remembers what was read from them.
+Documents stay the writer's bytes in the store (ARCHITECTURE law 10); this cache only remembers what was read from them. Several rooms
+look at the same change one after the other, and at what was before it: the newest documents of each type are decoded once for all of them.
 """
 
 from collections import OrderedDict
@@ -15,6 +16,9 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 CACHED = 4096
 LOOK_AT_LEAST = 32
+RECENT = 128  # documents of each type that all rooms share ...
+RECENT_BYTES = 16 * 1024  # ... none of which is larger
+_recent: dict[type[msgspec.Struct], dict[bytes, msgspec.Struct]] = {}
 _decoders: dict[type[msgspec.Struct], msgspec.json.Decoder[Any]] = {}
 _encoder = msgspec.json.Encoder(order="deterministic")
 
@@ -44,7 +48,7 @@ class Documents:
             found = cached[1]
             if isinstance(found, as_type):
                 return found
-        decoded = decode(stored.document, as_type)
+        decoded = recall(stored.document, as_type)
         self._cache[slot] = (stored.document, decoded)
         if len(self._cache) > self._look_at and self._current is not None:
             self._let_go(self._current)
@@ -59,6 +63,20 @@ class Documents:
             if stored is None or stored.document is not document:
                 del self._cache[slot]
         self._look_at = max(LOOK_AT_LEAST, 2 * len(self._cache))
+
+
+def recall(document: bytes, as_type: type[T]) -> T:
+    """One document, decoded anew only if nobody has read these bytes lately. Not for secrets: they would be remembered."""
+    recent = _recent.setdefault(as_type, {})
+    found = recent.get(document)
+    if isinstance(found, as_type):
+        return found
+    decoded = decode(document, as_type)
+    if len(document) <= RECENT_BYTES:
+        recent[document] = decoded
+        if len(recent) > RECENT:
+            del recent[next(iter(recent))]
+    return decoded
 
 
 def decode(document: bytes, as_type: type[T]) -> T:

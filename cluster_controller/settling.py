@@ -5,6 +5,7 @@ reordered mark changes nothing. What could not be written stays marked.
 """
 
 import asyncio
+import math
 from collections.abc import Callable, Iterable
 
 from cluster_controller.store import Store, Tx
@@ -13,12 +14,18 @@ BATCH = 256  # settled in one commit
 
 
 class Settler:
-    """Marks by name; ``settle(tx, name)`` for each, in ``order``."""
+    """Marks by name; ``settle(tx, name)`` for each, in ``order``.
 
-    def __init__(self, store: Store, settle: Callable[[Tx, str], None], order: Callable[[str], object] | None = None) -> None:
+    ``turn``: seconds after which the loop has its turn, and what is left goes into another commit; for names that need no common one.
+    """
+
+    def __init__(
+        self, store: Store, settle: Callable[[Tx, str], None], order: Callable[[str], object] | None = None, *, turn: float = math.inf
+    ) -> None:
         self._store = store
         self._settle = settle
         self._order = order
+        self._turn = turn
         self._dirty: dict[str, None] = {}
         self._wake = asyncio.Event()
 
@@ -45,16 +52,25 @@ class Settler:
             for name in names:
                 del self._dirty[name]
             try:
-                await self._store.commit(lambda tx, names=names: self._settle_all(tx, names))  # type: ignore[misc]
+                count = await self._store.commit(lambda tx, names=names: self._settle_all(tx, names))  # type: ignore[misc]
             except BaseException:
                 self.mark_all(names)
                 raise
-            settled += len(names)
+            settled += count
+            if count < len(names):
+                self.mark_all(names[count:])
+                await asyncio.sleep(0)  # a commit of nothing waits for nothing
         return settled
 
-    def _settle_all(self, tx: Tx, names: list[str]) -> None:
-        for name in names:
+    def _settle_all(self, tx: Tx, names: list[str]) -> int:
+        """How many of them, from the first."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._turn
+        for count, name in enumerate(names):
+            if count and loop.time() >= until:
+                return count
             self._settle(tx, name)
+        return len(names)
 
 
 class Alarm:

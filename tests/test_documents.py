@@ -3,7 +3,7 @@
 import asyncio
 from pathlib import Path
 
-from cluster_controller.documents import LOOK_AT_LEAST, Documents, encode
+from cluster_controller.documents import LOOK_AT_LEAST, RECENT, RECENT_BYTES, Documents, encode, recall
 from cluster_controller.resources import kinds
 from cluster_controller.store import Key, Store, Stored, Tx
 
@@ -31,6 +31,18 @@ def test_the_same_version_is_decoded_once(tmp_path: Path) -> None:
         await store.close()
 
     asyncio.run(play())
+
+
+def test_rooms_share_what_was_decoded_lately_and_no_more_than_that() -> None:
+    _, document = event(1)
+    first = recall(document, kinds.Event)
+    assert recall(bytes(bytearray(document)), kinds.Event) is first, "the same bytes, wherever they came from"
+    for number in range(2, 2 + RECENT):
+        recall(event(number)[1], kinds.Event)
+    again = recall(document, kinds.Event)
+    assert again == first and again is not first
+    large = encode(kinds.Event(message="x" * RECENT_BYTES, involved_object=kinds.ObjectReference(kind="Cluster", name="a")))
+    assert recall(large, kinds.Event) is not recall(large, kinds.Event)
 
 
 def test_what_comes_and_goes_leaves_nothing_behind(tmp_path: Path) -> None:

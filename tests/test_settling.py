@@ -1,8 +1,12 @@
-"""The alarm: what waits is marked when its time has come by the boot-time clock, and not before, with one timer for all."""
+"""A long batch gives the loop its turn; what waits is marked when its time has come by the boot-time clock, with one timer for all."""
 
 import asyncio
+from pathlib import Path
 
-from cluster_controller.settling import Alarm
+import pytest
+
+from cluster_controller.settling import Alarm, Settler
+from cluster_controller.store import Store, Tx
 
 
 class Bench:
@@ -51,5 +55,40 @@ def test_the_timer_of_the_loop_rings_it_and_one_that_came_too_early_is_armed_aga
         now = 1.0
         async with asyncio.timeout(60):
             await rung.wait()
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("writes", [True, False])
+def test_a_long_batch_gives_the_loop_its_turn_and_goes_on(tmp_path: Path, writes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def play() -> None:
+        loop, elapsed, batches, turns = asyncio.get_running_loop(), 0.0, [], 0  # type: ignore[var-annotated]
+        real = loop.time
+        store = await Store.open(tmp_path)
+
+        def settle(tx: Tx, name: str) -> None:
+            nonlocal elapsed
+            elapsed += 0.03
+            batches[-1:] = [(turns, [*batches[-1][1], name])] if batches and batches[-1][0] == turns else [*batches[-1:], (turns, [name])]
+            if writes:
+                tx.set_fact(name, b"settled")
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        settler = Settler(store, settle, str, turn=0.05)
+        settler.mark_all("edcba")
+        other = asyncio.create_task(others())
+        await asyncio.sleep(0)
+        monkeypatch.setattr(loop, "time", lambda: real() // 1e9 + elapsed)  # only what is settled takes time
+        assert await settler.once() == 5
+        monkeypatch.undo()
+        other.cancel()
+        assert [names for _, names in batches] == [["a", "b"], ["c", "d"], ["e"]]
+        assert len({turn for turn, _ in batches}) == 3, "between two batches others had their turn"
+        await store.close()
 
     asyncio.run(play())

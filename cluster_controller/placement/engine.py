@@ -1,8 +1,8 @@
 """Settle applications: divide what was given among children and the own cluster, fold what they report, write both.
 
 One loop, level-triggered: events only mark applications as dirty; `settle` looks at the newest state and writes what is
-missing, so a lost or repeated event changes nothing, and settling twice writes nothing the second time. All applications that
-are dirty at once are settled in one commit.
+missing, so a lost or repeated event changes nothing, and settling twice writes nothing the second time. Applications that are dirty
+at once are settled in one commit, or in several when that would hold up the loop.
 
 Invariants: what may be running never exceeds what was given (`placement.divide`), but for what a silent target may still run of a
 share that the Application asked to replace (`placement.replace`); Work for a target is written in the same
@@ -12,11 +12,10 @@ commit as the documents that it needs, documents first; a Work that ended stays 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
-import msgspec
 import structlog
 
 from cluster_controller.delivered import is_lent
-from cluster_controller.documents import Documents
+from cluster_controller.documents import Documents, recall
 from cluster_controller.placement import records, transferring
 from cluster_controller.placement.aggregate import aggregate
 from cluster_controller.placement.allotment import Allotment, needed
@@ -51,6 +50,7 @@ from cluster_controller.store import Event, Key, Store, Stored, Tx
 
 log = structlog.get_logger()
 
+TURN_SECONDS = 0.05  # for which placement holds the loop at most, but for one application: heartbeats and watchers wait meanwhile
 NOTHING_SEEN = Seen(None, None)
 REFERENCED = ("Model", "ConfigMap", "Secret")
 
@@ -126,7 +126,7 @@ class Engine:
         self._telling = Telling(
             reporter, self._subtree, self._refused, self._documents, uid=uid, silent=silent, timestamp=timestamp, carried=self._carried
         )
-        self._settler = Settler(store, self.settle, self._contest.order)
+        self._settler = Settler(store, self.settle, self._contest.order, turn=TURN_SECONDS)
         self._alarm = Alarm(self._settler.mark, now)
         self._ran = False
         self.settled = 0  # placements decided, for /metrics
@@ -239,7 +239,7 @@ class Engine:
     def _documents_before(self, event: Event) -> kinds.Cluster | None:
         if event.previous is None:
             return None
-        return msgspec.json.decode(event.previous.document, type=kinds.Cluster)
+        return recall(event.previous.document, kinds.Cluster)
 
     def link_changed(self, child: str) -> None:
         """The link to a direct child came up or was lost: what runs there counts, or does not."""

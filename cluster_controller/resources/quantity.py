@@ -7,6 +7,7 @@ Source of the grammar: https://kubernetes.io/docs/reference/kubernetes-api/commo
 
 import re
 from decimal import ROUND_CEILING, Decimal
+from functools import lru_cache
 
 from cluster_controller.errors import InvalidInput
 
@@ -19,6 +20,7 @@ _SUFFIXES = {
 }  # fmt: skip
 
 
+@lru_cache(maxsize=1024, typed=True)  # the same few are asked for again and again; what is refused is never kept
 def parse(value: str | int | float, field: str = "") -> Decimal:
     """The exact value in the base unit (cores, bytes). InvalidInput names ``field``."""
     text = str(value)

@@ -7,10 +7,9 @@ Ready to Unknown is written by whoever lost the link, for the child and for all 
 
 from collections.abc import Callable, Mapping, Sequence
 
-import msgspec
 import structlog
 
-from cluster_controller.documents import Documents, encode
+from cluster_controller.documents import Documents, encode, recall
 from cluster_controller.events import Reason, record, record_status
 from cluster_controller.events import cluster as cluster_event
 from cluster_controller.reports import Reporter
@@ -128,7 +127,7 @@ class Census:
 
     def _named(self, event: Event) -> bool:
         """Does the own Cluster name other users than before?"""
-        before = msgspec.json.decode(event.previous.document, type=kinds.Cluster).spec.users if event.previous is not None else []
+        before = recall(event.previous.document, kinds.Cluster).spec.users if event.previous is not None else []
         return before != self._documents.read(event.stored, kinds.Cluster).spec.users
 
     def _reported(self, event: Event) -> None:

@@ -201,6 +201,8 @@ class Link:
             wire.close(failure.code, str(failure))
             self._end(failure.code, str(failure))
             return
+        if not (connection.more or connection.bulk_waits()):
+            return
         while wire.writable:
             now = boottime()
             bulk = self._bulk_allowance() if connection.bulk_waits() else MAX_PAYLOAD

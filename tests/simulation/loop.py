@@ -60,16 +60,6 @@ class Turn:
     def when(self) -> float:
         return self.when_due
 
-    def take(self) -> None:
-        callback = self._callback
-        assert callback is not None
-        try:
-            self._context.run(callback, *self._args)
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as error:  # as asyncio's own handles do: the loop's to tell, and no end of it
-            self._loop.call_exception_handler({"message": f"Exception in callback {callback!r}", "exception": error, "handle": self})
-
 
 class VirtualLoop(asyncio.AbstractEventLoop):
     """``network`` is where connections are made; set after construction. ``failed`` collects what no code of anybody caught."""
@@ -175,7 +165,13 @@ class VirtualLoop(asyncio.AbstractEventLoop):
                 continue
             life = turn.life
             if life is None or not (life.dead or life.frozen):
-                turn.take()
+                callback = turn._callback
+                try:
+                    turn._context.run(callback, *turn._args)  # type: ignore[arg-type]
+                except (SystemExit, KeyboardInterrupt):
+                    raise
+                except BaseException as error:  # as asyncio's own handles do: the loop's to tell, and no end of it
+                    self.call_exception_handler({"message": f"Exception in callback {callback!r}", "exception": error, "handle": turn})
             elif not life.dead:
                 life.deferred.append(turn)
             steps += 1

@@ -9,6 +9,7 @@ import random
 import secrets
 import traceback
 import uuid
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, tzinfo
 from types import SimpleNamespace
@@ -27,6 +28,7 @@ from cluster_controller.identity.holder import Identity
 from cluster_controller.store import health
 from cluster_controller.store import store as stores
 from cluster_controller.tunnel import dialer, server
+from cluster_controller.tunnel.link import Link
 from tests.simulation.disk import SimDatabase, try_room
 from tests.simulation.history import History, drop, fields
 from tests.simulation.life import EPOCH, LIFE
@@ -35,6 +37,8 @@ from tests.simulation.net import SimContext, SimWire, pem_ders
 P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
 MANY_CHAINS = 10_000
+LINKS: "weakref.WeakSet[Link]" = weakref.WeakSet()  # that are in memory; to look for them among all that is there takes a while
+_link_made = Link.__init__
 
 
 class _Datetime(datetime):
@@ -66,6 +70,11 @@ def _verify_once(chain: Sequence[x509.Certificate], anchor: x509.Certificate) ->
 
 def _sign(key: keys.PrivateKey, purpose: str, data: bytes) -> bytes:
     return key.sign(keys._message(purpose, data), ec.ECDSA(hashes.SHA256(), deterministic_signing=True))
+
+
+def _known(self: Link, *args: Any, **keywords: Any) -> None:
+    _link_made(self, *args, **keywords)
+    LINKS.add(self)
 
 
 def _server(key: bytes, chain: bytes, tree_ca: bytes) -> SimContext:
@@ -129,6 +138,7 @@ def installed(seed: int, history: History, now: Callable[[], float], lifetimes: 
         mock.patch.object(certificates, "verify_chain", _verify_once),
         mock.patch.object(contexts, "tunnel_server", _server),
         mock.patch.object(contexts, "tunnel_client", _server),
+        mock.patch.object(Link, "__init__", _known),
         mock.patch.object(server, "Wire", SimWire),
         mock.patch.object(dialer, "Wire", SimWire),
         mock.patch.object(dialer, "_narrow", _narrow),
