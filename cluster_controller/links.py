@@ -134,6 +134,7 @@ class Links:
         self.withheld: Callable[[str], bool] = lambda child: False  # children that are given nothing yet: what they bring is not counted
         self.takes_over: Callable[[], bool] = lambda: False  # this cluster has a new parent, whose word replaces that of the one before
         self._paused = False
+        self._forgotten: object = None  # up to where the parent had sent what it does not know any more
         self.set_back: Callable[[], None] = lambda: None  # told when an ancestor holds reports that this store does not know of
         self.interrupted = 0  # sessions that failed, to be started again
         tunnel.handle(SYNC, self._serve_sync)
@@ -318,6 +319,15 @@ class Links:
         await end_task(session)
         return None
 
+    def _parent_set_back(self, cursor: object) -> None:
+        """The home parent knows nothing of what it sent last, and so perhaps of who spoke for this cluster meanwhile.
+
+        Said once for each time: a session that is cut before it has caught up finds the same again.
+        """
+        if cursor != self._forgotten:
+            self._forgotten = cursor
+            self.set_back()
+
     async def _session(self, link: Link, ancestor: str, answers: asyncio.Event) -> None:
         """One session with an ancestor. What any but the home parent sends lies apart from what that sent (`delivered`)."""
         home = ancestor == self._kinship.ancestors()[0]
@@ -331,6 +341,7 @@ class Links:
             peer=ancestor,
             answered=answers.set,
             set_back=self.set_back,
+            forgotten=self._parent_set_back if home else lambda cursor: None,
         )
         async with self._turn(ancestor):
             stream = None

@@ -436,6 +436,18 @@ def test_closing_in_the_middle_of_sync_leaves_nothing(tmp_path: Path, first: str
     run(main)
 
 
+def test_that_a_parent_was_set_back_is_said_once_for_each_time(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with tree(tmp_path) as (_, child, _):
+            told: list[str] = []
+            child.links.set_back = lambda: told.append("anew")
+            for cursor in (("life", 4), ("life", 4), ("other", 4)):
+                child.links._parent_set_back(cursor)
+            assert told == ["anew"] * 2
+
+    run(main)
+
+
 def test_what_a_child_that_leaves_still_has_to_say_brings_nothing_back(tmp_path: Path) -> None:
     """Its link stands until it has heard that it is out, and its reports do not end by themselves."""
 

@@ -20,7 +20,7 @@ from cluster_controller.errors import ProtocolError
 from cluster_controller.store import Store, Tx
 from cluster_controller.sync.codec import Decoder, encode
 from cluster_controller.sync.limits import SyncLimits
-from cluster_controller.sync.messages import Ack, Batch, Begin, Check, Chunk, Differ, Message, Resume, Snapshot, ToReceiver, ToSender
+from cluster_controller.sync.messages import Ack, Batch, Begin, Check, Chunk, Differ, Message, Pair, Resume, Snapshot, ToReceiver, ToSender
 from cluster_controller.sync.source import Plan, Source
 from cluster_controller.sync.target import Target
 from cluster_shim.contract import ByteStream
@@ -67,6 +67,7 @@ class SyncSession:
         check_seconds: float = CHECK_SECONDS,
         answered: Callable[[], None] = lambda: None,
         set_back: Callable[[], None] = lambda: None,
+        forgotten: Callable[[Pair], None] = lambda cursor: None,
     ) -> None:
         self._store = store
         self._send_space = send_space
@@ -79,6 +80,7 @@ class SyncSession:
         self._check_seconds = check_seconds
         self._answered = answered
         self._set_back = set_back
+        self._forgotten = forgotten
         self.source: Source | None = None  # while it runs: what has yet to be acknowledged ...
         self.target: Target | None = None  # ... and what is applied
         self.counts = Counts()  # of the runs that have ended
@@ -96,7 +98,15 @@ class SyncSession:
         self.source, self.target = source, target
         unsubscribe = self._store.subscribe(lambda _: run.wake.set(), self._send_space)
         run = _Run(
-            self._store, source, target, stream, open_bulk, compress=self._compress, answered=self._answered, set_back=self._set_back
+            self._store,
+            source,
+            target,
+            stream,
+            open_bulk,
+            compress=self._compress,
+            answered=self._answered,
+            set_back=self._set_back,
+            forgotten=self._forgotten,
         )
         name = f"sync {self._me} {self._peer}"
         log.debug("sync.started", peer=self._peer, send=self._send_space, receive=self._receive_space)
@@ -142,6 +152,7 @@ class _Run:
         compress: bool,
         answered: Callable[[], None],
         set_back: Callable[[], None],
+        forgotten: Callable[[Pair], None],
     ) -> None:
         self.wake = asyncio.Event()
         self._store = store
@@ -152,6 +163,7 @@ class _Run:
         self._compress = compress
         self._heard = answered
         self._set_back = set_back
+        self._forgotten = forgotten
         self._answers: list[ToSender] = [target.resume()] if target.space else []
         self._plan: Plan | None = None  # a snapshot that goes over the second stream
         self._bulk: ByteStream | None = None
@@ -237,6 +249,9 @@ class _Run:
         outcomes = await self._store.commit(lambda tx: self._target.apply(tx, received))
         self._answer(self._target.answers(outcomes))
         self._applied.set()
+        if self._target.forgotten is not None:
+            cursor, self._target.forgotten = self._target.forgotten, None
+            self._forgotten(cursor)
 
     # --- the second stream
 

@@ -62,6 +62,7 @@ class Target:
         self.applied = 0  # puts and deletes
         self.stale = 0
         self.conflicts = 0
+        self.forgotten: Pair | None = None  # the cursor, where the sender has never been: it was set back to before that, or is another one
         self.refused = 0  # larger than an object may be; the rest goes on without it
         self._view = view
         self._follow = follow
@@ -154,6 +155,7 @@ class Target:
             return  # a repetition
         self._begin = begin
         self._in_step = begin.known
+        self.forgotten = self.cursor if self.cursor[0] and not begin.known and not self._follow else None
         self._spans = dict(begin.spans)
         self._gone = None
 

@@ -211,6 +211,36 @@ def test_what_a_session_was_writing_when_it_was_cut_is_heard_of_and_not_asked_fo
     asyncio.run(scenario())
 
 
+def test_a_receiver_is_told_that_the_sender_has_forgotten_what_it_sent(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        told: list[tuple[str, int]] = []
+
+        def ends_of(parent: Store, child: Store, *, follow: bool = False) -> Ends:
+            tree = Ends(parent, child)
+            names = {"send_space": "report", "receive_space": "desired", "me": "kid", "peer": "parent"}
+            tree.up = SyncSession(child, follow=follow, forgotten=told.append, **names)
+            return tree
+
+        parent, child = await Store.open(tmp_path / "parent"), await Store.open(tmp_path / "child")
+        await put(parent, "down/kid", "a", b'{"n":1}')
+        await parent.close()
+        shutil.copytree(tmp_path / "parent", tmp_path / "backup")
+        shutil.copytree(tmp_path / "parent", tmp_path / "other")
+        for folder, size, expected in (("parent", 2, 0), ("parent", 3, 0), ("backup", 2, 1), ("backup", 3, 1), ("other", 2, 1)):
+            parent = await Store.open(tmp_path / folder)
+            tree = ends_of(parent, child, follow=folder == "other")  # of another parent nothing else is expected
+            await put(parent, "down/kid", f"{folder}-{size}", b"{}")
+            await tree.link()
+            await tree.until(child, lambda name=f"{folder}-{size}": name in content(child, "desired"))  # type: ignore[misc]
+            assert len(told) == expected
+            await tree.cut()
+            await parent.close()
+        assert told[0][1] > 0
+        await child.close()
+
+    asyncio.run(scenario())
+
+
 def test_a_sender_that_was_set_back_is_told_that_the_receiver_holds_more_than_it_knows_of(tmp_path: Path) -> None:
     async def scenario() -> None:
         told: list[str] = []
