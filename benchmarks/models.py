@@ -34,7 +34,6 @@ from cluster_controller.identity import certificates, keys
 from e2e.netns import Fabric, Link, Namespace, weaving
 
 NETWORK = "network namespaces of one machine; shaped, delayed and cut as each row says, else loopback"
-MODELS = f"{API}/namespaces/default/models"
 MIB = 1 << 20
 BARE = "TLS + sha256 + write + fdatasync alone"
 REGIONS = 2
@@ -56,7 +55,7 @@ class Sizes(Struct, frozen=True):
     thinnest: float  # seconds at 64 kbit/s
 
 
-IN_EARNEST = Sizes(rounds=3, leaves=8, spread=24, hop=1024, cuts=10, thin=20, trips=300, thinnest=40.0)
+IN_EARNEST = Sizes(rounds=3, leaves=8, spread=20, hop=1024, cuts=10, thin=20, trips=300, thinnest=40.0)
 QUICK = Sizes(rounds=1, leaves=2, spread=1, hop=48, cuts=2, thin=2, trips=20, thinnest=2.0)
 
 
@@ -127,7 +126,7 @@ async def wanted(root: Site, model: Model, **placement: Any) -> None:
     document = {
         "apiVersion": "banyan.dev/v1alpha1",
         "kind": "Application",
-        "metadata": {"name": model.name, "namespace": "default"},
+        "metadata": {"name": f"{model.name}-{placement.get('clusterName', 'all')}", "namespace": "default"},
         "spec": {"components": [component], "placement": placement},
     }
     await root.pool.request("POST", APPS, document)
@@ -148,18 +147,6 @@ async def carried(root: Site, model: Model, sites: Sequence[Site], **placement: 
     await wanted(root, model, **placement)
     await there(model, sites)
     return time.perf_counter() - began
-
-
-async def forgotten(root: Site, model: Model) -> None:
-    """So that its room is free for the next one."""
-    await root.pool.request("DELETE", f"{APPS}/{model.name}")
-
-    async def gone() -> bool:
-        return model.name not in {item["metadata"]["name"] for item in (await root.pool.request("GET", APPS))["items"]}
-
-    await until(f"{model.name} is withdrawn", gone)
-    await root.pool.request("DELETE", f"{MODELS}/{model.name}")
-    model.source.unlink()
 
 
 async def round_trips(root: Site, leaf: Site, going_on: Callable[[int], bool]) -> list[float]:
@@ -259,22 +246,22 @@ async def hop(fabric: Fabric, options: Options, sizes: Sizes) -> list[Row]:
     with inside(space):
         async with growing(options.folder) as tree:
             root = await tree.root()
-            leaf = await tree.leaf("leaf", root)
-            await all_ready(root, 2)
+            # A leaf for each time, so that nothing of the file is there before; it is published once.
+            *leaves, undisturbed, resumed = await tree.leaves(_names("leaf", sizes.rounds + 2), root)
+            await all_ready(root, 3 + sizes.rounds)
             port = await tunnel_port(root)
+            model = await published(root, tree.folder, "hop", sizes.hop)
             ours, theirs, grown = [], [], []
             cores = sorted(os.sched_getaffinity(0))
-            for number in range(sizes.rounds):
-                model = await published(root, tree.folder, f"hop-{number}", sizes.hop)
+            for leaf in leaves:
                 theirs.append(model.size / 1e6 / await asyncio.to_thread(bare, model, tree.folder, cores))
                 with pinned({root.pid: cores[0], leaf.pid: cores[-1]}), Growth([root.pid, leaf.pid]) as growth:
                     carrying = asyncio.create_task(carried(root, model, [leaf], clusterName=leaf.name))
                     await growth.watch(carrying)
                 ours.append(model.size / 1e6 / carrying.result())
                 grown.append(growth.most / MIB)
-                await forgotten(root, model)
-            beside = await meanwhile(root, leaf, tree.folder, sizes)
-            bytes_ = await cut(space, root, leaf, port, tree.folder, sizes, options.seed)
+            beside = await meanwhile(root, undisturbed, model, sizes)
+            bytes_ = await cut(space, root, resumed, model, port=port, cuts=sizes.cuts, seed=options.seed)
     what = f"{sizes.hop} MiB over one hop, TLS on loopback"
     row = records.rounds(what, ours, "MB/s", peer=BARE, theirs=theirs, least=True, note="each end has a core, as the bare pipeline's")
     assert row.ratio is not None
@@ -371,16 +358,14 @@ class Growth:
         self.most = max(self.most, *(gauges.anonymous(pid) - before for pid, before in self._before.items()))
 
 
-async def meanwhile(root: Site, leaf: Site, folder: Path, sizes: Sizes) -> tuple[list[float], list[float]]:
+async def meanwhile(root: Site, leaf: Site, model: Model, sizes: Sizes) -> tuple[list[float], list[float]]:
     """Round trips on the idle link, and beside a model that takes all it can get."""
-    model = await published(root, folder, "beside", sizes.hop)
     await round_trips(root, leaf, lambda count: count < sizes.trips // 10)
     idle = await round_trips(root, leaf, lambda count: count < sizes.trips)
     await wanted(root, model, clusterName=leaf.name)
     await flowing(model, leaf)
     beside = await round_trips(root, leaf, lambda count: not model.at(leaf).exists())
     await there(model, [leaf])
-    await forgotten(root, model)
     if not beside:
         raise RuntimeError("no request was answered while the model was on its way")
     return idle, beside
@@ -395,11 +380,10 @@ async def flowing(model: Model, site: Site, least: int = 1) -> None:
         await asyncio.sleep(LOOK)
 
 
-async def cut(space: Namespace, root: Site, leaf: Site, port: int, folder: Path, sizes: Sizes, seed: int) -> int:
-    """Bytes that left the root's port until the leaf had it, through ten cuts at random places."""
-    model = await published(root, folder, "cut", sizes.hop)
-    dice = random.Random(seed)
-    places = sorted(dice.sample(range(sizes.hop // 20, sizes.hop * 19 // 20, max(1, sizes.hop // 40)), sizes.cuts))
+async def cut(space: Namespace, root: Site, leaf: Site, model: Model, *, port: int, cuts: int, seed: int) -> int:
+    """Bytes that left the root's port until the leaf had it, through so many cuts at random places."""
+    whole = model.size // MIB
+    places = sorted(random.Random(seed).sample(range(whole // 20, whole * 19 // 20, max(1, whole // 40)), cuts))
     space.run("nft", "add table ip cuts; add chain ip cuts out { type filter hook output priority 0; }; add counter ip cuts sent")
     space.run("nft", f"add rule ip cuts out tcp sport {port} counter name sent")
     space.run("nft", "add chain ip cuts in { type filter hook input priority 0; }")
@@ -415,7 +399,6 @@ async def cut(space: Namespace, root: Site, leaf: Site, port: int, folder: Path,
     await there(model, [leaf])
     found = re.search(r"bytes (\d+)", space.run("nft", "list", "counter", "ip", "cuts", "sent"))
     space.run("nft", "delete table ip cuts")
-    await forgotten(root, model)
     assert found is not None
     return int(found[1])
 
