@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import structlog
 
+from cluster_controller import memory
 from cluster_controller.errors import BanyanError, Conflict, Exhausted, Forbidden, InvalidInput, NotFound, ProtocolError, Unreachable
 from cluster_controller.models import sharing
 from cluster_controller.models.blobs import BlobStore, check_digest
@@ -141,6 +142,8 @@ def _ended(task: "asyncio.Task[None]", store: BlobStore, digest: str, flight: Fl
 def _forget(store: BlobStore, digest: str, flight: Flight) -> None:
     if store.flights.get(digest) is flight:
         del store.flights[digest]
+        if not store.flights and flight.incoming is not None:
+            asyncio.get_running_loop().run_in_executor(None, memory.trim)  # buffers of a whole model, by the megabyte
 
 
 class _Pull:

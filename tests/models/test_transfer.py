@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cluster_controller import memory
 from cluster_controller.errors import Exhausted, NotFound, ProtocolError, Unreachable
 from cluster_controller.models import BlobStore, WrongDigest, fetch_blob, serve_blob, transfer
 from tests.models.streams import WINDOW, MemoryStream, _Pipe, pair
@@ -96,6 +97,25 @@ def test_a_hundred_leaves_cost_the_root_one_copy(tmp_path: Path) -> None:
         assert not region.store.flights and not root.store.flights
 
     run(scenario())
+
+
+def test_when_the_last_of_several_has_come_its_buffers_go_back_to_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trimmed: list[int] = []
+
+    async def scenario() -> None:
+        root, leaf = await chain(tmp_path, 2)
+        digests = [await put(root.store, os.urandom(300_000)) for _ in range(3)]
+        monkeypatch.setattr(memory, "trim", lambda: trimmed.append(len(leaf.store.flights)))
+        async with asyncio.TaskGroup() as group:
+            for digest in digests:
+                group.create_task(leaf.fetch(digest))
+        with pytest.raises(NotFound):
+            await leaf.fetch("0" * 64)
+        await asyncio.get_running_loop().shutdown_default_executor()
+        assert all(leaf.store.has(digest) for digest in digests)
+
+    run(scenario())
+    assert trimmed == [0]
 
 
 def test_bytes_flow_on_before_a_hop_has_all_of_them_in_bounded_memory(tmp_path: Path) -> None:
