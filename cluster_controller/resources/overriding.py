@@ -157,10 +157,12 @@ def merge(document: JsonObject, patch: Mapping[str, Any]) -> JsonObject:
 def _merged(before: Any, patch: Any) -> Any:
     if isinstance(patch, dict):
         return merge(before if isinstance(before, dict) else {}, patch)
-    if isinstance(patch, list) and patch and isinstance(before, list):
-        known, said = [_identity(item) for item in before], [_identity(item) for item in patch]
-        if all(known) and all(said) and len(set(known)) == len(known):
+    if isinstance(patch, list) and patch and all(said := [_identity(item) for item in patch]):
+        known = [_identity(item) for item in before] if isinstance(before, list) else [None]
+        if all(known) and len(set(known)) == len(known):
             return _list(before, known, patch, said)
+        if len(set(said)) == len(said):  # a list that was not there, or of other things: what is taken out of an item is not put into it
+            return _list([], [], patch, said)
     return patch
 
 

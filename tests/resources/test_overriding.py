@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cluster_controller.errors import InvalidInput
@@ -170,6 +170,13 @@ _json = st.recursive(
 _object = st.dictionaries(st.sampled_from(["a", "b", "name"]), _json, max_size=3)
 
 
+def test_a_list_that_was_not_there_has_no_word_of_what_is_taken_out() -> None:
+    patch = {"env": [{"name": "A", "value": None, "as": "b"}, {"name": "B", "$patch": "delete"}]}
+    assert merge({}, patch) == {"env": [{"name": "A", "as": "b"}]}
+
+
+@example({}, {"a": [{"x": None, "name": "a"}]})
+@example({"a": [1]}, {"a": [{"x": None, "name": "a"}]})
 @given(_object, _object)
 def test_merging_twice_is_merging_once_and_leaves_the_original(before: dict[str, Any], patch: dict[str, Any]) -> None:
     kept = json.dumps(before)
