@@ -378,6 +378,7 @@ def dials_once() -> Any:
 
 NAMED: dict[str, int] = {
     "an_adopter_divides": 10,
+    "dead_rows_stay": 9,
     "ended_links_stay_counted": 1,
     "failures_do_not_stop": 2,
     "foreign_snapshot_deletes": 1,

@@ -272,6 +272,7 @@ class Session:
         self.dirty: dict[str, None] = {}
         self.telling = False
         self.began = False
+        self.failed: ShimError | None = None  # the shim was lost while it listened
 
     def tell(self) -> None:
         self.telling = False
@@ -347,7 +348,12 @@ class SimShim:
 
     async def _listen(self, desired: AsyncIterator[contract.Desired], session: Session) -> None:
         async for each in desired:
-            await self._answer()
+            try:
+                await self._answer()
+            except ShimError as error:
+                session.failed = error
+                session.wake.set()
+                return
             self._site.session = session
             self._site.desire(each)
             if not session.began:
@@ -357,6 +363,8 @@ class SimShim:
     async def _woken(self, session: Session) -> None:
         await session.wake.wait()
         session.wake.clear()
+        if session.failed is not None:
+            raise session.failed
         if self._site.habits.lost:
             raise ShimError(f"the shim of {self._site.name} does not answer")
 

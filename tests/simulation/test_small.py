@@ -1,11 +1,17 @@
 """A few clusters, to see that the simulated world carries the real product: deploy, cut, heal, crash; and what it once found, in small."""
 
+import asyncio
+from collections.abc import AsyncIterator
+
 import pytest
 
 from cluster_controller import app
 from cluster_controller.errors import StoreError
+from cluster_shim import contract
+from cluster_shim.contract import ShimError
 from tests.simulation import applications
 from tests.simulation.invariants import Invariants
+from tests.simulation.site import SimShim
 from tests.simulation.wishes import Wishes
 from tests.simulation.world import World
 
@@ -90,3 +96,28 @@ def test_what_is_created_while_a_region_is_dead_runs_elsewhere_and_goes_on_there
         assert {place.name: place.site.running(uid) for place in (root, other)} == runs, "nothing healthy is moved"
         assert list(check.unhealed()) == []
         assert check.violations == []
+
+
+def test_a_shim_that_is_lost_while_it_is_told_ends_its_reconciliation() -> None:
+    """Or a controller would wait for ever for the answer of a shim that has long been back."""
+    with World(4) as world:
+        root = world.plant("root")
+        root.start()
+        world.run_for(10)
+        shim = SimShim(root.site)
+
+        async def lost_while_told() -> None:
+            told = asyncio.Event()
+
+            async def desired() -> AsyncIterator[contract.Desired]:
+                root.site.habits.lost = True  # it answered when it was asked, and does not when it is told
+                told.set()
+                yield contract.Desired(full=True)
+                await asyncio.Event().wait()
+
+            with pytest.raises(ShimError, match="does not answer"):
+                async for _ in shim.reconcile(desired()):
+                    pass
+            assert told.is_set()
+
+        world.call(root, lost_while_told(), limit=20.0)
