@@ -45,15 +45,17 @@ class Counter(Struct, frozen=True, kw_only=True):
 
 
 @contextlib.asynccontextmanager
-async def counted() -> AsyncIterator[Counter]:
+async def counted(which: int = 0) -> AsyncIterator[Counter]:
+    """``which``: tells apart those that one process has at the same time, at most four."""
     if os.geteuid() != 0 or not possible():
         if shutil.which("ss") is None:
             raise RuntimeError("neither network namespaces (root) nor `ss` are here; install iproute2")
         yield Counter(host="127.0.0.1", prefix=(), how="counted at the socket, 66 bytes of headers added for each segment")
         return
-    number = os.getpid() % 250
-    space, outside, inside = f"bench-{os.getpid()}", f"bo{os.getpid()}", f"bi{os.getpid()}"
-    here, there = f"10.213.{number}.1", f"10.213.{number}.2"
+    number, base = os.getpid() % 250, 4 * which
+    mark = f"{os.getpid()}{'abcd'[which]}"
+    space, outside, inside = f"bench-{mark}", f"bo{mark}", f"bi{mark}"
+    here, there = f"10.213.{number}.{base + 1}", f"10.213.{number}.{base + 2}"
     await asyncio.to_thread(_make, space, outside, inside, here, there)
     try:
         yield Counter(

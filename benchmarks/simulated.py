@@ -130,7 +130,7 @@ class Steady(Struct, kw_only=True):
 
 async def measure(options: Options) -> list[Row]:
     sizes = ((1, 9), (2, 9)) if options.quick else ((10, 99), (100, 99))  # children of the root, and clusters below each
-    settle, seconds, every = (0.5, 2.0, 2.0) if options.quick else (20.0, 60.0, EVERY_SECONDS)
+    settle, seconds, every = (0.5, 2.0, 2.0) if options.quick else (10.0, 40.0, EVERY_SECONDS)
     found = []
     for children, below in sizes:
         found.append(await steady(options, children, below, settle, seconds, every))

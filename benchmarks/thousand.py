@@ -39,22 +39,36 @@ class Shape(Struct, frozen=True):
         return 1 + regions * (1 + self.districts * (1 + self.leaves))
 
 
-class Branch:
+class Leaves:
+    """Those of one process, and what has arrived at them: (cluster, application, word) and when."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.names: list[str] = []
+        self.seen: dict[tuple[str, str, str], float] = {}
+        self.newest: dict[tuple[str, str], int] = {}
+
+    async def look(self) -> None:
+        for cluster, name, word, at in (await self.host.ask("arrivals"))["seen"]:
+            for earlier in range(self.newest.get((cluster, name), -1) + 1, int(word) + 1):  # one that was overtaken has arrived with it
+                self.seen[cluster, name, str(earlier)] = at
+            self.newest[cluster, name] = max(int(word), self.newest.get((cluster, name), -1))
+
+
+class Branch(Leaves):
     """One process with its regions and all below them."""
 
     def __init__(self, tree: Tree, number: int, shape: Shape) -> None:
+        super().__init__(Host(tree.folder))
         self.tree = tree
         self.shape = shape
         self.regions = [f"region-{number}-{one}" for one in range(shape.regions)]
-        self.leaves: list[str] = []
-        self.host = Host(tree.folder)
-        self.seen: dict[tuple[str, str, str], float] = {}
 
     async def grow(self, address: str) -> None:
         await asyncio.to_thread(plant, self.tree.folder, "root", address, self.regions, parents=True)
         districts = await self._under(await self._start(self.regions), self.shape.districts, parents=True)
-        self.leaves = await self._under(await self._start(districts), self.shape.leaves, parents=False)
-        await self.host.ask("start", names=self.leaves, cluster=True)
+        self.names = await self._under(await self._start(districts), self.shape.leaves, parents=False)
+        await self.host.ask("start", names=self.names, cluster=True)
 
     async def _start(self, names: Sequence[str]) -> dict[str, str]:
         addresses: dict[str, str] = (await self.host.ask("start", names=names, cluster=False))["addresses"]
@@ -67,10 +81,6 @@ class Branch:
             await self.host.ask("plant", parent=parent, address=address, names=names, parents=parents)
             made += names
         return made
-
-    async def look(self) -> None:
-        for cluster, name, word, at in (await self.host.ask("arrivals"))["seen"]:
-            self.seen.setdefault((cluster, name, word), at)
 
 
 async def measure(options: Options) -> list[Row]:
@@ -104,7 +114,7 @@ async def everyone(root: Site, count: int) -> None:
                 raise
 
 
-async def arrived(branches: Sequence[Branch], wanted: set[tuple[str, str, str]]) -> dict[tuple[str, str, str], float]:
+async def arrived(branches: Sequence[Leaves], wanted: set[tuple[str, str, str]]) -> dict[tuple[str, str, str], float]:
     """When each of these was there: (cluster, application, word)."""
     deadline = time.monotonic() + ARRIVE_SECONDS
     while True:
@@ -118,28 +128,35 @@ async def arrived(branches: Sequence[Branch], wanted: set[tuple[str, str, str]])
         await asyncio.sleep(0.2)
 
 
-async def for_one(root: Site, branches: Sequence[Branch], singles: int, changes: int, pace: float) -> list[float]:
+async def for_one(root: Site, branches: Sequence[Leaves], singles: int, changes: int, pace: float) -> list[float]:
     """Milliseconds of each change of an Application that stands on one leaf."""
-    leaves = [leaf for branch in branches for leaf in branch.leaves]
+    leaves = [leaf for branch in branches for leaf in branch.names]
     chosen = leaves[:: max(1, len(leaves) // singles)][:singles]
     for number, leaf in enumerate(chosen):
         await root.pool.request("POST", APPS, application(f"one-{number}", clusterName=leaf))
     await applied(root, len(chosen))
+    return await changed_one_by_one(root, branches, [(leaf, f"one-{number}") for number, leaf in enumerate(chosen)], changes, pace)
+
+
+async def changed_one_by_one(
+    root: Site, branches: Sequence[Leaves], where: Sequence[tuple[str, str]], changes: int, pace: float, first: int = 0
+) -> list[float]:
+    """Milliseconds of each of so many changes at a steady pace. ``where``: leaves, and the Application that stands there alone."""
     began: dict[tuple[str, str, str], float] = {}
 
     async def change(number: int) -> None:
-        at = number % len(chosen)
-        began[chosen[at], f"one-{at}", str(number + 1)] = time.monotonic()
-        await root.pool.request("PATCH", f"{APPS}/one-{at}", changed(number + 1), MERGE)
+        (leaf, name), word = where[number % len(where)], first + number + 1
+        began[leaf, name, str(word)] = time.monotonic()
+        await root.pool.request("PATCH", f"{APPS}/{name}", changed(word), MERGE)
 
     await load.paced(changes, pace, change)
     found = await arrived(branches, set(began))
     return [1000 * (at - began[key]) for key, at in found.items()]
 
 
-async def for_all(root: Site, branches: Sequence[Branch], rounds: int) -> list[float]:
+async def for_all(root: Site, branches: Sequence[Leaves], rounds: int) -> list[float]:
     """Seconds of each round until the last leaf has it."""
-    leaves = [leaf for branch in branches for leaf in branch.leaves]
+    leaves = [leaf for branch in branches for leaf in branch.names]
     took = []
     for number in range(rounds + 1):
         began = time.monotonic()

@@ -17,7 +17,7 @@ TUNED = "Karmada 1.19, client limits × 25"
 
 
 async def measure(options: Options) -> list[Row]:
-    count, settle = (4, 0.2) if options.quick else (120, 5.0)
+    count, settle = (4, 0.2) if options.quick else (100, 5.0)
     per_second = 20.0 if options.quick else PER_SECOND
     async with growing(options.folder) as tree:
         root = await tree.root()
