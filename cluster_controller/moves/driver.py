@@ -186,7 +186,7 @@ class Driver:
 
     def unsettled(self, tx: Tx) -> Collection[str]:
         """Direct children from whose share a cluster has gone that is not counted elsewhere yet."""
-        found = set()
+        found = set(self._doubts.own())
         for move in self._moves.values():
             if move.told and (move.unsettled or move.phase is Phase.UNDOING):
                 stored = self._store.find(records.OWN, "Cluster", move.cluster)

@@ -18,6 +18,7 @@ from cluster_controller.tree import records
 from cluster_controller.tunnel.messages import AttachRecord
 
 KIND = "ClusterStatus"
+OPEN_SECONDS = 120.0  # for which the share of a child that seems to have left is not given to others, at most
 PAUSES = (10.0, 600.0)  # seconds for which it must be certain before somebody is told, and told again
 
 
@@ -31,9 +32,12 @@ class Elsewhere(Struct, frozen=True):
 
 
 class _Doubt(Struct, frozen=True):
-    """``since``: on the caller's clock; None while nothing is certain."""
+    """``since``: on the caller's clock; None while nothing is certain. ``open``: nobody was told yet, and it is not too long ago that it
+    was looked at first, at ``born``."""
 
     since: float | None = None
+    open: bool = True
+    born: float | None = None
     pause: float = PAUSES[0]
 
 
@@ -64,6 +68,11 @@ class Doubts:
                 more = True
         return more
 
+    def own(self) -> list[str]:
+        """Children of this controller that seem to have left it: their share is not given to others before it is known what they took
+        along. Only until that was asked for, once, and not for long."""
+        return [uid for uid, doubt in self._doubts.items() if doubt.open and _listed(self._store, uid)]
+
     def ripe(self, now: float, judge: Callable[[str], Elsewhere | None]) -> list[Elsewhere]:
         """What has been certain for long enough, by ``judge``; each again ever more seldom, for as long as it is so."""
         result = []
@@ -72,13 +81,14 @@ class Doubts:
                 del self._doubts[uid]
                 continue
             found = judge(uid)
-            if found is None:
-                self._doubts[uid] = _Doubt(pause=doubt.pause)
-            elif doubt.since is None:
-                self._doubts[uid] = _Doubt(now, doubt.pause)
-            elif now - doubt.since >= doubt.pause:
-                self._doubts[uid] = _Doubt(now, min(2 * doubt.pause, PAUSES[1]))
+            born = now if doubt.born is None else doubt.born
+            certain = now if doubt.since is None else doubt.since
+            since = certain if found is not None else None
+            fresh = _Doubt(since, doubt.open and now - born < OPEN_SECONDS, born, doubt.pause)
+            if found is not None and now - certain >= doubt.pause:
+                fresh = _Doubt(now, False, born, min(2 * doubt.pause, PAUSES[1]))
                 result.append(found)
+            self._doubts[uid] = fresh
         return result
 
     def _doubtful(self, cluster: str, speakers: int) -> bool:

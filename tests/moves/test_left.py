@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cluster_controller.documents import encode
-from cluster_controller.moves.left import KIND, PAUSES, Doubts, Elsewhere, elsewhere
+from cluster_controller.moves.left import KIND, OPEN_SECONDS, PAUSES, Doubts, Elsewhere, elsewhere
 from cluster_controller.resources import kinds
 from cluster_controller.store import Event, Key, Store
 from cluster_controller.tree import records
@@ -82,6 +82,15 @@ def test_who_is_set_back_may_be_this_very_controller(tmp_path: Path) -> None:
         await bench.lists()
         assert await bench.says("right", "other")
         assert bench.judge("edge") == Elsewhere("edge", "me", "other", 7)
+        assert bench.doubts.own() == ["edge"]  # what it holds is left alone until it has said what it took along
+        assert not bench.doubts.ripe(0.0, bench.judge) and bench.doubts.own() == ["edge"]
+        assert bench.doubts.ripe(PAUSES[0], bench.judge) and not bench.doubts.own()
+        later = Doubts(bench.store)
+        later.load()
+        assert not later.ripe(0.0, lambda uid: None) and later.own() == ["edge"]  # it may be silent for a moment
+        assert not later.ripe(OPEN_SECONDS, lambda uid: None) and not later.own()
+        assert not bench.doubts.ripe(PAUSES[0], lambda uid: None)
+        assert not bench.doubts.ripe(PAUSES[0], bench.judge) and not bench.doubts.own()  # not for ever
         await bench.lists(state="left")
         assert not bench.doubts.ripe(0.0, bench.judge) and not bench.doubts
         assert bench.judge("edge") is None
