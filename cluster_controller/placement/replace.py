@@ -5,8 +5,8 @@ against what was allotted (it is *replaced*): others hold it, as *stand-ins*, as
 under a new share id; so whatever answers that id was said after the replacement, and is no memory of the time before the cut.
 
 Back in reach, the older replicas stay and the stand-ins go: as many as are ready beyond what is wanted, never more, so that the count
-of ready replicas does not fall below it. What is not ready `OVERDUE` seconds after the return is given up where it is not ready, so
-the surplus ends in any case.
+of ready replicas does not fall below it. What is not ready `OVERDUE` seconds after the return is given up where it is not ready, on what
+is back or anywhere else in reach, so the surplus ends in any case.
 
 Invariant, over all targets, of one component: sum of (share - replaced) <= max(allotted, the same sum before); with `Keep`, replaced
 is 0 and nothing here changes anything. Replicas that are found to be carried after they were replaced count again at once, beyond that
@@ -88,6 +88,19 @@ class _Books:
             self.give_up(uid, takes)
             count -= takes
 
+    def stay(self, count: int, uid: str) -> int:
+        """Let stand-ins for ``uid`` stay in place of replicas that are not ready elsewhere: so many."""
+        stayed = 0
+        for other, target in sorted(self.targets.items()):
+            if target.silent is not None or target.confirmed is None or self.replaced.get(other):
+                continue
+            takes = min(count - stayed, max(0, self.shares[other] - target.confirmed))
+            self.shares[other] -= takes
+            self.stands_in[other] -= min(takes, self.stands_in[other])
+            stayed += takes
+        self._count_again(stayed, [uid])
+        return stayed
+
     def give_up(self, uid: str, count: int) -> None:
         """Lower one that is back by replicas that others hold for good."""
         self.shares[uid] -= count
@@ -144,17 +157,14 @@ def _settle_returned(books: _Books, returned: list[str]) -> list[float]:
     spare = max(0, ready - books.allotted)
     if spare and books.over():
         books.retire(min(spare, books.over()), returned)
-    waits = []
-    for uid in returned:
-        left = min(books.replaced[uid], books.over())
-        if not left:
-            continue
-        if targets[uid].back < OVERDUE:
-            waits.append(OVERDUE - targets[uid].back)
-            continue
+    waits = [OVERDUE - targets[uid].back for uid in returned if targets[uid].back < OVERDUE and min(books.replaced[uid], books.over())]
+    overdue = [uid for uid in returned if targets[uid].back >= OVERDUE]
+    for uid in overdue:
         sick = max(0, books.shares[uid] - (targets[uid].confirmed or 0))
-        books.give_up(uid, min(left, sick))
-        books.retire(left - min(left, sick), [uid])
+        books.give_up(uid, min(books.replaced[uid], books.over(), sick))
+    for uid in overdue:
+        left = min(books.replaced[uid], books.over())
+        books.retire(left - books.stay(left, uid), [uid])
     return waits
 
 

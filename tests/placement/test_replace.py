@@ -81,6 +81,27 @@ def test_the_surplus_ends_in_time(allotted: int, among: dict[str, Target]) -> No
     assert outcome.again is None
 
 
+@given(counts, targets)
+@settings(max_examples=500)
+def test_the_end_of_the_surplus_takes_what_is_not_ready_before_anything_that_is(allotted: int, among: dict[str, Target]) -> None:
+    late = {
+        uid: msgspec.structs.replace(item, silent=None, back=OVERDUE, ceiling=item.share, confirmed=min(item.share, item.confirmed or 0))
+        for uid, item in among.items()
+    }
+    outcome = settle(allotted, 10.0, late)
+    ready = sum(item.confirmed or 0 for item in late.values())
+    assert sum(min(item.confirmed or 0, outcome.shares[uid]) for uid, item in late.items()) >= min(ready, allotted)
+
+
+def test_a_stand_in_stays_when_somebody_else_fell_ill_meanwhile() -> None:
+    """A leaf and its shim die while the share of another is replaced: eight are ready, and the surplus is the one that is not."""
+    well = {f"leaf-{number}": Target(share=1, ceiling=1, confirmed=1) for number in range(6)}
+    back = Target(share=1, ceiling=1, confirmed=1, back=OVERDUE, replaced=1)
+    others = {"ill": Target(share=1, ceiling=1, confirmed=0), "spare": Target(share=1, ceiling=1, confirmed=1, stands_in=1)}
+    outcome = settle(8, 5.0, {**well, "back": back, **others})
+    assert (outcome.shares["ill"], outcome.shares["spare"], outcome.shares["back"], outcome.replaced) == (0, 1, 1, {})
+
+
 def test_an_answer_from_before_the_cut_proves_nothing() -> None:
     remembered = settle(2, 10.0, {"old": Target(share=2, silent=10.0, confirmed=2), "new": Target()})
     assert (remembered.replaced, remembered.renew) == ({"old": 2}, frozenset({"old"}))
