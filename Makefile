@@ -65,7 +65,7 @@ lint: $(VENV)/.ready-dev ## Style, format, types, import contracts, proto lint a
 format: $(VENV)/.ready-dev ## Let ruff format and mend what it can
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
 
-bench: $(VENV)/.ready-dev ## Every benchmark, in at most forty minutes; results in benchmarks/results and docs/performance.md
+bench: $(VENV)/.ready-dev ## Every benchmark but the large trees (bench-large), in at most forty minutes; results in benchmarks/results and docs/performance.md
 	@$(BIN)/python -m benchmarks all
 
 bench-%: $(VENV)/.ready-dev ## One benchmark by its name
