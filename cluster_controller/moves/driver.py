@@ -139,16 +139,16 @@ class Driver:
     async def _once_more(self, found: left.Elsewhere) -> None:
         """The move that is known here, or what the cluster itself still knows of it."""
         uid, known = found.cluster, self._moves.get(found.cluster)
-        if known is not None and known.phase is Phase.DONE and (known.old, known.parent) == (found.old, found.parent):
-            move = state.once_more(known, found.attach)
+        out, into = (*self._branch(found.old), uid), (*self._branch(found.parent), uid)
+        if out[0] == into[0]:
+            return  # somebody below decides that
+        async with asyncio.timeout(ASK_SECONDS):
+            answer = await self._put(Ask(uid, words.Where(move="", parent=found.parent)))
+        if not isinstance(answer, Gone) or not answer.move:
+            return  # it came there by no move
+        if known is not None and known.phase is Phase.DONE and known.id == answer.move:
+            move = state.once_more(known, found.attach, tuple(answer.held))
         else:
-            out, into = (*self._branch(found.old), uid), (*self._branch(found.parent), uid)
-            if out[0] == into[0]:
-                return  # somebody below decides that
-            async with asyncio.timeout(ASK_SECONDS):
-                answer = await self._put(Ask(uid, words.Where(move="", parent=found.parent)))
-            if not isinstance(answer, Gone) or not answer.move:
-                return  # it came there by no move
             move = Move(
                 id=answer.move,
                 cluster=uid,

@@ -276,8 +276,7 @@ class Part:
         record = records.member(self._store, uid)
         if record is None or not (record.leaving == question.move or self._has_gone(record, question)):
             return Yes()
-        applications = {*question.applications, *(self._from_above(uid) if question.attach else ())}
-        held = [one for one in applications if self._holds(uid, one)]
+        held = [one for one in question.applications if self._holds(uid, one)]
         if held:
             return NotYet(reason=f"{len(held)} Applications are still counted at {self._name}")
         hop = self._membership.router.next_hop(uid)
@@ -300,11 +299,6 @@ class Part:
         """Is it elsewhere, though nothing of that is known here: the move was before this store was set back?"""
         here = record.uid in self._tunnel.links or record.coming or record.state != "member"
         return not here and question.attach > record.attach
-
-    def _from_above(self, uid: str) -> list[str]:
-        """What of the cluster's share this controller was given itself: it is lowered by whoever counts the move."""
-        names = (stored.key.name for stored in self._store.list(f"down/{uid}", "Work"))
-        return [name for name in names if self._store.get(Key(records.DESIRED, "Work", "", name)) is not None]
 
     def _holds(self, uid: str, application: str) -> bool:
         """Is a part of this controller's share still that of the cluster? Where each cluster has the whole of it, there are no parts."""

@@ -202,9 +202,9 @@ def counted(move: Move, applications: tuple[str, ...]) -> Move:
     return msgspec.structs.replace(move, phase=Phase.CLOSING, counted=applications, agreed=(), reason="")
 
 
-def once_more(move: Move, attach: int) -> Move:
-    """One that is done, whose old parent lists the cluster again: it is told as before."""
-    return msgspec.structs.replace(move, phase=Phase.CLOSING, agreed=(), counted=(), reason="", again=attach)
+def once_more(move: Move, attach: int, applications: tuple[str, ...]) -> Move:
+    """One that is done, whose old parent lists the cluster again: it is told as before. ``applications``: what the cluster took along."""
+    return msgspec.structs.replace(move, phase=Phase.CLOSING, agreed=(), counted=applications, reason="", again=attach)
 
 
 def call_off(move: Move, reason: str) -> Move:

@@ -232,7 +232,7 @@ def test_a_full_disk_is_said_with_its_reason_and_asked_again(tmp_path: Path, mon
 def test_an_old_parent_that_knows_nothing_of_the_move_forgets_who_is_elsewhere_by_a_later_attach(tmp_path: Path) -> None:
     async def play() -> None:
         async with grove(tmp_path) as (top, old, new, edge):
-            about = {"move": "m", "cluster": edge.uid, "applications": (), "parent_name": "new"}
+            about = {"move": "m", "cluster": edge.uid, "applications": ("app",), "parent_name": "new"}
             record = records.member(old.store, edge.uid)
             assert record is not None
             assert await ask(top, old, words.Forget(**about, attach=record.attach + 1)) == Yes()  # type: ignore[arg-type]
