@@ -132,9 +132,13 @@ class Driver:
                 log.warning("move.untold", cluster=self._called(found.cluster), reason=str(error))
 
     def _elsewhere(self, uid: str) -> left.Elsewhere | None:
-        if any(move.active and uid in (move.cluster, *move.names.values()) for move in self._moves.values()):
+        if self._under_way(uid):
             return None
         return left.elsewhere(self._store, self._me()[0], uid, self._part.record(uid), self._route(uid))
+
+    def _under_way(self, uid: str) -> bool:
+        """Is it moved just now, or with another one? Then its share is counted as ever."""
+        return any(move.active and uid in (move.cluster, *move.names.values()) for move in self._moves.values())
 
     async def _once_more(self, found: left.Elsewhere) -> None:
         """The move that is known here, or what the cluster itself still knows of it."""
@@ -186,7 +190,7 @@ class Driver:
 
     def unsettled(self, tx: Tx) -> Collection[str]:
         """Direct children from whose share a cluster has gone that is not counted elsewhere yet."""
-        found = set(self._doubts.own())
+        found = {uid for uid in self._doubts.own() if not self._under_way(uid)}
         for move in self._moves.values():
             if move.told and (move.unsettled or move.phase is Phase.UNDOING):
                 stored = self._store.find(records.OWN, "Cluster", move.cluster)

@@ -215,6 +215,9 @@ def test_an_old_parent_that_was_set_back_is_told_again_also_by_who_has_forgotten
         asks = {ask.whom: ask.question for ask in state.asks(again, again.counted)}
         assert asks["uid-inner"].attach == 7 and asks["uid-inner"].move == again.id
         assert made._elsewhere("uid-edge-1") is None  # while it is under way
+        made._doubts = SimpleNamespace(own=lambda: ["uid-edge-1", "uid-edge-2"])  # type: ignore[assignment]
+        assert "uid-edge-1" not in await store.commit(made.unsettled)  # or what it took along would never be counted
+        assert "uid-edge-2" in await store.commit(made.unsettled)
 
     played(tmp_path, check)
 
