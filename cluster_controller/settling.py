@@ -34,7 +34,7 @@ class Settler:
         self._wake.set()
 
     def mark_all(self, names: Iterable[str]) -> None:
-        for name in names:
+        for name in sorted(names):  # sets come in another order in each process: what is written shall not depend on that
             self.mark(name)
 
     async def run(self) -> None:

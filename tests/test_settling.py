@@ -41,6 +41,21 @@ def test_names_are_marked_in_their_time_and_once() -> None:
     asyncio.run(play())
 
 
+def test_what_is_marked_together_is_settled_in_one_order_in_every_process(tmp_path: Path) -> None:
+    names = {f"n{number:02d}" for number in range(40)}
+    settled: list[str] = []
+
+    async def play() -> None:
+        store = await Store.open(tmp_path)
+        settler = Settler(store, lambda tx, name: settled.append(name))
+        settler.mark_all(names)
+        await settler.once()
+        await store.close()
+
+    asyncio.run(play())
+    assert settled == sorted(names)
+
+
 def test_the_timer_of_the_loop_rings_it_and_one_that_came_too_early_is_armed_again() -> None:
     async def play() -> None:
         loop = asyncio.get_running_loop()

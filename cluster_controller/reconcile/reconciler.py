@@ -387,7 +387,7 @@ class Reconciler:
             named = {seen.uid for seen in observed.works}
             gone |= {stored.key.name for stored in tx.list("observed", "WorkStatus")} - named
             gone |= set(self._pods) - named
-        for name in gone:
+        for name in sorted(gone):
             self._write_gone(tx, name)
         if observed.nodes is not None:
             self._write_nodes(tx, observed.nodes)
@@ -402,7 +402,7 @@ class Reconciler:
         for instance in seen.instances:
             pod = observe.pod(seen, application, instance)
             pods[Key("observed", "Pod", application.namespace, instance.id)] = pod
-        for key in self._pods.get(seen.uid, set()) - set(pods):
+        for key in sorted(self._pods.get(seen.uid, set()) - set(pods)):
             tx.delete(key)
         for key, pod in pods.items():
             put_changed(tx, key, pod, pod.metadata.uid)
@@ -416,7 +416,7 @@ class Reconciler:
         return self._documents.read(status, kinds.WorkStatus).spec.application if status is not None else None
 
     def _write_gone(self, tx: Tx, name: str) -> None:
-        for key in self._pods.pop(name, set()):
+        for key in sorted(self._pods.pop(name, set())):
             tx.delete(key)
         key = Key("observed", "WorkStatus", "", name)
         work = tx.get(Key("local", "Work", "", name))

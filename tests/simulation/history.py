@@ -24,22 +24,14 @@ class History:
         self._file: TextIO | None = path.open("w", encoding="utf-8") if path is not None else None
         self.tail: deque[str] = deque(maxlen=KEPT_LINES)
         self.lines = 0
-        self.folder = ""  # where this run keeps its files: another name each time, so it is no part of the history
 
     def note(self, now: float, who: str, what: str) -> None:
         line = f"{now:.6f} {who} {what}\n"
-        if self.folder and self.folder in line:
-            line = line.replace(self.folder, "DATA")
         self._hash.update(line.encode())
         self.lines += 1
         self.tail.append(line)
         if self._file is not None:
             self._file.write(line)
-
-    def without_folder(self, message: bytes) -> bytes:
-        """What is compared of a message: an error that it carries may name a file."""
-        folder = self.folder.encode()
-        return message.replace(folder, b"DATA") if folder and folder in message else message
 
     def aside(self, text: str) -> None:
         """For whoever reads the file; no part of what is compared."""

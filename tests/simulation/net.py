@@ -417,8 +417,7 @@ class SimWire:
             if not self._code:
                 network.delivered += 1
                 now = network.loop.time()
-                said = network.history.without_folder(payload)
-                network.history.note(now, self.outgoing.source_name, f"< {self.outgoing.target_name} {len(payload)} {hash_of(said)}")
+                network.history.note(now, self.outgoing.source_name, f"< {self.outgoing.target_name} {len(payload)} {hash_of(payload)}")
                 self._owner.wire_message(payload)
         elif kind == "server":
             self.outgoing.push("upgrade", None, HANDSHAKE_BYTES)

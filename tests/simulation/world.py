@@ -5,6 +5,7 @@ are real and made as a join makes them; everything above disk, wire, clock and s
 """
 
 import asyncio
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -191,12 +192,13 @@ class World:
         self.by_uid: dict[str, Place] = {}
         self.identities: dict[str, Identity] = {}
         self.usual: dict[str, Conditions] = {}  # of the ways, while nothing makes them worse
+        self.folder = Path()
         self._patches = installed(seed, self.history, self.loop.time, lifetimes)
 
     def __enter__(self) -> "World":
         base = "/dev/shm" if Path("/dev/shm").is_dir() else None
-        self.folder = Path(tempfile.mkdtemp(prefix="banyan-simulation-", dir=base))
-        self.history.folder = str(self.folder)
+        self._scratch, self._home = Path(tempfile.mkdtemp(prefix="banyan-simulation-", dir=base)), Path.cwd()
+        os.chdir(self._scratch)  # paths are told upwards in errors, and compressed: they have to be the same each time
         self._patches.__enter__()
         return self
 
@@ -212,7 +214,8 @@ class World:
             self._patches.__exit__(None, None, None)
             for folder in [each for each in DISKS if each.parent == self.folder]:
                 del DISKS[folder]
-            shutil.rmtree(self.folder, ignore_errors=True)
+            os.chdir(self._home)
+            shutil.rmtree(self._scratch, ignore_errors=True)
             self.history.close()
 
     @property
