@@ -68,11 +68,8 @@ class Driver:
         wall: Callable[[], datetime],
     ) -> None:
         self._store = store
-        self._engine, self._tunnel = engine, tunnel
-        self._part = part
-        self._me = me
-        self._route = way
-        self._wall = wall
+        self._engine, self._tunnel, self._part = engine, tunnel, part
+        self._me, self._route, self._wall = me, way, wall
         self._moves: dict[str, Move] = {}  # by the cluster
         self._doubts = left.Doubts(store)
         self._wake = asyncio.Event()
@@ -132,9 +129,8 @@ class Driver:
                 log.warning("move.untold", cluster=self._called(found.cluster), reason=str(error))
 
     def _elsewhere(self, uid: str) -> left.Elsewhere | None:
-        if self._under_way(uid):
-            return None
-        return left.elsewhere(self._store, self._me()[0], uid, self._part.record(uid), self._route(uid))
+        known = None if self._under_way(uid) else self._part.record(uid)
+        return left.elsewhere(self._store, self._me()[0], uid, known, self._route(uid))
 
     def _under_way(self, uid: str) -> bool:
         """Is it moved just now, or with another one? Then its share is counted as ever."""
