@@ -94,7 +94,7 @@ class AfterRestore:
         await self._settler.run()
 
     def settle(self, tx: Tx, uid: str) -> None:
-        restored, stored = read(tx), self._store.find(records.OWN, "Cluster", uid)
+        restored, stored = read(tx), tx.find(records.OWN, "Cluster", uid)
         if restored is None or stored is None:
             return
         fact = tx.fact(FACT_TOLD)

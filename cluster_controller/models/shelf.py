@@ -47,8 +47,7 @@ class Shelf:
         await self._settler.run()
 
     def settle(self, tx: Tx, uid: str) -> None:
-        found = self._store.find("own", "Model", uid)
-        stored = tx.get(found.key) if found is not None else None
+        stored = tx.find("own", "Model", uid)
         if stored is None:
             return
         model = self._documents.read(stored, kinds.Model)

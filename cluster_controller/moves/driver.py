@@ -189,8 +189,7 @@ class Driver:
         found = {uid for uid in self._doubts.own() if not self._under_way(uid)}
         for move in self._moves.values():
             if move.told and (move.unsettled or move.phase is Phase.UNDOING):
-                stored = self._store.find(records.OWN, "Cluster", move.cluster)
-                there = tx.get(stored.key) if stored is not None else None
+                there = tx.find(records.OWN, "Cluster", move.cluster)
                 if there is not None and decode(there.document, kinds.Cluster).status.parent_uid == move.parent:
                     found.add(move.out[0])
         return found

@@ -34,7 +34,7 @@ class Carried:
         found = []
         for uid in sorted(self._live()):
             stored = tx.get(Key(space_of(uid), "WorkStatus", "", application))
-            cluster = self._store.find("own", "Cluster", uid) if stored is not None else None
+            cluster = tx.find("own", "Cluster", uid) if stored is not None else None
             if stored is None or cluster is None:
                 continue
             path = self._documents.read(cluster, kinds.Cluster).status.path

@@ -29,8 +29,8 @@ class Group:
         if before is None:
             self._order = None
         if self._uids is not None:
-            if before is not None and before.uid != stored.uid:
-                self._uids.pop(before.uid, None)
+            if before is not None:
+                self._unname(before)
             self._uids[stored.uid] = key
 
     def remove(self, key: Key) -> None:
@@ -38,7 +38,12 @@ class Group:
         if self._order is not None:
             del self._order[bisect_left(self._order, key)]
         if self._uids is not None:
-            self._uids.pop(stored.uid, None)
+            self._unname(stored)
+
+    def _unname(self, stored: Stored) -> None:
+        """Unless it has another name already."""
+        if self._uids is not None and self._uids.get(stored.uid) == stored.key:
+            del self._uids[stored.uid]
 
     def keys(self) -> list[Key]:
         """Sorted by namespace, then name. Not to be changed by the caller."""

@@ -30,6 +30,14 @@ class Head:
         slot = self.pending.get(key)
         return slot[0] if slot is not None else self.mirror.get(key)
 
+    def find(self, space: str, kind: str, uid: str) -> Key | None:
+        """Under which name an object is, or was at last; what waits for the disk is little."""
+        for key, (stored,) in self.pending.items():
+            if stored is not None and stored.uid == uid and key.kind == kind and key.space == space:
+                return key
+        found = self.mirror.find(space, kind, uid)
+        return found.key if found is not None else None
+
     def fact(self, name: str) -> bytes | None:
         slot = self.pending_facts.get(name)
         return slot[0] if slot is not None else self.facts.get(name)
@@ -44,12 +52,13 @@ class Head:
 class Tx:
     """Handed to the function given to `Store.commit`; dead once that function has returned."""
 
-    __slots__ = ("_head", "_limits", "_open", "_slots", "bytes", "delivered", "events", "facts", "revision")
+    __slots__ = ("_head", "_limits", "_names", "_open", "_slots", "bytes", "delivered", "events", "facts", "revision")
 
     def __init__(self, head: Head, limits: Limits) -> None:
         self._head = head
         self._limits = limits
         self._slots: dict[Key, Slot] = {}
+        self._names: dict[tuple[str, str, str], Key] = {}  # of what was written here, by space, kind and uid
         self._open = True
         self.events: list[Event] = []
         self.delivered: list[Stored] = []
@@ -60,6 +69,12 @@ class Tx:
     def get(self, key: Key) -> Stored | None:
         slot = self._slots.get(key)
         return slot[0] if slot is not None else self._head.get(key)
+
+    def find(self, space: str, kind: str, uid: str) -> Stored | None:
+        """By uid, whatever its name is by now."""
+        key = self._names.get((space, kind, uid)) or self._head.find(space, kind, uid)
+        found = self.get(key) if key is not None else None
+        return found if found is not None and found.uid == uid else None
 
     def scan(self, space: str) -> list[Stored]:
         """Every object of a space, in no particular order."""
@@ -166,7 +181,10 @@ class Tx:
         return stored
 
     def _record(self, event: Event, stored: Stored | None) -> None:
-        self._slots[event.stored.key] = (stored,)
+        key = event.stored.key
+        self._slots[key] = (stored,)
+        if stored is not None:
+            self._names[key.space, key.kind, stored.uid] = key
         self.events.append(event)
         self.bytes += len(event.stored.document)
 

@@ -238,7 +238,7 @@ class Census:
     def settle(self, tx: Tx, uid: str) -> None:
         """Write the Cluster of ``uid``, what is said of it upwards, and what is laid over it downwards."""
         known = self._known(tx, uid)
-        stored = self._find(tx, uid)
+        stored = tx.find("own", "Cluster", uid)
         if known is None:
             self._gone(tx, uid, stored)
             return
@@ -258,7 +258,7 @@ class Census:
 
     def _here(self, tx: Tx) -> list[kinds.ClusterOverlaySpec]:
         """What is laid over this controller itself, for users that it names for all below."""
-        stored = self._find(tx, self._uid)
+        stored = tx.find("own", "Cluster", self._uid)
         return self._overlays.of(tx, self._uid, self._documents.read(stored, kinds.Cluster) if stored is not None else None)
 
     def _known(self, tx: Tx, uid: str) -> Known | None:
@@ -304,7 +304,7 @@ class Census:
 
     def _unheard(self, tx: Tx, uid: str, silent: bool) -> Known | None:
         """A direct child that joined and has not said anything yet."""
-        stored = self._find(tx, uid)
+        stored = tx.find("own", "Cluster", uid)
         if stored is None:
             return None
         document = self._documents.read(stored, kinds.Cluster)
@@ -324,7 +324,7 @@ class Census:
         )
 
     def _hop(self, tx: Tx, child: str) -> str:
-        stored = self._find(tx, child)
+        stored = tx.find("own", "Cluster", child)
         return f"{self._name} → {stored.key.name if stored is not None else child}"
 
     def _withdrawing(self, tx: Tx, uid: str, via: str) -> list[str]:
@@ -340,15 +340,6 @@ class Census:
 
     def _children(self, tx: Tx, uid: str) -> int:
         return sum(1 for stored in tx.list("own", "Cluster") if self._documents.read(stored, kinds.Cluster).status.parent_uid == uid)
-
-    def _find(self, tx: Tx, uid: str) -> Stored | None:
-        """By uid, through pending writes: names may differ from what the cluster calls itself."""
-        found = self._store.find("own", "Cluster", uid)
-        if found is not None:
-            there = tx.get(found.key)
-            if there is not None and there.uid == uid:  # a name may pass to a successor within one commit
-                return there
-        return next((stored for stored in tx.list("own", "Cluster") if stored.uid == uid), None)
 
     def _gone(self, tx: Tx, uid: str, stored: Stored | None) -> None:
         """No longer reported: removed by its parent. A direct child goes only by `banyan cluster remove`."""
@@ -472,7 +463,7 @@ class Census:
         for _ in range(64):
             if parent in {self._uid, ""}:
                 return path[::-1]
-            stored = self._find(tx, parent)
+            stored = tx.find("own", "Cluster", parent)
             if stored is None:
                 return path[::-1]
             path.append(stored.key.name)

@@ -120,7 +120,7 @@ class Upward:
         if summary is None:
             self._holders.pop(application, None)
             tx.delete(report)
-            there = self._store.find("own", KIND, application)
+            there = tx.find("own", KIND, application)
             if there is not None:
                 tx.delete(there.key)
             return
@@ -129,7 +129,7 @@ class Upward:
         if space != "own":
             reference = summary.spec.application
             name = self._name_of(tx, reference)
-            there = self._store.find("own", KIND, application)
+            there = tx.find("own", KIND, application)
             if there is not None and there.key.name != name:
                 tx.delete(there.key)
             shown = msgspec.structs.replace(

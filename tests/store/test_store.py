@@ -98,6 +98,37 @@ def test_a_commit_sees_what_is_pending_and_readers_only_what_is_committed(tmp_pa
     play(tmp_path, scenario)
 
 
+def test_a_commit_finds_by_uid_what_was_written_before_it_and_in_it(tmp_path: Path) -> None:
+    def found(tx: Tx, uid: str) -> str:
+        stored = tx.find("own", "Application", uid)
+        return stored.key.name if stored is not None else ""
+
+    async def scenario(store: Store) -> None:
+        seen: list[list[str]] = []
+
+        def look(tx: Tx) -> None:
+            seen.append([found(tx, uid) for uid in ("uid-a", "uid-b", "uid-c", "nobody")])
+
+        def rename(tx: Tx) -> None:
+            tx.put(key("other"), b"{}", uid="uid-b")
+            tx.delete(key("b"))
+            look(tx)
+
+        await store.commit(put("a"))
+        await store.commit(put("b"))
+        await asyncio.gather(
+            store.commit(put("c")), store.commit(look), store.commit(rename), store.commit(delete("a")), store.commit(look)
+        )
+        await store.commit(look)
+        assert store.find("own", "Application", "uid-b") is store.get(key("other"))
+        assert seen == [["a", "b", "c", ""], ["a", "other", "c", ""], ["", "other", "c", ""], ["", "other", "c", ""]]
+        await asyncio.gather(store.commit(put("a", uid="successor")), store.commit(look))
+        await store.commit(lambda tx: (tx.put(key("a"), b"{}", uid="uid-a"), look(tx)))
+        assert [names[0] for names in seen[4:]] == ["", "a"]
+
+    play(tmp_path, scenario)
+
+
 def test_a_function_that_fails_changes_nothing(tmp_path: Path) -> None:
     async def scenario(store: Store) -> None:
         def fail(tx: Tx) -> None:
