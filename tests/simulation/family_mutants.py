@@ -113,6 +113,14 @@ def nothing_is_counted_over() -> Any:
     return put(Engine, "transfer", lambda self, tx, application, transfer: None)
 
 
+@mutant("a parent that was set back to before a move is not told again", "moves")
+def nobody_is_told_again() -> Any:
+    async def nothing(self: Driver) -> None:
+        return None
+
+    return put(Driver, "_tell_once_more", nothing)
+
+
 @mutant("what is at its new parent and has yet to be counted is divided anew", "moves")
 def what_is_on_its_way_is_divided() -> Any:
     return put(Driver, "unsettled", lambda self, tx: set())

@@ -384,6 +384,7 @@ NAMED: dict[str, int] = {
     "foreign_snapshot_deletes": 1,
     "keep_is_replaced": 1,
     "marks_are_lost": 4,
+    "nobody_is_told_again": 36,
     "nothing_is_reported_anew": 2,
     "old_reports_believed": 1,
     "only_heartbeats_prove_life": 2,
