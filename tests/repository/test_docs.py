@@ -50,7 +50,11 @@ class Shell:
         self._process.stdin.write(f"{command}\n__code=$?\necho\necho '{DONE}'$__code\n")
         self._process.stdin.flush()
         printed: list[str] = []
-        previous = signal.signal(signal.SIGALRM, self._too_long)
+
+        def too_long(*_: object) -> None:
+            raise TimeoutError(f"this did not end within {COMMAND_SECONDS} s: {command}\nUntil then it said: {''.join(printed)}")
+
+        previous = signal.signal(signal.SIGALRM, too_long)
         signal.alarm(COMMAND_SECONDS)
         try:
             for line in self._process.stdout:
@@ -61,10 +65,6 @@ class Shell:
             signal.alarm(0)
             signal.signal(signal.SIGALRM, previous)
         return "".join(printed), -1
-
-    def _too_long(self, *_: object) -> None:
-        self.close()
-        raise TimeoutError(f"a command of this page did not end within {COMMAND_SECONDS} s")
 
     def close(self) -> None:
         """End the shell and all that it left in the background."""

@@ -16,7 +16,7 @@ from cluster_controller.store.model import Stored
 from tests.simulation import bounds
 from tests.simulation.disk import Disk
 from tests.simulation.quiet import QUIET
-from tests.simulation.reach import Reach, awake
+from tests.simulation.reach import Reach, awake, served
 from tests.simulation.site import Instance, Site
 from tests.simulation.wishes import Wish, Wishes
 from tests.simulation.world import Place, World
@@ -313,7 +313,7 @@ class Invariants:
             needed = wish.spec["placement"]["onUnreachable"]["afterSeconds"] + 3 * heartbeat + REPLACE_SECONDS
             inside = list(origin.subtree())
             heard = [each for each in inside if (origin.name, each.name) not in self.reach.unheard]
-            if len(heard) == len(inside) or not any(wish.may_run_on(each) for each in heard):
+            if len(heard) == len(inside) or not any(wish.may_run_on(each) and served(each, origin, heard) for each in heard):
                 continue
             since = [wish.changed, *(self.reach.changed.get((origin.name, each.name), 0.0) for each in inside)]
             since += [self._up.get(each.name, now) for each in heard]

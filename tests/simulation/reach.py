@@ -4,6 +4,7 @@ A cluster is heard by its parent, or by an adopter that has it on a link that wo
 hears. Two clusters are in touch when their ways up meet.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 from tests.simulation.world import Place, World
@@ -104,6 +105,12 @@ class Reach:
 def awake(place: Place) -> bool:
     """It runs, and is not stopped in its tracks."""
     return place.alive and not frozen(place)
+
+
+def served(place: Place, origin: Place, heard: Sequence[Place]) -> bool:
+    """Can more be given to it from ``origin``? By its home alone, and that by its own: who is carried meanwhile runs what it has."""
+    path = place.path()
+    return all(each in heard for each in path[path.index(origin) + 1 : -1])
 
 
 def frozen(place: Place) -> bool:

@@ -10,6 +10,7 @@ from cluster_controller.store.model import Event, Key, Stored
 from tests.simulation import applications
 from tests.simulation.disk import Disk
 from tests.simulation.invariants import Invariants
+from tests.simulation.reach import served
 from tests.simulation.rollouts import Rollouts
 from tests.simulation.scenario import Run
 from tests.simulation.steps import Plan
@@ -113,3 +114,12 @@ def test_after_a_restored_backup_what_stands_there_counts_as_told() -> None:
         disk.facts[f"rollout/{APP}"] = STATE
         family.committed(disk, Batch([put("desired", 5, command="two", paused=True), put("local", 6, command="two", paused=True)]))
         assert family.invariants.violations == [], "it says the same as the backup does: nobody was told anything"
+
+
+def test_who_is_carried_while_its_home_is_not_heard_is_given_nothing_more() -> None:
+    with World(1) as world:
+        root = world.plant("root")
+        region = world.grow("region", root, takes_children=True)
+        edge = world.grow("edge", region, takes_children=False)
+        assert not served(edge, root, [edge])
+        assert served(edge, root, [edge, region]) and served(region, root, [region]) and served(edge, region, [edge])
