@@ -81,11 +81,11 @@ def test_versions_past_leave_nothing_laid_out(grove: Tree) -> None:
     laid_out = edge.folder / "models"
     before = set(laid_out.glob("*")) if laid_out.exists() else set()
     name = create(root, model_application(port=18402, clusterName="edge-1"))
-    until("version 1 is laid out", lambda: len(set(laid_out.glob("*")) - before) >= 1)
-    (first,) = set(laid_out.glob("*")) - before
+    until("version 1 is laid out", lambda: len(set(laid_out.glob("[!.]*")) - before) >= 1)
+    (first,) = set(laid_out.glob("[!.]*")) - before
     change(root, name, model={"name": "emotion", "version": "2"})
-    until("version 2 took its place", lambda: root.status(name).get("updated") == 1 and not first.exists())
-    assert infer(f"http://127.0.{NEIGHBOURHOOD}.1:18402/v2/models/emotion/infer")["version"] == "2"
+    url = f"http://127.0.{NEIGHBOURHOOD}.1:18402/v2/models/emotion/infer"
+    until("version 2 took its place", lambda: infer(url)["version"] == "2" and not first.exists())
     root.banyan("delete", "application", name, "--wait")
     until("nothing is left", lambda: list(laid_out.glob("*")) == [])
 
