@@ -159,6 +159,7 @@ class Controller:
         reporter = self.reporter = await reports.begin(store, self.uid, clock.wall())
         self.links = Links(store, self.tunnel, self.uid, self._link_changed, self.membership.kin)
         self.links.set_back = self.report_anew
+        self.links.reported = self._reported_under
         self.census = Census(
             store,
             reporter,
@@ -373,12 +374,17 @@ class Controller:
         self.upward.link_changed(child)
         self.astray.link_changed(child)
 
-    def report_anew(self) -> None:
-        """The parent no longer knows which of this cluster's words are its newest."""
+    def report_anew(self, beyond: int = 0) -> None:
+        """The parent no longer knows which of this cluster's words are its newest. ``beyond``: the start of those that it takes for it."""
         log.warning(
             "reports.anew", cluster=self.name, reason="another instance has spoken for this cluster, or its data folder was set back"
         )
-        self._tasks.spawn("report-anew", self.reporter.again(self.store, clock.wall()))
+        self._tasks.spawn("report-anew", self.reporter.again(self.store, clock.wall(), beyond))
+
+    def _reported_under(self, start: int) -> None:
+        """An ancestor takes all that is said under an earlier start for old: another instance, whose clock was ahead, has spoken."""
+        if self.reporter.start < start < reports.MOST_STARTS:
+            self.report_anew(start)
 
     def _nodes_changed(self, nodes: Sequence[Node]) -> None:
         self._nodes_told = True

@@ -135,6 +135,7 @@ class Links:
         self.takes_over: Callable[[], bool] = lambda: False  # this cluster has a new parent, whose word replaces that of the one before
         self._paused = False
         self._forgotten: object = None  # up to where the parent had sent what it does not know any more
+        self.reported: Callable[[int], None] = lambda start: None  # told under which start an ancestor holds this cluster's reports
         self.set_back: Callable[[], None] = lambda: None  # told when an ancestor holds reports that this store does not know of
         self.interrupted = 0  # sessions that failed, to be started again
         tunnel.handle(SYNC, self._serve_sync)
@@ -342,6 +343,7 @@ class Links:
             answered=answers.set,
             set_back=self.set_back,
             forgotten=self._parent_set_back if home else lambda cursor: None,
+            reported=self.reported,
         )
         async with self._turn(ancestor):
             stream = None

@@ -14,6 +14,7 @@ from cluster_controller.resources.carry import Carrier
 from cluster_controller.store import Key, Store, Stored, Tx
 
 START = "reports/start"  # fact: the number of this start
+MOST_STARTS = 1 << 53  # milliseconds since 1970: nobody's clock is that far ahead
 
 
 class Reporter:
@@ -23,6 +24,11 @@ class Reporter:
         self._source = source
         self._start = start
         self._carriers: dict[type[msgspec.Struct], Carrier] = {}  # by kind, of which there are few
+
+    @property
+    def start(self) -> int:
+        """Under which everything is reported now."""
+        return self._start
 
     def _carrier(self, struct: type[msgspec.Struct]) -> Carrier:
         if struct not in self._carriers:
@@ -49,13 +55,13 @@ class Reporter:
         else:
             tx.put(key, encoded, uid=uid, source=self._source, start=self._start, sequence=tx.revision + 1)
 
-    async def again(self, store: Store, now: datetime) -> None:
-        """Everything observed here is reported once more, under a new start.
+    async def again(self, store: Store, now: datetime, beyond: int = 0) -> None:
+        """Everything observed here is reported once more, under a new start, later than ``beyond``.
 
         After a copy of the data folder has spoken for this cluster, or the folder was set back: what those above hold then has a later
         start than the reports that lie here unchanged, which would be taken for old ones for ever.
         """
-        self._start = await _number(store, now)
+        self._start = await _number(store, now, beyond)
 
         def stamp(tx: Tx) -> None:
             for stored in tx.scan("report"):
@@ -82,7 +88,7 @@ async def begin(store: Store, source: str, now: datetime) -> Reporter:
     return Reporter(source, await _number(store, now))
 
 
-async def _number(store: Store, now: datetime) -> int:
-    number = max(int(store.fact(START) or b"0") + 1, int(now.timestamp() * 1000))
+async def _number(store: Store, now: datetime, beyond: int = 0) -> int:
+    number = max(int(store.fact(START) or b"0") + 1, int(now.timestamp() * 1000), beyond + 1)
     await store.commit(lambda tx: tx.set_fact(START, str(number).encode()))
     return number

@@ -198,8 +198,9 @@ def test_after_a_copy_has_spoken_what_did_not_change_is_reported_once_more(tmp_p
             assert spoken(region) == "by the copy"
             await edge.commit(lambda tx: first.put(tx, KEY, status("as it is"), "e"))  # nothing changed: nothing is said
             assert spoken(region) == "by the copy"
-            await edge.commit(lambda tx: tx.set_fact(reports.START, str(2**50).encode()))  # its clock says that it is later now
-            await first.again(edge, THEN)
+            said = Target("up/e", region, follow=True, limits=SyncLimits()).resume()
+            assert said.start == 2**50 > first.start  # the copy's clock was ahead
+            await first.again(edge, THEN, said.start)
             await synchronised(edge, "report", region, "up/e")
             assert spoken(region) == "as it is"
         finally:

@@ -45,7 +45,14 @@ def encode(message: Message, *, compress: bool = False) -> bytes:
             chunk.items, chunk.size = _pack(message.items, compress)
         case Resume():
             history, revision = message.cursor
-            resume = pb.SyncResume(epoch=message.epoch, history=history, revision=revision, histories=message.histories, zstd=message.zstd)
+            resume = pb.SyncResume(
+                epoch=message.epoch,
+                history=history,
+                revision=revision,
+                histories=message.histories,
+                zstd=message.zstd,
+                start=message.start,
+            )
             frame.resume.CopyFrom(resume)
         case Begin():
             spans = [pb.SyncSpan(history=name, first=first, last=last) for name, (first, last) in message.spans.items()]
@@ -112,7 +119,7 @@ def decode(data: bytes) -> Message | None:
             return Chunk(chunk.epoch, chunk.snapshot, chunk.index, _unpack(chunk.items, chunk.size), chunk.last)
         case "resume":
             resume = frame.resume
-            return Resume(resume.epoch, (resume.history, resume.revision), tuple(resume.histories), resume.zstd)
+            return Resume(resume.epoch, (resume.history, resume.revision), tuple(resume.histories), resume.zstd, resume.start)
         case "begin":
             begin = frame.begin
             return Begin(begin.epoch, begin.history, {span.history: (span.first, span.last) for span in begin.spans}, begin.known)

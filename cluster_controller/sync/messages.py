@@ -27,12 +27,14 @@ class Item(Struct, frozen=True):
 
 
 class Resume(Struct, frozen=True):
-    """Receiver → sender: go on after ``cursor``. ``histories`` are those that delivered what I hold."""
+    """Receiver → sender: go on after ``cursor``. ``histories`` are those that delivered what I hold; ``start`` is the latest of the
+    sender's own starts under which it reported what I hold."""
 
     epoch: int
     cursor: Pair
     histories: tuple[str, ...] = ()
     zstd: bool = False
+    start: int = 0
 
 
 class Begin(Struct, frozen=True):

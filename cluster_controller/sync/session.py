@@ -68,6 +68,7 @@ class SyncSession:
         answered: Callable[[], None] = lambda: None,
         set_back: Callable[[], None] = lambda: None,
         forgotten: Callable[[Pair], None] = lambda cursor: None,
+        reported: Callable[[int], None] = lambda start: None,
     ) -> None:
         self._store = store
         self._send_space = send_space
@@ -81,6 +82,7 @@ class SyncSession:
         self._answered = answered
         self._set_back = set_back
         self._forgotten = forgotten
+        self._reported = reported
         self.source: Source | None = None  # while it runs: what has yet to be acknowledged ...
         self.target: Target | None = None  # ... and what is applied
         self.counts = Counts()  # of the runs that have ended
@@ -107,6 +109,7 @@ class SyncSession:
             answered=self._answered,
             set_back=self._set_back,
             forgotten=self._forgotten,
+            reported=self._reported,
         )
         name = f"sync {self._me} {self._peer}"
         log.debug("sync.started", peer=self._peer, send=self._send_space, receive=self._receive_space)
@@ -153,6 +156,7 @@ class _Run:
         answered: Callable[[], None],
         set_back: Callable[[], None],
         forgotten: Callable[[Pair], None],
+        reported: Callable[[int], None],
     ) -> None:
         self.wake = asyncio.Event()
         self._store = store
@@ -164,6 +168,7 @@ class _Run:
         self._heard = answered
         self._set_back = set_back
         self._forgotten = forgotten
+        self._reported = reported
         self._answers: list[ToSender] = [target.resume()] if target.space else []
         self._plan: Plan | None = None  # a snapshot that goes over the second stream
         self._bulk: ByteStream | None = None
@@ -237,6 +242,7 @@ class _Run:
                 self._source.resume(message)
                 if self._source.set_back:
                     self._set_back()
+                self._reported(message.start)
             case Ack():
                 self._source.acked(message)
             case Differ():

@@ -121,9 +121,12 @@ class Target:
         return found
 
     def _resume(self) -> Resume:
-        held = (stored.delivered for stored in self._view.scan(self.space) if stored.delivered is not None)
-        histories = {history: None for history, _ in (*held, *self._deleted().values())}
-        return Resume(self._epoch, self.cursor, tuple(histories), self._zstd)
+        held = list(self._view.scan(self.space))
+        delivered = (stored.delivered for stored in held if stored.delivered is not None)
+        histories = {history: None for history, _ in (*delivered, *self._deleted().values())}
+        sender = self.space.partition("/")[2]
+        start = max((stored.start for stored in held if sender and stored.source == sender), default=0)
+        return Resume(self._epoch, self.cursor, tuple(histories), self._zstd, start)
 
     def _reset(self) -> None:
         self._epoch += 1

@@ -22,7 +22,7 @@ items = st.lists(
     st.builds(Item, st.booleans(), texts, texts, texts, texts, counts, pairs, st.binary(max_size=600), texts, counts, counts), max_size=5
 ).map(tuple)
 messages = st.one_of(
-    st.builds(Resume, counts, pairs, st.lists(texts, max_size=3).map(tuple), st.booleans()),
+    st.builds(Resume, counts, pairs, st.lists(texts, max_size=3).map(tuple), st.booleans(), counts),
     st.builds(Begin, counts, texts, st.dictionaries(texts, st.tuples(counts, counts), max_size=3), st.booleans()),
     st.builds(Batch, counts, counts, pairs, items),
     st.builds(Ack, counts, counts, counts),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster_controller.store import Event, Key, Limits, Store
+from cluster_controller.store import Event, Key, Limits, Store, Tx
 from cluster_controller.store.database import Batch
 from cluster_controller.sync import SyncLimits, SyncSession
 from cluster_controller.sync.codec import Decoder
@@ -265,5 +265,28 @@ def test_a_sender_that_was_set_back_is_told_that_the_receiver_holds_more_than_it
             await tree.cut()
             await child.close()
         await parent.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_sender_is_told_under_which_of_its_starts_the_receiver_holds_its_reports(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        told: list[int] = []
+        parent, child = await Store.open(tmp_path / "parent"), await Store.open(tmp_path / "child")
+
+        def held(tx: Tx) -> None:
+            for name, source, start in (("a", "kid", 7), ("b", "kid", 5), ("c", "below", 9)):
+                tx.put(Key("up/kid", "WorkStatus", "", name), b"{}", uid=name, source=source, start=start, sequence=1)
+
+        await parent.commit(held)
+        tree = Ends(parent, child)
+        tree.up = SyncSession(child, send_space="report", receive_space="desired", me="kid", peer="parent", reported=told.append)
+        await tree.link()
+        await put(child, "report", "d", b"{}")
+        await tree.until(parent, lambda: "d" in content(parent, "up/kid"))
+        assert told == [7]
+        await tree.cut()
+        await parent.close()
+        await child.close()
 
     asyncio.run(scenario())

@@ -81,12 +81,15 @@ class SyncResume(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     HISTORIES_FIELD_NUMBER: _builtins.int
     ZSTD_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     history: _builtins.str
     """The last change that the receiver has committed; an empty history says that it has nothing."""
     revision: _builtins.int
     zstd: _builtins.bool
     """The receiver decompresses zstd."""
+    start: _builtins.int
+    """The latest start of the sender's cluster under which the receiver holds a report that it observed itself; 0: none."""
     @_builtins.property
     def histories(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The histories that delivered what the receiver holds."""
@@ -99,10 +102,11 @@ class SyncResume(_message.Message):
         revision: _builtins.int = ...,
         histories: _abc.Iterable[_builtins.str] | None = ...,
         zstd: _builtins.bool = ...,
+        start: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "histories", b"histories", "history", b"history", "revision", b"revision", "zstd", b"zstd"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "histories", b"histories", "history", b"history", "revision", b"revision", "start", b"start", "zstd", b"zstd"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
