@@ -16,7 +16,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 CACHED = 4096
 LOOK_AT_LEAST = 32
-RECENT = 128  # documents of each type that all rooms share ...
+RECENT = 16  # documents of each type that all rooms share ...
 RECENT_BYTES = 16 * 1024  # ... none of which is larger
 _recent: dict[type[msgspec.Struct], dict[bytes, msgspec.Struct]] = {}
 _decoders: dict[type[msgspec.Struct], msgspec.json.Decoder[Any]] = {}
