@@ -66,14 +66,14 @@ class Source:
         self.paced = 0
         self.connection = link.connection
         self.plain = link.connection.message
-        self.wake = link._wake
+        self._wake_link = link._wake
         self.stopped = True
         link.connection.message = self.message  # type: ignore[method-assign]
         receive = link.connection.receive
 
         def receive_and_go_on(message: bytes, now: float) -> None:
             receive(message, now)
-            link._wake()
+            self.wake()
 
         link.connection.receive = receive_and_go_on  # type: ignore[method-assign]
 
@@ -113,11 +113,13 @@ class Source:
         if self.rate:
             return made  # the next ones are due at the next tick
         if states[turn].credit >= FRAME:
-            # The link knows nothing of what waits here, and would rest.
-            if self.at_most < frames.MAX_PAYLOAD:
-                self.connection._dirty = True
             self.wake()
         return made
+
+    def wake(self) -> None:
+        """The link knows nothing of what waits here, and would rest."""
+        self.connection._dirty = True
+        self._wake_link()
 
     async def tick(self) -> None:
         """What is sent at a pace is due again and again."""
