@@ -24,6 +24,7 @@ LONG = Item(
 
 SAMPLES: dict[str, Message] = {
     "resume": Resume(epoch=3, cursor=("h1", 40), histories=("h1", "h2"), zstd=True),
+    "resume_start": Resume(epoch=3, cursor=("h1", 40), histories=("h1",), zstd=True, start=1893457793526),
     "begin": Begin(epoch=3, history="h2", spans={"h1": (1, 40), "h2": (41, 99)}, known=True),
     "batch": Batch(epoch=3, after=40, through=("h2", 42), items=(WRITTEN, DELETED)),
     "batch_zstd": Batch(epoch=3, after=42, through=("h2", 43), items=(LONG,)),
